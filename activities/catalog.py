@@ -1,0 +1,187 @@
+"""What the store holds and where: object keys, file and batch records, and the index that lists them.
+
+The one module that derives keys::
+
+    files/<tenant>/<file id>/{object.json,content}
+    batches/<tenant>/<batch id>/record.json       as last written by the API or an activity
+    batches/<tenant>/<batch id>/cancelling        when the client asked for it; read while no worker is up
+    batches/<tenant>/<batch id>/input             private copy: a file may be deleted while its batch runs
+    batches/<tenant>/<batch id>/shards.json
+    batches/<tenant>/<batch id>/parts/<shard>/<attempt>-<n>
+    batches/<tenant>/<batch id>/results/<shard>/<attempt>
+    index/<tenant>/{files,batches}/<inverted time>-<id>
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from activities.storage import ObjectNotFound, ObjectStore
+from workflows.types import BatchRecord, BatchSpec, Shard
+
+Kind = Literal["files", "batches"]
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_LAST_MS = 9_999_999_999_999
+_SHARDS = TypeAdapter(list[Shard])
+
+
+class FileRecord(BaseModel):
+    """A stored file, without its bytes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    bytes: int
+    created_ms: int
+    filename: str
+    purpose: str
+    expires_at: int | None = None
+    """Unix seconds."""
+
+
+def content_key(tenant: str, file_id: str) -> str:
+    return f"files/{tenant}/{_checked(file_id)}/content"
+
+
+def input_key(tenant: str, batch_id: str) -> str:
+    return f"{_batch_prefix(tenant, batch_id)}input"
+
+
+def parts_prefix(tenant: str, batch_id: str, shard: int) -> str:
+    return f"{_batch_prefix(tenant, batch_id)}parts/{shard:06d}/"
+
+
+def part_key(tenant: str, batch_id: str, shard: int, attempt: int, number: int) -> str:
+    return f"{parts_prefix(tenant, batch_id, shard)}{attempt:06d}-{number:06d}"
+
+
+def results_prefix(tenant: str, batch_id: str, shard: int) -> str:
+    return f"{_batch_prefix(tenant, batch_id)}results/{shard:06d}/"
+
+
+def result_key(tenant: str, batch_id: str, shard: int, attempt: int) -> str:
+    return f"{results_prefix(tenant, batch_id, shard)}{attempt:06d}"
+
+
+def attempt_of(result_key: str) -> int:
+    """The attempt that wrote a result object."""
+    return int(result_key.rsplit("/", 1)[1])
+
+
+def _batch_prefix(tenant: str, batch_id: str) -> str:
+    return f"batches/{tenant}/{_checked(batch_id)}/"
+
+
+def _checked(object_id: str) -> str:
+    # Ids come from URLs. One that could not have been made here names nothing.
+    if not _ID.fullmatch(object_id):
+        raise ObjectNotFound(object_id[:80])
+    return object_id
+
+
+def _index_prefix(tenant: str, kind: Kind) -> str:
+    return f"index/{tenant}/{kind}/"
+
+
+def _index_key(tenant: str, kind: Kind, object_id: str, created_ms: int) -> str:
+    return f"{_index_prefix(tenant, kind)}{_LAST_MS - created_ms:013d}-{object_id}"
+
+
+class Catalog:
+    """Records of files and batches in a store. All calls block.
+
+    Raises:
+        ObjectNotFound: from the getters, for an id that is not there.
+        StoreError: from every method, when the store cannot be used.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.store = store
+
+    # Files
+
+    def save_file(self, tenant: str, record: FileRecord) -> None:
+        """Publish a file whose content is in the store already."""
+        self.store.put(f"files/{tenant}/{record.id}/object.json", record.model_dump_json().encode())
+        self.store.put(_index_key(tenant, "files", record.id, record.created_ms), b"")
+
+    def get_file(self, tenant: str, file_id: str) -> FileRecord:
+        return FileRecord.model_validate_json(self.store.get(f"files/{tenant}/{_checked(file_id)}/object.json"))
+
+    def delete_file(self, tenant: str, file_id: str) -> None:
+        record = self.get_file(tenant, file_id)
+        # The record goes first: a crash between the steps leaves bytes nobody can name, not a name without bytes.
+        self.store.delete(f"files/{tenant}/{record.id}/object.json")
+        self.store.delete(_index_key(tenant, "files", record.id, record.created_ms))
+        self.store.delete(content_key(tenant, record.id))
+
+    def list_files(self, tenant: str, *, after: FileRecord | None, ascending: bool = False) -> Iterator[FileRecord]:
+        """Files created before ``after`` (behind it, where ``ascending``), newest first unless ``ascending``."""
+        position = (after.id, after.created_ms) if after else None
+        for file_id in self._list(tenant, "files", position, ascending):
+            try:
+                yield self.get_file(tenant, file_id)
+            except ObjectNotFound:
+                continue  # deleted since it was listed
+
+    # Batches
+
+    def save_batch(self, record: BatchRecord) -> None:
+        """Write the record; whoever writes it last must know best."""
+        spec = record.spec
+        self.store.put(f"{_batch_prefix(spec.tenant, spec.batch_id)}record.json", record.model_dump_json().encode())
+
+    def list_batch(self, spec: BatchSpec) -> None:
+        """Put a batch into the index. Doing it again changes nothing."""
+        self.store.put(_index_key(spec.tenant, "batches", spec.batch_id, spec.created_ms), b"")
+
+    def get_batch(self, tenant: str, batch_id: str) -> BatchRecord:
+        return BatchRecord.model_validate_json(self.store.get(f"{_batch_prefix(tenant, batch_id)}record.json"))
+
+    def list_batches(self, tenant: str, *, after: BatchRecord | None, ascending: bool = False) -> Iterator[BatchRecord]:
+        """As :meth:`list_files`."""
+        position = (after.spec.batch_id, after.spec.created_ms) if after else None
+        for batch_id in self._list(tenant, "batches", position, ascending):
+            try:
+                yield self.get_batch(tenant, batch_id)
+            except ObjectNotFound:
+                continue
+
+    def request_cancel(self, tenant: str, batch_id: str, at: int) -> None:
+        """Note when a client cancelled, for answers while no worker is there to be asked."""
+        self.store.put(f"{_batch_prefix(tenant, batch_id)}cancelling", str(at).encode())
+
+    def cancel_requested_at(self, tenant: str, batch_id: str) -> int | None:
+        try:
+            return int(self.store.get(f"{_batch_prefix(tenant, batch_id)}cancelling"))
+        except ObjectNotFound:
+            return None
+
+    def save_shards(self, tenant: str, batch_id: str, shards: list[Shard]) -> None:
+        self.store.put(f"{_batch_prefix(tenant, batch_id)}shards.json", _SHARDS.dump_json(shards))
+
+    def get_shards(self, tenant: str, batch_id: str) -> list[Shard]:
+        return _SHARDS.validate_json(self.store.get(f"{_batch_prefix(tenant, batch_id)}shards.json"))
+
+    def delete_leftovers(self, tenant: str, batch_id: str) -> None:
+        """Delete what only a running batch needs. The record stays."""
+        prefix = _batch_prefix(tenant, batch_id)
+        self.store.delete_prefix(f"{prefix}parts/")
+        self.store.delete_prefix(f"{prefix}results/")
+        for name in ("input", "shards.json", "cancelling"):
+            self.store.delete(f"{prefix}{name}")
+
+    def _list(self, tenant: str, kind: Kind, after: tuple[str, int] | None, ascending: bool) -> Iterator[str]:
+        prefix = _index_prefix(tenant, kind)
+        position = _index_key(tenant, kind, *after) if after else ""
+        if ascending:  # keys sort newest first, so this order costs a full listing
+            keys = reversed([key for key in self.store.list(prefix) if not position or key < position])
+        else:
+            keys = self.store.list(prefix, after=position)
+        skip = len(prefix) + len(f"{_LAST_MS}-")
+        return (key[skip:] for key in keys)

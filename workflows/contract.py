@@ -1,0 +1,86 @@
+"""What workflows and activities agree on: names, stubs, task queues, timeouts and retry policies.
+
+The stubs let workflows call activities by type without importing them. Implementations subclass the stub
+and re-decorate the method with the same name; ``tests/unit/test_contract.py`` holds them together.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import activity
+from temporalio.common import RetryPolicy, SearchAttributeKey
+
+from workflows.types import BatchSpec, BatchStatus, RunRequestsInput, ShardResult, ValidateResult, WriteFilesInput
+
+BATCH_WORKFLOW = "Batch"
+STATUS_QUERY = "status"
+CANCEL_SIGNAL = "cancel"
+
+VALIDATE_INPUT = "validate_input"
+RUN_REQUESTS = "run_requests"
+WRITE_FILES = "write_files"
+
+MEMO_DIGEST = "digest"
+MEMO_STATUS = "status"
+
+TENANT_ATTRIBUTE = SearchAttributeKey.for_keyword("BatchTenant")
+ENDPOINT_ATTRIBUTE = SearchAttributeKey.for_keyword("BatchEndpoint")
+STATUS_ATTRIBUTE = SearchAttributeKey.for_keyword("BatchStatus")
+
+DEFAULT_TASK_QUEUE = "everbatch"
+
+MAX_RETRY_DELAY = timedelta(minutes=15)
+"""Longest ``Retry-After`` that is honoured: Temporal clamps ``next_retry_delay`` to the policy's maximum."""
+
+SHARD_RETRY = RetryPolicy(
+    initial_interval=timedelta(seconds=1),
+    backoff_coefficient=2.0,
+    maximum_interval=MAX_RETRY_DELAY,
+    maximum_attempts=0,  # attempts are also spent by deploys and crashes; the window is what ends a batch
+)
+
+STEP_RETRY = RetryPolicy(
+    initial_interval=timedelta(seconds=1),
+    backoff_coefficient=2.0,
+    maximum_interval=timedelta(seconds=30),
+    maximum_attempts=0,
+)
+"""For validation and file writing, which fail only while the store is away."""
+
+VALIDATE_TIMEOUT = timedelta(hours=2)
+WRITE_TIMEOUT = timedelta(hours=6)
+"""Of one attempt. Heartbeats, not these, tell whether a worker lives."""
+
+
+def inference_task_queue(task_queue: str) -> str:
+    """Inference has a queue of its own, so that no workflow waits behind a model."""
+    return f"{task_queue}-inference"
+
+
+class ValidateInputStub:
+    @activity.defn(name=VALIDATE_INPUT)
+    async def validate_input(self, spec: BatchSpec) -> ValidateResult:
+        """Check every line of the input once and cut it into shards.
+
+        Bad input is a result, not an exception: the batch fails, the activity does not.
+        """
+        raise NotImplementedError
+
+
+class RunRequestsStub:
+    @activity.defn(name=RUN_REQUESTS)
+    async def run_requests(self, task: RunRequestsInput) -> ShardResult:
+        """Send each unfinished request of a shard once and commit every final answer.
+
+        Raises:
+            ApplicationError: some requests must be tried again; the retry policy brings the shard back.
+        """
+        raise NotImplementedError
+
+
+class WriteFilesStub:
+    @activity.defn(name=WRITE_FILES)
+    async def write_files(self, task: WriteFilesInput) -> BatchStatus:
+        """Merge what is committed into the output and error file, write the final record, return the final status."""
+        raise NotImplementedError

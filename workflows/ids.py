@@ -1,0 +1,54 @@
+"""Pure derivation of ids. Everything that may run twice derives its ids, so that it makes the same thing twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+
+def _hex(*parts: str, length: int = 32) -> str:
+    # NUL cannot be in a tenant or an id, so no two lists of parts read alike.
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:length]
+
+
+def batch_id_for_key(tenant: str, idempotency_key: str) -> str:
+    """The batch (and workflow) id that a tenant's idempotency key stands for."""
+    return "batch_" + _hex("batch", tenant, idempotency_key)
+
+
+def result_file_id(batch_id: str, kind: Literal["output", "error"]) -> str:
+    return "file-" + _hex("file", batch_id, kind, length=24)
+
+
+def request_id_prefix(batch_id: str) -> str:
+    """Twenty-four hex digits of a batch; with a line number of eight they make a request's id."""
+    return _hex("request", batch_id, length=24)
+
+
+def create_digest(parameters: dict[str, Any]) -> str:
+    """Digest of the create parameters. Order of keys does not count; ``None`` and ``{}`` differ."""
+    return _hex(json.dumps(parameters, sort_keys=True, ensure_ascii=True))
+
+
+def format_ranges(numbers: set[int]) -> str:
+    """``{0, 1, 2, 5}`` as ``0-2,5``: short for what fills up from one end, and readable in the Temporal UI."""
+    ranges: list[str] = []
+    start = previous = -1
+    for number in [*sorted(numbers), -1]:
+        if start >= 0 and number == previous + 1:
+            previous = number
+            continue
+        if start >= 0:
+            ranges.append(str(start) if start == previous else f"{start}-{previous}")
+        start = previous = number
+    return ",".join(ranges)
+
+
+def parse_ranges(text: str) -> set[int]:
+    """The inverse of :func:`format_ranges`."""
+    numbers: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        numbers.update(range(int(first), int(last or first) + 1))
+    return numbers

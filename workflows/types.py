@@ -1,0 +1,217 @@
+"""The models that cross Temporal: one in, one out, for each workflow, activity, signal and query.
+
+References, counts and short bounded texts only; request and response bodies never. Fields are added with
+defaults and never renamed: histories of running batches hold these shapes.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class BatchPhase(StrEnum):
+    """The status values of the OpenAI batch object."""
+
+    VALIDATING = "validating"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    CANCELLING = "cancelling"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in TERMINAL_PHASES
+
+
+TERMINAL_PHASES = frozenset({BatchPhase.COMPLETED, BatchPhase.FAILED, BatchPhase.EXPIRED, BatchPhase.CANCELLED})
+
+
+class BatchSpec(Model):
+    """Everything a run depends on. Workflow code reads no settings, so limits and rules travel here."""
+
+    batch_id: str
+    tenant: str
+    input_file_id: str
+    endpoint: str
+    completion_window: str
+    """As the client wrote it, for example ``24h``."""
+    window_seconds: int
+    created_ms: int
+    """Unix time in milliseconds. Seconds are not enough to order a list by."""
+    digest: str
+    """Of the create parameters; tells a repeated create from a conflicting one."""
+    metadata: dict[str, str] | None = None
+    output_expires_after: int = 30 * 24 * 3600
+    """Lifetime of the result files in seconds, counted from their creation."""
+    max_requests: int = 50_000
+    max_input_bytes: int = 209_715_200
+    max_attempts: int = 5
+    """Counted failures after which one request becomes an error line."""
+    unknown_model: Literal["batch", "line"] = "batch"
+    mixed_models: bool = True
+    heartbeat_timeout: float = 30.0
+    """Seconds of silence after which an activity's worker counts as dead."""
+    inference_task_queue: str = "everbatch-inference"
+
+    @property
+    def created_at(self) -> int:
+        return self.created_ms // 1000
+
+    @property
+    def expires_at(self) -> int:
+        return self.created_at + self.window_seconds
+
+
+class Usage(Model):
+    """Tokens, in the names of the OpenAI batch object."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+
+class Counts(Model):
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+class BatchError(Model):
+    """One reason why a batch as a whole failed; ``line`` counts physical lines from 1."""
+
+    code: str
+    message: str
+    param: str | None = None
+    line: int | None = None
+
+
+class Shard(NamedTuple):
+    """A run of input lines that one activity works through. Crosses Temporal as an array of four numbers."""
+
+    offset: int
+    """Bytes from the start of the input."""
+    length: int
+    """Bytes, including the last line's end."""
+    first_line: int
+    """Physical line number, from 1."""
+    requests: int
+    """Lines that are requests; blank lines are not."""
+
+
+class ValidateResult(Model):
+    """Either ``errors`` (and nothing was made) or the shards."""
+
+    errors: list[BatchError] = []
+    errors_total: int = 0
+    """All that were found; ``errors`` holds the first hundred."""
+    model: str | None = None
+    total: int = 0
+    shards: list[Shard] = []
+    labels: list[str] = []
+    """One per shard, where a shard is one request: its ``custom_id``, cut."""
+
+
+class RunRequestsInput(Model):
+    batch_id: str
+    tenant: str
+    endpoint: str
+    index: int
+    """Of the shard, from 0."""
+    shard: Shard
+    max_attempts: int
+
+
+class ShardResult(Model):
+    """The object that counts: ``results/<shard>/<attempt>``."""
+
+    attempt: int
+    completed: int
+    failed: int
+    usage: Usage = Usage()
+
+
+class MissingReason(StrEnum):
+    """Why requests without an answer have none. The values are the codes of their error lines."""
+
+    EXPIRED = "batch_expired"
+    CANCELLED = "batch_cancelled"
+    FAILED = "batch_failed"
+
+
+class WriteFilesInput(Model):
+    spec: BatchSpec
+    status: BatchStatus
+    """As it stands when finalizing begins."""
+    outcome: BatchPhase
+    attempts: list[int | None] = []
+    """For each shard the attempt whose object counts, ``None`` where the shard did not finish."""
+    missing: MissingReason = MissingReason.FAILED
+
+
+class BatchStatus(Model):
+    """Answer of the ``status`` query, result of the workflow, and part of the record in the store."""
+
+    phase: BatchPhase = BatchPhase.VALIDATING
+    counts: Counts = Counts()
+    """Requests of finished shards; those of running shards are in their heartbeats."""
+    usage: Usage = Usage()
+    model: str | None = None
+    errors: list[BatchError] = []
+    errors_total: int = 0
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    in_progress_at: int | None = None
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    expired_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    finished_shards: str = ""
+    """As ranges, for example ``0-16,18``, so that a caller counts each shard once."""
+    shards_total: int = 0
+    rate_since: float | None = None
+    """Unix time of an earlier moment of this run, for the recent rate of requests …"""
+    rate_done: int = 0
+    """… and how many requests of finished shards were done then."""
+
+
+class BatchMemo(Model):
+    """What can be read of a run while no worker is up. Kept coarse: each change is an event."""
+
+    phase: BatchPhase
+    counts: Counts
+    in_progress_at: int | None = None
+    finalizing_at: int | None = None
+    cancelling_at: int | None = None
+    finished_shards: str = ""
+    model: str | None = None
+
+
+class BatchRecord(Model):
+    """The store's record of a batch: answers while Temporal is away and after it has forgotten."""
+
+    spec: BatchSpec
+    status: BatchStatus
+
+
+WriteFilesInput.model_rebuild()
