@@ -167,15 +167,16 @@ class LocalStore:
         original, path = self._path(source), self._path(target)
         with _store_errors(source):
             _make_folder(path.parent)
-            name = Path(tempfile.mktemp(dir=self._temporary))  # noqa: S306 - link() refuses a name that exists
             _make_folder(self._temporary)
-            try:
-                os.link(original, name)
-            except FileNotFoundError:
-                raise
-            except OSError:  # a file system without hard links
-                shutil.copyfile(original, name)
-            os.replace(name, path)
+            with tempfile.TemporaryDirectory(dir=self._temporary) as folder:
+                name = Path(folder) / "copy"
+                try:
+                    os.link(original, name)
+                except FileNotFoundError:
+                    raise
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(original, name)
+                os.replace(name, path)
             _sync_folder(path.parent)
 
     def delete(self, key: str) -> bool:
