@@ -3,7 +3,9 @@
 The one module that derives keys::
 
     files/<tenant>/<file id>/{object.json,content}
-    batches/<tenant>/<batch id>/record.json       as last written by the API or an activity
+    batches/<tenant>/<batch id>/created.json      what the client asked for, written by the API and again by the worker
+    batches/<tenant>/<batch id>/running.json      written once the input is valid
+    batches/<tenant>/<batch id>/record.json       the final record, written with the result files
     batches/<tenant>/<batch id>/cancelling        when the client asked for it; read while no worker is up
     batches/<tenant>/<batch id>/input             private copy: a file may be deleted while its batch runs
     batches/<tenant>/<batch id>/shards.json
@@ -14,6 +16,7 @@ The one module that derives keys::
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import Literal
@@ -21,7 +24,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from activities.storage import ObjectNotFound, ObjectStore
-from workflows.types import BatchRecord, BatchSpec, Shard
+from workflows.types import BatchRecord, BatchSpec, BatchStatus, Shard
 
 Kind = Literal["files", "batches"]
 
@@ -131,17 +134,40 @@ class Catalog:
 
     # Batches
 
-    def save_batch(self, record: BatchRecord) -> None:
-        """Write the record; whoever writes it last must know best."""
-        spec = record.spec
-        self.store.put(f"{_batch_prefix(spec.tenant, spec.batch_id)}record.json", record.model_dump_json().encode())
+    # A batch's record is three objects, each written for one moment of its life and never with other content,
+    # so that no late writer (a slow API process, a worker that was suspended) can take a batch back in time.
 
-    def list_batch(self, spec: BatchSpec) -> None:
-        """Put a batch into the index. Doing it again changes nothing."""
+    def create_batch(self, spec: BatchSpec) -> None:
+        """Make a batch known and listed. Doing it again changes nothing."""
+        self._save("created.json", BatchRecord(spec=spec, status=BatchStatus()))
         self.store.put(_index_key(spec.tenant, "batches", spec.batch_id, spec.created_ms), b"")
 
+    def save_running(self, record: BatchRecord) -> None:
+        self._save("running.json", record)
+
+    def save_final(self, record: BatchRecord) -> None:
+        self._save("record.json", record)
+
+    def get_final(self, tenant: str, batch_id: str) -> BatchRecord | None:
+        """The record in its terminal state, if the batch has come to it."""
+        try:
+            return self._load(tenant, batch_id, "record.json")
+        except ObjectNotFound:
+            return None
+
     def get_batch(self, tenant: str, batch_id: str) -> BatchRecord:
-        return BatchRecord.model_validate_json(self.store.get(f"{_batch_prefix(tenant, batch_id)}record.json"))
+        """The newest of the batch's records."""
+        for name in ("record.json", "running.json"):
+            with contextlib.suppress(ObjectNotFound):
+                return self._load(tenant, batch_id, name)
+        return self._load(tenant, batch_id, "created.json")
+
+    def _save(self, name: str, record: BatchRecord) -> None:
+        prefix = _batch_prefix(record.spec.tenant, record.spec.batch_id)
+        self.store.put(prefix + name, record.model_dump_json().encode())
+
+    def _load(self, tenant: str, batch_id: str, name: str) -> BatchRecord:
+        return BatchRecord.model_validate_json(self.store.get(_batch_prefix(tenant, batch_id) + name))
 
     def list_batches(self, tenant: str, *, after: BatchRecord | None, ascending: bool = False) -> Iterator[BatchRecord]:
         """As :meth:`list_files`."""

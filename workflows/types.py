@@ -124,7 +124,10 @@ class ValidateResult(Model):
     errors_total: int = 0
     """All that were found; ``errors`` holds the first hundred."""
     model: str | None = None
+    """The one model that all requests name, if they do."""
     total: int = 0
+    finished_at: int = 0
+    """Unix seconds."""
     shards: list[Shard] = []
     labels: list[str] = []
     """One per shard, where a shard is one request: its ``custom_id``, cut."""
