@@ -1,0 +1,308 @@
+"""Committed answers: their form in the store, and the rule by which an answer counts.
+
+A part object is a run of records; a shard object is one head line and then the records of all its requests in
+input order. A record is a head line and, for an answer, the bytes of the finished output line, so that merging
+copies bytes and parses nothing::
+
+    17 output 3512 120 0 34 0       line, kind, bytes, input, cached, output and reasoning tokens
+    {"id":"batch_req_…", …}
+    19 tried 2                      line 19 has failed twice and is to be tried again
+
+A result counts once it is in the store. Parts are written as answers come; the shard object takes their place at
+the end. Every object's key carries the attempt that wrote it, so a zombie attempt overwrites nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+from activities import catalog
+from activities.storage import ObjectNotFound, ObjectStore, StoreError
+from workflows.types import ShardResult, Usage
+
+Kind = Literal["output", "error"]
+
+HOLD_BYTES: Final = 8 << 20
+"""Committed answers that a running shard keeps in memory; beyond, they are read back from their parts."""
+
+_NO_USAGE: Final = Usage()
+_LOOK_AGAIN: Final = 3
+
+
+class Record(NamedTuple):
+    """One answer, with its place in the object that holds it."""
+
+    line: int
+    kind: Kind
+    usage: Usage
+    head: bytes
+    offset: int
+    """Of the head line."""
+    length: int
+    """Of the output line that follows the head line."""
+
+
+class Place(NamedTuple):
+    """Where a committed record can be read back."""
+
+    key: str
+    offset: int
+    length: int
+
+
+class RecordReader:
+    """Reads a part or shard object as a stream. After each record take its line or it is skipped."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._buffer = b""
+        self._at: int = 0
+        self._base: int = 0  # of the buffer's first byte in the object
+        self._unread = 0  # bytes of the last record's output line
+        self.tried: dict[int, int] = {}
+
+    def shard_head(self) -> tuple[int, int, Usage] | None:
+        """Completed, failed and usage of a shard object. Call it first; ``None`` at the end of the object."""
+        head = self._head_line()
+        if head is None:
+            return None
+        _, completed, failed, *tokens = head.split()
+        return int(completed), int(failed), _usage(tokens)
+
+    def records(self) -> Iterator[Record]:
+        while True:
+            self._skip(self._unread)
+            self._unread = 0
+            offset = self._base + self._at
+            head = self._head_line()
+            if head is None:
+                return
+            line, kind, *numbers = head.split()
+            if kind == b"tried":
+                self.tried[int(line)] = int(numbers[0])
+                continue
+            self._unread = int(numbers[0])
+            yield Record(
+                int(line), "output" if kind == b"output" else "error", _usage(numbers[1:]), head, offset, self._unread
+            )
+
+    def line(self) -> Iterator[bytes]:
+        """The bytes of the last record's output line."""
+        while self._unread:
+            if self._at == len(self._buffer) and not self._fill():
+                raise StoreError("a result object ends too early")
+            piece = self._buffer[self._at : self._at + self._unread]
+            self._at += len(piece)
+            self._unread -= len(piece)
+            yield piece
+
+    def _head_line(self) -> bytes | None:
+        while (end := self._buffer.find(b"\n", self._at)) < 0:
+            if not self._fill():
+                return None
+        head = self._buffer[self._at : end + 1]
+        self._at = end + 1
+        return head
+
+    def _skip(self, count: int) -> None:
+        while count:
+            if self._at == len(self._buffer) and not self._fill():
+                raise StoreError("a result object ends too early")
+            step = min(count, len(self._buffer) - self._at)
+            self._at += step
+            count -= step
+
+    def _fill(self) -> bool:
+        chunk = next(self._chunks, b"")
+        self._base += self._at
+        self._buffer = self._buffer[self._at :] + chunk
+        self._at = 0
+        return bool(chunk)
+
+
+def _usage(tokens: list[bytes]) -> Usage:
+    if tokens == [b"0", b"0", b"0", b"0"]:
+        return _NO_USAGE
+    numbers = [int(token) for token in tokens]
+    return Usage(
+        input_tokens=numbers[0], cached_tokens=numbers[1], output_tokens=numbers[2], reasoning_tokens=numbers[3]
+    )
+
+
+def _tokens(usage: Usage) -> str:
+    return f"{usage.input_tokens} {usage.cached_tokens} {usage.output_tokens} {usage.reasoning_tokens}"
+
+
+def encode_record(line: int, kind: Kind, data: bytes, usage: Usage = _NO_USAGE) -> bytes:
+    """``data`` is an output or error line with its line end."""
+    return f"{line} {kind} {len(data)} {_tokens(usage)}\n".encode() + data
+
+
+def find_result(store: ObjectStore, tenant: str, batch_id: str, shard: int) -> ShardResult | None:
+    """The finished object of a shard, of whichever attempt."""
+    for key in store.list(catalog.results_prefix(tenant, batch_id, shard)):
+        with contextlib.suppress(ObjectNotFound):
+            head = RecordReader(store.stream(key, 0, 200)).shard_head()
+            if head:
+                completed, failed, usage = head
+                return ShardResult(attempt=catalog.attempt_of(key), completed=completed, failed=failed, usage=usage)
+    return None
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What the parts of an unfinished shard hold."""
+
+    places: dict[int, Place]
+    records: dict[int, Record]
+    tried: dict[int, int]
+    parts: list[str]
+
+
+def look_up(store: ObjectStore, tenant: str, batch_id: str, shard: int) -> ShardResult | Committed:
+    """What is committed of a shard: its finished object if there is one, else what its parts hold."""
+    for _ in range(_LOOK_AGAIN):
+        # A part that vanishes means that another attempt has finished. And the parts come first, the object
+        # second: seen the other way round, a shard that is finished in between would look as if never begun.
+        with contextlib.suppress(ObjectNotFound):
+            committed = _read_parts(store, tenant, batch_id, shard)
+            return find_result(store, tenant, batch_id, shard) or committed
+    raise StoreError("the parts of a shard vanish without a result")
+
+
+def _read_parts(store: ObjectStore, tenant: str, batch_id: str, shard: int) -> Committed:
+    committed = Committed({}, {}, {}, list(store.list(catalog.parts_prefix(tenant, batch_id, shard))))
+    for key in committed.parts:
+        reader = RecordReader(store.stream(key))
+        for record in reader.records():
+            # Two attempts may both have had an answer, if one of them was thought dead. The first counts.
+            if record.line not in committed.records:
+                committed.records[record.line] = record
+                committed.places[record.line] = Place(key, record.offset, len(record.head) + record.length)
+        for line, tried in reader.tried.items():
+            committed.tried[line] = max(tried, committed.tried.get(line, 0))
+    return committed
+
+
+class ShardLog:
+    """The answers of one attempt at a shard, with what earlier attempts committed.
+
+    Lives on the event loop; one :meth:`load`, :meth:`commit` or :meth:`finish` at a time.
+    """
+
+    def __init__(self, store: ObjectStore, tenant: str, batch_id: str, shard: int, attempt: int) -> None:
+        self._store = store
+        self._where = (tenant, batch_id, shard)
+        self._attempt = attempt
+        self._part_number = 0
+        self._parts: list[str] = []
+        self._records: dict[int, bytes | Place] = {}
+        self._pending: list[tuple[int, bytes]] = []
+        self._held_bytes = 0
+        self._tried_changed: set[int] = set()
+        self._usage = [0, 0, 0, 0]
+        self.tried: dict[int, int] = {}
+        self.completed = 0
+        self.failed = 0
+
+    @property
+    def done(self) -> int:
+        return self.completed + self.failed
+
+    def has(self, line: int) -> bool:
+        return line in self._records
+
+    async def load(self) -> ShardResult | None:
+        """Take up what is committed; a result if the shard is finished already."""
+        committed = await asyncio.to_thread(look_up, self._store, *self._where)
+        if isinstance(committed, ShardResult):
+            return committed
+        for record in committed.records.values():
+            self._count(record.kind, record.usage)
+        self._records.update(committed.places)
+        self.tried = committed.tried
+        self._parts = committed.parts
+        # A workflow that was reset counts its attempts anew: never write over a part that is there.
+        mine = catalog.part_key(*self._where, self._attempt, 0).rpartition("-")[0] + "-"
+        self._part_number = sum(1 for key in committed.parts if key.startswith(mine))
+        return None
+
+    def add(self, line: int, kind: Kind, data: bytes, usage: Usage = _NO_USAGE) -> None:
+        """Take in a request's final answer. It counts from the next commit on."""
+        encoded = encode_record(line, kind, data, usage)
+        self._records[line] = encoded
+        self._pending.append((line, encoded))
+        self._count(kind, usage)
+
+    def note_failure(self, line: int) -> int:
+        """Count a failed attempt at a request; how many there are now."""
+        self.tried[line] = self.tried.get(line, 0) + 1
+        self._tried_changed.add(line)
+        return self.tried[line]
+
+    async def commit(self) -> None:
+        """Write what has arrived since the last commit as one part."""
+        pending, self._pending = self._pending, []
+        tried, self._tried_changed = self._tried_changed, set()
+        if not pending and not tried:
+            return
+        key = catalog.part_key(*self._where, self._attempt, self._part_number)
+        notes = [f"{line} tried {self.tried[line]}\n".encode() for line in sorted(tried)]
+        data = b"".join([encoded for _, encoded in pending] + notes)
+        await asyncio.to_thread(self._store.put, key, data)
+        self._part_number += 1
+        self._parts.append(key)
+        offset = 0
+        for line, encoded in pending:
+            self._held_bytes += len(encoded)
+            if self._held_bytes > HOLD_BYTES:
+                self._records[line] = Place(key, offset, len(encoded))
+            offset += len(encoded)
+
+    async def finish(self) -> ShardResult:
+        """Write the shard object from all answers, then delete the parts it replaces."""
+        return await asyncio.to_thread(self._finish)
+
+    def _finish(self) -> ShardResult:
+        usage = Usage(
+            input_tokens=self._usage[0],
+            cached_tokens=self._usage[1],
+            output_tokens=self._usage[2],
+            reasoning_tokens=self._usage[3],
+        )
+        head = f"shard {self.completed} {self.failed} {_tokens(usage)}\n".encode()
+        try:
+            with self._store.writer(catalog.result_key(*self._where, self._attempt)) as writer:
+                writer.write(head)
+                for line in sorted(self._records):
+                    for piece in self._bytes_of(self._records[line]):
+                        writer.write(piece)
+                writer.commit()
+        except ObjectNotFound:
+            # A part went: another attempt was faster. Its object counts.
+            if result := find_result(self._store, *self._where):
+                return result
+            raise
+        for key in self._parts:
+            self._store.delete(key)
+        return ShardResult(attempt=self._attempt, completed=self.completed, failed=self.failed, usage=usage)
+
+    def _bytes_of(self, record: bytes | Place) -> Iterator[bytes]:
+        if isinstance(record, bytes):
+            return iter((record,))
+        return self._store.stream(record.key, record.offset, record.length)
+
+    def _count(self, kind: Kind, usage: Usage) -> None:
+        if kind == "output":
+            self.completed += 1
+        else:
+            self.failed += 1
+        if usage is not _NO_USAGE:
+            self._usage[0] += usage.input_tokens
+            self._usage[1] += usage.cached_tokens
+            self._usage[2] += usage.output_tokens
+            self._usage[3] += usage.reasoning_tokens
