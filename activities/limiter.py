@@ -8,9 +8,10 @@ allows. All of it lives on the worker's event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from enum import Enum
 from typing import Final
 
@@ -64,6 +65,9 @@ class Limiter:
         self.in_flight = 0
         self.waiting = 0
         self.draining = False
+        self.reason = ""
+        """Why nothing is sent, for people; of the last pause."""
+        self._blocked = 0
         self._clock = clock
         self._batches: dict[str, deque[Queue]] = {}
         self._turns: deque[str] = deque()
@@ -110,15 +114,18 @@ class Limiter:
     def leave(self, held_back: Callable[[], None]) -> None:
         self._held_back.discard(held_back)
 
-    def finished(self, signal: Signal, sent_at: float, retry_after: float | None = None) -> None:
+    def finished(self, signal: Signal, sent_at: float, retry_after: float | None = None, reason: str = "") -> None:
         """One request is in flight no more.
 
         Args:
             signal: what its end says about the upstream.
             sent_at: when it was sent, by this limiter's clock.
             retry_after: seconds that the upstream asked for.
+            reason: what went wrong, in words for people.
         """
         self.in_flight -= 1
+        if signal in (Signal.OVERLOADED, Signal.UNREACHABLE):
+            self.reason = reason
         self._measure()
         if signal is Signal.ANSWERED:
             self._grow()
@@ -139,7 +146,16 @@ class Limiter:
 
     @property
     def held_back(self) -> bool:
-        return self.draining or self.pause_left > 0
+        return self.draining or self._blocked > 0 or self.pause_left > 0
+
+    def block(self) -> None:
+        """Send nothing until :meth:`unblock`: answers could not be stored. Calls nest."""
+        self._blocked += 1
+        self._hold_back()
+
+    def unblock(self) -> None:
+        self._blocked -= 1
+        self.on_change()
 
     def drain(self) -> None:
         """Send nothing more: the process is about to stop."""
@@ -242,15 +258,16 @@ class RoomForRequests(CustomSlotSupplier):
         self._waiters: deque[asyncio.Future[None]] = deque()
         limiter.on_change = self._let_in
 
-    def begin(self, requests: int) -> None:
-        """A shard of so many requests has arrived; from now on the limiter counts them."""
+    @contextlib.contextmanager
+    def running(self, requests: int) -> Generator[None]:
+        """Around the time in which the limiter counts the requests of a shard that has arrived."""
         self._running += 1
         self._typical = max(1, requests)
         self._let_in()
-
-    def end(self) -> None:
-        """The shard of an earlier :meth:`begin` is done."""
-        self._running -= 1
+        try:
+            yield
+        finally:
+            self._running -= 1
 
     async def reserve_slot(self, ctx: SlotReserveContext) -> SlotPermit:
         while not self._has_room():

@@ -208,10 +208,16 @@ class ShardLog:
         self.tried: dict[int, int] = {}
         self.completed = 0
         self.failed = 0
+        self.committed = (0, 0)
+        """Completed and failed, of what is in the store."""
 
     @property
     def done(self) -> int:
         return self.completed + self.failed
+
+    @property
+    def has_uncommitted(self) -> bool:
+        return bool(self._pending or self._tried_changed)
 
     def has(self, line: int) -> bool:
         return line in self._records
@@ -224,6 +230,7 @@ class ShardLog:
         for record in committed.records.values():
             self._count(record.kind, record.usage)
         self._records.update(committed.places)
+        self.committed = (self.completed, self.failed)
         self.tried = committed.tried
         self._parts = committed.parts
         # A workflow that was reset counts its attempts anew: never write over a part that is there.
@@ -253,7 +260,14 @@ class ShardLog:
         key = catalog.part_key(*self._where, self._attempt, self._part_number)
         notes = [f"{line} tried {self.tried[line]}\n".encode() for line in sorted(tried)]
         data = b"".join([encoded for _, encoded in pending] + notes)
-        await asyncio.to_thread(self._store.put, key, data)
+        counts = (self.completed, self.failed)
+        try:
+            await asyncio.to_thread(self._store.put, key, data)
+        except BaseException:
+            self._pending[:0] = pending
+            self._tried_changed |= tried
+            raise
+        self.committed = counts
         self._part_number += 1
         self._parts.append(key)
         offset = 0

@@ -1,0 +1,53 @@
+"""Lines of the output and error file (SPEC.md section 6), as bytes.
+
+The engine's body and the client's ``custom_id`` go in as they came: nothing is parsed or written anew.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from activities.inference import Answer
+from workflows.ids import request_id_prefix
+from workflows.types import MissingReason
+
+_MESSAGES: Final = {
+    MissingReason.EXPIRED: "This request could not be executed before the completion window expired.",
+    MissingReason.CANCELLED: "This request was not executed because the batch was cancelled.",
+    MissingReason.FAILED: "This request was not executed because of an internal failure of the batch.",
+}
+_encode = msgspec.json.encode
+
+
+class OutputLines:
+    """Makes the lines of one batch. The same request gets the same id each time."""
+
+    def __init__(self, batch_id: str) -> None:
+        self._prefix = request_id_prefix(batch_id)
+
+    def success(self, line: int, custom_id: bytes, answer: Answer) -> bytes:
+        return b"%b,%b,%b}\n" % (self._head(line, custom_id), self._response(line, answer), b'"error":null')
+
+    def error(self, line: int, custom_id: bytes, answer: Answer) -> bytes:
+        """A line for a refusal, or for the last of too many failures; ``response`` is null without an HTTP answer."""
+        response = self._response(line, answer) if answer.body else b'"response":null'
+        return self._with_error(line, custom_id, response, answer.code, answer.message)
+
+    def missing(self, line: int, custom_id: bytes, reason: MissingReason) -> bytes:
+        return self._with_error(line, custom_id, b'"response":null', reason.value, _MESSAGES[reason])
+
+    def _with_error(self, line: int, custom_id: bytes, response: bytes, code: str, message: str) -> bytes:
+        error = _encode({"code": code, "message": message})
+        return b'%b,%b,"error":%b}\n' % (self._head(line, custom_id), response, error)
+
+    def _head(self, line: int, custom_id: bytes) -> bytes:
+        return b'{"id":"batch_req_%b","custom_id":%b' % (self._id(line), custom_id)
+
+    def _response(self, line: int, answer: Answer) -> bytes:
+        request_id = _encode(answer.request_id) if answer.request_id else b'"req_%b"' % self._id(line)
+        return b'"response":{"status_code":%d,"request_id":%b,"body":%b}' % (answer.status, request_id, answer.body)
+
+    def _id(self, line: int) -> bytes:
+        return f"{self._prefix}{line:08x}".encode()

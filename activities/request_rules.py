@@ -1,0 +1,176 @@
+"""What a request line must be (SPEC.md section 5). One error per offending line: its first."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+import msgspec
+
+from activities.jsonl import MAX_LINE_BYTES, Line, RequestLine, parse_line
+from workflows.types import BatchError, BatchSpec
+
+REQUIRED_FIELDS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
+    "/v1/chat/completions": (("model", "string"), ("messages", "array")),
+    "/v1/completions": (("model", "string"), ("prompt", "string or array")),
+    "/v1/embeddings": (("model", "string"), ("input", "string or array")),
+}
+"""Members of the body that must be there, with their JSON types. Beyond this a body is the engine's business."""
+
+QUOTED_LENGTH: Final = 100
+"""Of a client's text inside a message."""
+
+
+class _Body(msgspec.Struct):
+    model: msgspec.Raw = msgspec.Raw(b"")
+    stream: msgspec.Raw = msgspec.Raw(b"")
+    messages: msgspec.Raw = msgspec.Raw(b"")
+    prompt: msgspec.Raw = msgspec.Raw(b"")
+    input: msgspec.Raw = msgspec.Raw(b"")
+
+
+_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_string = msgspec.json.Decoder(str).decode
+_decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class _Refused(Exception):
+    def __init__(self, code: str, message: str, param: str | None) -> None:
+        self.code, self.message, self.param = code, message, param
+
+
+class LineChecker:
+    """Checks the lines of one input in order, remembering what must not repeat or differ between them."""
+
+    def __init__(self, spec: BatchSpec, known_models: frozenset[str] | None) -> None:
+        self._endpoint = spec.endpoint
+        self._mixed_models = spec.mixed_models
+        self._known_models = known_models
+        self._custom_ids: set[bytes] = set()
+        self._models: set[str] = set()
+        self.embedding_inputs = 0
+
+    @property
+    def only_model(self) -> str | None:
+        """The model of all lines checked so far, if it is one."""
+        return next(iter(self._models)) if len(self._models) == 1 else None
+
+    def check(self, line: Line) -> tuple[str, BatchError | None]:
+        """The line's ``custom_id``, as far as it has one, and what is wrong with the line."""
+        custom_id = ""
+        try:
+            request = _parse(line)
+            custom_id = _string(request.custom_id, "custom_id")
+            self._check_target(request)
+            self._check_unique(custom_id)
+            self._check_body(request.body)
+        except _Refused as refused:
+            return custom_id, BatchError(
+                code=refused.code, message=refused.message, param=refused.param, line=line.number
+            )
+        return custom_id, None
+
+    def _check_target(self, request: RequestLine) -> None:
+        method = _string(request.method, "method")
+        if method != "POST":
+            message = f"Invalid value: '{_quoted(method)}'. Supported values are: 'POST'."
+            raise _Refused("invalid_value", message, "method")
+        url = _string(request.url, "url")
+        # Azure's clients leave the version out.
+        if url != self._endpoint and f"/v1{url}" != self._endpoint:
+            message = f"The URL '{_quoted(url)}' does not match the batch endpoint '{self._endpoint}'."
+            raise _Refused("invalid_url", message, "url")
+
+    def _check_unique(self, custom_id: str) -> None:
+        # Digests, because nothing bounds the length of an id.
+        digest = hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if digest in self._custom_ids:
+            message = (
+                f"The custom_id '{_quoted(custom_id)}' duplicates that of another request in the file; "
+                "each must be unique."
+            )
+            raise _Refused("duplicate_custom_id", message, "custom_id")
+        self._custom_ids.add(digest)
+
+    def _check_body(self, raw: msgspec.Raw) -> None:
+        if not raw:
+            raise _missing("body")
+        if _type_of(raw) != "object":
+            raise _wrong_type("body", "object", raw)
+        body = _decode_body(raw)
+        members = {"model": body.model, "messages": body.messages, "prompt": body.prompt, "input": body.input}
+        for name, expected in REQUIRED_FIELDS.get(self._endpoint, ()):
+            if not members[name] or _type_of(members[name]) == "null":
+                raise _missing(f"body.{name}", name)
+            if _type_of(members[name]) not in expected.split(" or "):
+                raise _wrong_type(f"body.{name}", expected, members[name])
+        if body.stream and bytes(body.stream) == b"true":
+            message = "Chat Completions: Streaming is not supported in the Batch API."
+            raise _Refused("streaming_unsupported", message, "body.stream")
+        if body.model and _type_of(body.model) == "string":
+            self._check_model(_string(body.model, "body.model"))
+        if self._endpoint == "/v1/embeddings":
+            self.embedding_inputs += _count_inputs(body.input)
+
+    def _check_model(self, model: str) -> None:
+        if self._known_models is not None and model not in self._known_models:
+            message = f"The provided model '{_quoted(model)}' is not supported by the Batch API."
+            raise _Refused("model_not_found", message, "body.model")
+        if not self._mixed_models and self._models and model not in self._models:
+            message = (
+                f"The model '{_quoted(model)}' differs from the model of the rest of the batch; "
+                "a batch must be for a single model."
+            )
+            raise _Refused("mismatched_model", message, "body.model")
+        self._models.add(model)
+
+
+def _parse(line: Line) -> RequestLine:
+    if line.data is None:
+        message = f"This line has {line.length} bytes; a line may have at most {MAX_LINE_BYTES}."
+        raise _Refused("invalid_request", message, None)
+    try:
+        return parse_line(line.data)
+    except ValueError:
+        raise _Refused("invalid_json_line", "This line is not parseable as valid JSON.", None) from None
+
+
+def _string(raw: msgspec.Raw, param: str) -> str:
+    if not raw:
+        raise _missing(param)
+    if _type_of(raw) != "string":
+        raise _wrong_type(param, "string", raw)
+    return _decode_string(raw)
+
+
+def _missing(param: str, name: str | None = None) -> _Refused:
+    return _Refused("missing_required_parameter", f"Missing required parameter: '{name or param}'.", param)
+
+
+def _wrong_type(param: str, expected: str, raw: msgspec.Raw) -> _Refused:
+    message = f"Invalid type for '{param}': expected {_article(expected)}, but got {_article(_type_of(raw))} instead."
+    return _Refused("invalid_type", message, param)
+
+
+def _article(type_name: str) -> str:
+    if type_name == "null":
+        return type_name
+    return " or ".join(("an " if name[0] in "aeiou" else "a ") + name for name in type_name.split(" or "))
+
+
+def _type_of(raw: msgspec.Raw) -> str:
+    first = bytes(memoryview(raw)[:1])
+    names = {b'"': "string", b"{": "object", b"[": "array", b"t": "boolean", b"f": "boolean", b"n": "null"}
+    return names.get(first, "number")
+
+
+def _count_inputs(raw: msgspec.Raw) -> int:
+    """Inputs of an embedding request: a text or a list of tokens is one, a list of either is several."""
+    if _type_of(raw) != "array":
+        return 1
+    items = _decode_items(raw)
+    return 1 if items and _type_of(items[0]) == "number" else len(items)
+
+
+def _quoted(text: str) -> str:
+    return text if len(text) <= QUOTED_LENGTH else text[: QUOTED_LENGTH - 1] + "…"

@@ -1,0 +1,268 @@
+"""The activity that runs a shard: sends each unfinished request once and commits the answers as they arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextvars import copy_context
+from datetime import timedelta
+from typing import Final, NamedTuple, TypeVar
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+
+from activities import catalog
+from activities.inference import Answer, InferenceClient, Verdict
+from activities.jsonl import parse_line, read_lines
+from activities.limiter import Limiter, Queue, RoomForRequests, Signal
+from activities.output_lines import OutputLines
+from activities.results import ShardLog
+from activities.storage import ObjectStore, StoreError
+from workflows.contract import RUN_REQUESTS, RunRequestsStub
+from workflows.types import RunRequestsInput, ShardResult
+
+T = TypeVar("T")
+
+HEARTBEAT_SECONDS: Final = 1.0
+"""Between two heartbeats. The SDK sends fewer; with each comes word of a cancel."""
+
+FIRST_BACKOFF: Final = 0.5
+LONGEST_BACKOFF: Final = 30.0
+"""Bounds in seconds of the growing wait before a failed request is tried again."""
+
+STORE_RETRY_SECONDS: Final = 1.0
+
+_SIGNALS: Final = {
+    Verdict.SUCCESS: Signal.ANSWERED,
+    Verdict.FINAL: Signal.ANSWERED,
+    Verdict.RETRY: Signal.UNCLEAR,
+    Verdict.OVERLOADED: Signal.OVERLOADED,
+    Verdict.UNREACHABLE: Signal.UNREACHABLE,
+}
+
+
+class _Request(NamedTuple):
+    custom_id: bytes
+    body: bytes
+
+
+class RunRequests(RunRequestsStub):
+    def __init__(
+        self,
+        store: ObjectStore,
+        client: InferenceClient,
+        limiter: Limiter,
+        room: RoomForRequests,
+        commit_interval: float,
+    ) -> None:
+        """Args: ``commit_interval`` is how long an answer may wait for others, in seconds."""
+        self._store = store
+        self._client = client
+        self._limiter = limiter
+        self._room = room
+        self._commit_interval = commit_interval
+
+    @activity.defn(name=RUN_REQUESTS)
+    async def run_requests(self, task: RunRequestsInput) -> ShardResult:
+        log = ShardLog(self._store, task.tenant, task.batch_id, task.index, activity.info().attempt)
+        if result := await log.load():
+            return result
+        requests = await asyncio.to_thread(self._read, task, log)
+        run = _ShardRun(task, log, requests, self._client, self._limiter, self._commit_interval)
+        with self._room.running(task.shard.requests):
+            return await run.run()
+
+    def _read(self, task: RunRequestsInput, log: ShardLog) -> dict[int, _Request]:
+        """The requests of the shard that have no committed answer."""
+        shard = task.shard
+        chunks = self._store.stream(catalog.input_key(task.tenant, task.batch_id), shard.offset, shard.length)
+        requests: dict[int, _Request] = {}
+        for line in read_lines(chunks, first_line=shard.first_line):
+            if line.data and not log.has(line.number):
+                parsed = parse_line(line.data)
+                requests[line.number] = _Request(bytes(parsed.custom_id), bytes(parsed.body))
+        return requests
+
+
+class _ShardRun:
+    """One attempt at a shard."""
+
+    def __init__(
+        self,
+        task: RunRequestsInput,
+        log: ShardLog,
+        requests: dict[int, _Request],
+        client: InferenceClient,
+        limiter: Limiter,
+        commit_interval: float,
+    ) -> None:
+        self._task = task
+        self._log = log
+        self._requests = requests
+        self._client = client
+        self._limiter = limiter
+        self._commit_interval = commit_interval
+        self._lines = OutputLines(task.batch_id)
+        self._queue = Queue(task.batch_id, list(requests), self._start)
+        self._sending: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._again: Counter[str] = Counter()  # reasons of those to be tried again
+        self._most_tried = 0
+        self._fault: Exception | None = None
+        self._loop = asyncio.get_running_loop()
+        self._commit_timer: asyncio.TimerHandle | None = None
+        self._commit_task: asyncio.Task[None] | None = None
+        self._beat_timer: asyncio.TimerHandle | None = None
+
+    async def run(self) -> ShardResult:
+        # A batch is cancelled through its heartbeats; one that ends within the first second never needs any.
+        self._beat_timer = self._loop.call_later(HEARTBEAT_SECONDS, self._beat, context=copy_context())
+        try:
+            if self._requests:
+                self._limiter.add(self._queue, self._hold_back)
+                await self._idle.wait()
+            return await self._end()
+        except asyncio.CancelledError:
+            await self._drop()
+            details = activity.cancellation_details()
+            if details and details.worker_shutdown:
+                raise self._try_again("the worker stopped") from None
+            raise
+        finally:
+            self._limiter.leave(self._hold_back)
+            self._beat_timer.cancel()
+
+    async def _end(self) -> ShardResult:
+        """Everything that was to be sent has been: commit, and finish the shard or ask for another attempt."""
+        if self._commit_task:
+            await self._commit_task
+        if self._commit_timer:  # after the task, which may have set it
+            self._commit_timer.cancel()
+        if self._fault:
+            await self._log.commit()
+            raise self._fault
+        if self._log.done == self._task.shard.requests:
+            return await self._until_stored(self._log.finish)
+        await self._until_stored(self._log.commit)
+        if self._limiter.draining:
+            raise self._try_again("the worker is stopping")
+        reason = self._again.most_common(1)[0][0] if self._again else self._limiter.reason
+        raise self._try_again(reason)
+
+    def _try_again(self, reason: str) -> ApplicationError:
+        total = self._task.shard.requests
+        backoff = min(FIRST_BACKOFF * 2 ** min(self._most_tried, 10), LONGEST_BACKOFF)
+        # Zero would be taken for "not set", and shards that waited for the same pause should not come all at once.
+        seconds = 0.001 if self._limiter.draining else max(self._limiter.pause_left, backoff) * random.uniform(1, 1.1)
+        return ApplicationError(
+            f"{total - self._log.done} of {total} requests to retry: {reason or 'the upstream is not available'}",
+            type="RequestsToRetry",
+            next_retry_delay=timedelta(seconds=seconds),
+            category=ApplicationErrorCategory.BENIGN,
+        )
+
+    # Sending
+
+    def _start(self, line: int) -> None:
+        task = self._loop.create_task(self._send(line))
+        self._sending.add(task)
+        task.add_done_callback(self._sent)
+
+    async def _send(self, line: int) -> None:
+        sent_at = self._limiter.now()
+        signal, wait, reason = Signal.UNCLEAR, None, ""
+        try:
+            answer = await self._client.send(self._task.endpoint, self._requests[line].body)
+            signal, wait, reason = _SIGNALS[answer.verdict], answer.retry_after, answer.reason
+            self._take(line, answer)
+        except Exception as error:  # a bug of ours: end the attempt with it instead of losing it in a task
+            self._fault = error
+            self._hold_back()
+        finally:
+            self._limiter.finished(signal, sent_at, wait, reason)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        self._check_idle()
+
+    def _take(self, line: int, answer: Answer) -> None:
+        custom_id = self._requests[line].custom_id
+        if answer.verdict is Verdict.SUCCESS:
+            assert answer.usage is not None
+            self._log.add(line, "output", self._lines.success(line, custom_id, answer), answer.usage)
+        elif answer.verdict is Verdict.FINAL or (
+            answer.verdict is Verdict.RETRY and self._log.note_failure(line) >= self._task.max_attempts
+        ):
+            self._log.add(line, "error", self._lines.error(line, custom_id, answer))
+        else:
+            self._again[answer.reason] += 1
+            self._most_tried = max(self._most_tried, self._log.tried.get(line, 0))
+        if self._log.has(line):
+            del self._requests[line]
+        if self._log.has_uncommitted and not self._commit_timer and not self._commit_task:
+            self._commit_timer = self._loop.call_later(self._commit_interval, self._commit_soon)
+
+    def _hold_back(self) -> None:
+        self._limiter.withdraw(self._queue)
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        if not self._sending and not self._queue.pending:
+            self._idle.set()
+
+    async def _drop(self) -> None:
+        """Cancelled: keep what is answered, drop what is in flight."""
+        self._limiter.withdraw(self._queue)
+        sending = list(self._sending)
+        for task in sending:
+            task.cancel()  # closes its connection, so that the engine stops generating
+        await asyncio.gather(*sending, return_exceptions=True)
+        if self._commit_timer:
+            self._commit_timer.cancel()
+        if self._commit_task:
+            self._commit_task.cancel()
+            await asyncio.gather(self._commit_task, return_exceptions=True)
+        await self._log.commit()
+        self._heartbeat()
+
+    # Committing
+
+    def _commit_soon(self) -> None:
+        self._commit_timer = None
+        self._commit_task = self._loop.create_task(self._commit())
+
+    async def _commit(self) -> None:
+        await self._until_stored(self._log.commit)
+        self._commit_task = None
+        if self._log.has_uncommitted and not self._commit_timer:
+            self._commit_timer = self._loop.call_later(self._commit_interval, self._commit_soon)
+
+    async def _until_stored(self, store: Callable[[], Awaitable[T]]) -> T:
+        """Store answers, however long the store is away: they are paid for, so no attempt ends without them.
+
+        Meanwhile nothing more is sent.
+        """
+        blocked = False
+        try:
+            while True:
+                try:
+                    return await store()
+                except StoreError as error:
+                    if not blocked:
+                        blocked = True
+                        activity.logger.warning("answers wait to be stored: %s", error)
+                        self._limiter.reason = str(error)
+                        self._limiter.block()
+                    await asyncio.sleep(STORE_RETRY_SECONDS)
+        finally:
+            if blocked:
+                self._limiter.unblock()
+
+    def _beat(self) -> None:
+        self._heartbeat()
+        self._beat_timer = self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
+
+    def _heartbeat(self) -> None:
+        activity.heartbeat([*self._log.committed, len(self._sending)])

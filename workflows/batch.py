@@ -1,0 +1,236 @@
+"""The batch workflow: validate, run the shards, write the files, whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import Priority
+from temporalio.exceptions import ActivityError
+
+from workflows import contract
+from workflows.details import batch_details, shard_summary
+from workflows.ids import format_ranges
+from workflows.types import (
+    BatchMemo,
+    BatchPhase,
+    BatchSpec,
+    BatchStatus,
+    Counts,
+    MissingReason,
+    RunRequestsInput,
+    Shard,
+    ShardResult,
+    ValidateResult,
+    WriteFilesInput,
+)
+
+RATE_WINDOW = 30.0
+"""Seconds over which the recent rate is taken."""
+
+MEMO_STEPS = 10
+"""How often in its life a run writes its counts where they can be read without a worker."""
+
+
+@workflow.defn(name=contract.BATCH_WORKFLOW)
+class BatchWorkflow:
+    @workflow.init
+    def __init__(self, spec: BatchSpec) -> None:
+        self._spec = spec
+        self._status = BatchStatus()
+        self._cancel_requested = False
+        self._attempts: list[int | None] = []
+        self._finished: set[int] = set()
+        self._samples: deque[tuple[float, int]] = deque()
+
+    @workflow.run
+    async def run(self, spec: BatchSpec) -> BatchStatus:
+        """Returns the final status. Ends normally in every outcome: a batch that failed is a result of its run."""
+        self._describe()
+        work = asyncio.create_task(self._work())
+        outcome, missing = await self._wait_for(work)
+        return await self._finalize(outcome, missing)
+
+    @workflow.query(name=contract.STATUS_QUERY)
+    def status(self) -> BatchStatus:
+        return self._status
+
+    @workflow.signal(name=contract.CANCEL_SIGNAL)
+    def cancel(self) -> None:
+        self._cancel_requested = True
+        if self._status.cancelling_at is None and not self._status.finalizing_at:
+            self._update(cancelling_at=self._now())
+
+    # The way of a batch
+
+    async def _wait_for(self, work: asyncio.Task[None]) -> tuple[BatchPhase, MissingReason]:
+        """Wait until the work is done, cancelled or out of time; it has ended when this returns."""
+        # Counted from the create call, so that a start that waited for Temporal does not move the end.
+        window = self._spec.created_ms / 1000 + self._spec.window_seconds - workflow.time()
+        try:
+            await workflow.wait_condition(
+                lambda: work.done() or self._cancel_requested,
+                timeout=timedelta(seconds=max(window, 0.001)),
+                timeout_summary=f"completion window of {self._spec.completion_window}",
+            )
+        except TimeoutError:
+            await self._stop(work)
+            return BatchPhase.EXPIRED, MissingReason.EXPIRED
+        except asyncio.CancelledError:  # from the Temporal UI or CLI, not by our signal
+            self.cancel()
+        if self._cancel_requested and not work.done():
+            self._set_phase(BatchPhase.CANCELLING)
+            await self._stop(work)
+            return BatchPhase.CANCELLED, MissingReason.CANCELLED
+        failed = bool(self._status.errors)
+        return BatchPhase.FAILED if failed else BatchPhase.COMPLETED, MissingReason.FAILED
+
+    async def _stop(self, work: asyncio.Task[None]) -> None:
+        """Cancel what runs and wait for it: the shards commit what is answered before they end."""
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+
+    async def _work(self) -> None:
+        result = await self._validate()
+        if result.errors:
+            self._update(errors=result.errors, errors_total=result.errors_total)
+            return
+        self._attempts = [None] * len(result.shards)
+        self._update(
+            model=result.model,
+            in_progress_at=result.finished_at,
+            shards_total=len(result.shards),
+            counts=Counts(total=result.total),
+        )
+        self._set_phase(BatchPhase.IN_PROGRESS)
+        # All at once: who runs next is for Temporal to say, by fairness between batches.
+        await asyncio.gather(
+            *(
+                self._run_shard(index, shard, result.labels[index] if result.labels else "")
+                for index, shard in enumerate(result.shards)
+            )
+        )
+
+    async def _validate(self) -> ValidateResult:
+        return await workflow.execute_activity_method(
+            contract.ValidateInputStub.validate_input,
+            self._spec,
+            activity_id="validate",
+            start_to_close_timeout=contract.VALIDATE_TIMEOUT,
+            heartbeat_timeout=timedelta(seconds=self._spec.heartbeat_timeout),
+            retry_policy=contract.STEP_RETRY,
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            summary=f"check {self._spec.input_file_id}",
+        )
+
+    async def _run_shard(self, index: int, shard: Shard, label: str) -> None:
+        try:
+            result = await workflow.execute_activity_method(
+                contract.RunRequestsStub.run_requests,
+                RunRequestsInput(
+                    batch_id=self._spec.batch_id,
+                    tenant=self._spec.tenant,
+                    endpoint=self._spec.endpoint,
+                    index=index,
+                    shard=shard,
+                    max_attempts=self._spec.max_attempts,
+                ),
+                task_queue=self._spec.inference_task_queue,
+                activity_id=f"line-{shard.first_line}" if label else f"shard-{index}",
+                # One attempt may take as long as the batch: heartbeats tell whether its worker lives.
+                start_to_close_timeout=timedelta(seconds=self._spec.window_seconds + 3600),
+                heartbeat_timeout=timedelta(seconds=self._spec.heartbeat_timeout),
+                retry_policy=contract.SHARD_RETRY,
+                cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+                summary=shard_summary(index, self._status.shards_total, shard.requests, label),
+                priority=Priority(fairness_key=self._spec.batch_id, fairness_weight=1.0),
+            )
+        except ActivityError:
+            if self._status.cancelling_at is None:
+                workflow.logger.exception("a shard ended without a result; what it committed still counts")
+            return
+        self._shard_finished(index, result)
+
+    def _shard_finished(self, index: int, result: ShardResult) -> None:
+        self._attempts[index] = result.attempt
+        self._finished.add(index)
+        counts = self._status.counts
+        done = counts.completed + counts.failed
+        now = workflow.time()
+        while self._samples and now - self._samples[0][0] > RATE_WINDOW:
+            self._samples.popleft()
+        if not self._samples or now - self._samples[-1][0] >= 1.0:
+            self._samples.append((now, done))
+        self._update(
+            counts=Counts(
+                total=counts.total,
+                completed=counts.completed + result.completed,
+                failed=counts.failed + result.failed,
+            ),
+            usage=self._status.usage + result.usage,
+            finished_shards=format_ranges(self._finished),
+            rate_since=self._samples[0][0],
+            rate_done=self._samples[0][1],
+        )
+        if len(self._finished) % max(1, len(self._attempts) // MEMO_STEPS) == 0:
+            self._write_memo()
+
+    async def _finalize(self, outcome: BatchPhase, missing: MissingReason) -> BatchStatus:
+        if self._status.counts.total:
+            self._update(finalizing_at=self._now())
+            self._set_phase(BatchPhase.FINALIZING if outcome is BatchPhase.COMPLETED else self._status.phase)
+        writing = asyncio.create_task(self._write_files(outcome, missing))
+        while not writing.done():
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                continue  # cancelled from the Temporal UI when everything is answered already
+        self._status = writing.result()
+        self._set_phase(self._status.phase)
+        return self._status
+
+    async def _write_files(self, outcome: BatchPhase, missing: MissingReason) -> BatchStatus:
+        return await workflow.execute_activity_method(
+            contract.WriteFilesStub.write_files,
+            WriteFilesInput(
+                spec=self._spec, status=self._status, outcome=outcome, attempts=self._attempts, missing=missing
+            ),
+            activity_id="write-files",
+            start_to_close_timeout=contract.WRITE_TIMEOUT,
+            heartbeat_timeout=timedelta(seconds=self._spec.heartbeat_timeout),
+            retry_policy=contract.STEP_RETRY,
+            cancellation_type=workflow.ActivityCancellationType.ABANDON,
+            summary=f"write result files: {outcome}",
+        )
+
+    # What is seen from outside
+
+    def _update(self, **changes: object) -> None:
+        self._status = self._status.model_copy(update=changes)
+        self._describe()
+
+    def _set_phase(self, phase: BatchPhase) -> None:
+        self._update(phase=phase)
+        workflow.upsert_search_attributes([contract.STATUS_ATTRIBUTE.value_set(phase.value)])
+        self._write_memo()
+
+    def _write_memo(self) -> None:
+        status = self._status
+        memo = BatchMemo(
+            phase=status.phase,
+            counts=status.counts,
+            in_progress_at=status.in_progress_at,
+            finalizing_at=status.finalizing_at,
+            cancelling_at=status.cancelling_at,
+            finished_shards=status.finished_shards,
+            model=status.model,
+        )
+        workflow.upsert_memo({contract.MEMO_STATUS: memo})
+
+    def _describe(self) -> None:
+        workflow.set_current_details(batch_details(self._spec, self._status))
+
+    def _now(self) -> int:
+        return int(workflow.time())
