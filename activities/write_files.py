@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -70,10 +71,12 @@ class WriteFiles(WriteFilesStub):
                 stop.check()
                 attempt = task.attempts[index] if index < len(task.attempts) else None
                 self._merge_shard(files, spec, task.missing, index, shard, attempt)
+            counts = Counts(
+                total=task.status.counts.total, completed=files.count["output"], failed=files.count["error"]
+            )
+            if counts.completed + counts.failed != counts.total:
+                raise StoreError(f"{counts.completed} + {counts.failed} result lines for {counts.total} requests")
             ids = files.publish(self._catalog, time.time_ns() // 1_000_000)
-        counts = Counts(total=task.status.counts.total, completed=files.count["output"], failed=files.count["error"])
-        if counts.completed + counts.failed != counts.total:
-            raise StoreError(f"{counts.completed} + {counts.failed} result lines for {counts.total} requests")
         return task.status.model_copy(
             update={
                 "counts": counts,
@@ -155,10 +158,9 @@ class _ResultFiles:
         for kind, writer in self._writers.items():
             writer.commit()
             file_id = ids[kind] = self._file_id(kind)
-            try:  # published by an attempt before this one: it keeps its time, and so its place in the list
+            with contextlib.suppress(ObjectNotFound):
+                # Published by an attempt before this one: it keeps its time, and so its place in the list.
                 created_ms = files.get_file(self._spec.tenant, file_id).created_ms
-            except ObjectNotFound:
-                pass
             record = FileRecord(
                 id=file_id,
                 bytes=writer.size,

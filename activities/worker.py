@@ -1,0 +1,120 @@
+"""The worker process: one Temporal worker for workflows, validation and files, one for inference."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Final
+
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.envconfig import ClientConfig
+from temporalio.service import RPCError
+from temporalio.worker import FixedSizeSlotSupplier, Worker, WorkerTuner
+
+from activities.inference import InferenceClient
+from activities.limiter import Limiter, RoomForRequests
+from activities.run_requests import RunRequests
+from activities.settings import Settings
+from activities.storage import ObjectStore
+from activities.validate_input import ValidateInput
+from activities.write_files import WriteFiles
+from workflows.batch import BatchWorkflow
+from workflows.contract import inference_task_queue
+
+log = logging.getLogger("everbatch.worker")
+
+DEFAULT_TEMPORAL_ADDRESS: Final = "localhost:7233"
+CONNECT_RETRY_SECONDS: Final = 1.0
+
+STORE_THREADS: Final = 32
+"""Blocking store calls at once. Most of their time is waiting for the disk or the network."""
+
+FILE_ACTIVITIES: Final = 8
+"""Inputs validated and result files written at once by one worker."""
+
+HEARTBEAT_THROTTLE: Final = timedelta(seconds=2)
+"""Between two heartbeats on the wire; also how late word of a cancel may come."""
+
+
+def temporal_address() -> str:
+    """Where Temporal is, by the SDK's own environment variables and profiles."""
+    return ClientConfig.load_client_connect_config().get("target_host") or DEFAULT_TEMPORAL_ADDRESS
+
+
+async def connect(*, lazy: bool = False) -> Client:
+    """A client by the SDK's own environment variables and profiles.
+
+    Raises:
+        RuntimeError: Temporal cannot be reached (unless ``lazy``).
+    """
+    config = ClientConfig.load_client_connect_config()
+    config.setdefault("target_host", DEFAULT_TEMPORAL_ADDRESS)
+    return await Client.connect(**config, data_converter=pydantic_data_converter, lazy=lazy)
+
+
+async def connect_when_there() -> Client:
+    """Wait for Temporal, saying so, and connect."""
+    said = False
+    while True:
+        try:
+            return await connect()
+        except (RuntimeError, RPCError):
+            if not said:
+                log.warning("waiting for Temporal at %s", temporal_address())
+                said = True
+            await asyncio.sleep(CONNECT_RETRY_SECONDS)
+
+
+class BatchWorker:
+    """Polls both task queues until it is stopped. Build it on a running event loop."""
+
+    def __init__(self, client: Client, settings: Settings, store: ObjectStore, inference: InferenceClient) -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(STORE_THREADS, "store"))
+        self._limiter = Limiter(settings.max_in_flight)
+        room = RoomForRequests(self._limiter)
+        run_requests = RunRequests(store, inference, self._limiter, room, settings.commit_interval)
+        drain = timedelta(seconds=settings.drain_timeout)
+        self._batch_worker = Worker(
+            client,
+            task_queue=settings.task_queue,
+            workflows=[BatchWorkflow],
+            activities=[ValidateInput(store, inference).validate_input, WriteFiles(store).write_files],
+            max_concurrent_activities=FILE_ACTIVITIES,
+            disable_eager_activity_execution=True,
+            max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+            graceful_shutdown_timeout=drain,
+        )
+        fixed = FixedSizeSlotSupplier(1)  # this worker has no other tasks
+        self._inference_worker = Worker(
+            client,
+            task_queue=inference_task_queue(settings.task_queue),
+            activities=[run_requests.run_requests],
+            tuner=WorkerTuner.create_composite(
+                workflow_supplier=fixed,
+                activity_supplier=room,
+                local_activity_supplier=fixed,
+                nexus_supplier=fixed,
+            ),
+            disable_eager_activity_execution=True,
+            max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+            graceful_shutdown_timeout=drain,
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until ``stop`` is set; then let requests in flight end, within the drain timeout.
+
+        Raises:
+            Exception: a worker failed for good, for example because Temporal refuses its credentials.
+        """
+        runs = [asyncio.create_task(worker.run()) for worker in (self._batch_worker, self._inference_worker)]
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([stopping, *runs], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        self._limiter.drain()
+        # Inference first: what it hands back is then settled by a workflow worker that still runs.
+        await self._inference_worker.shutdown()
+        await self._batch_worker.shutdown()
+        await asyncio.gather(*runs)
