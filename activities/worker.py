@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -10,7 +11,7 @@ from typing import Final
 
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.envconfig import ClientConfig
+from temporalio.envconfig import ClientConfig, ClientConnectConfig
 from temporalio.service import RPCError
 from temporalio.worker import FixedSizeSlotSupplier, Worker, WorkerTuner
 
@@ -44,28 +45,30 @@ def temporal_address() -> str:
     return ClientConfig.load_client_connect_config().get("target_host") or DEFAULT_TEMPORAL_ADDRESS
 
 
-async def connect(*, lazy: bool = False) -> Client:
-    """A client by the SDK's own environment variables and profiles.
+async def connect(address: str | None = None, *, lazy: bool = False) -> Client:
+    """A client of the server at ``address``, or else by the SDK's own environment variables and profiles.
 
     Raises:
         RuntimeError: Temporal cannot be reached (unless ``lazy``).
     """
-    config = ClientConfig.load_client_connect_config()
-    config.setdefault("target_host", DEFAULT_TEMPORAL_ADDRESS)
+    config: ClientConnectConfig = {} if address else ClientConfig.load_client_connect_config()
+    config["target_host"] = address or config.get("target_host") or DEFAULT_TEMPORAL_ADDRESS
     return await Client.connect(**config, data_converter=pydantic_data_converter, lazy=lazy)
 
 
-async def connect_when_there() -> Client:
-    """Wait for Temporal, saying so, and connect."""
+async def connect_when_there(stop: asyncio.Event) -> Client | None:
+    """Wait for Temporal, saying so, and connect; ``None`` if ``stop`` is set before."""
     said = False
-    while True:
+    while not stop.is_set():
         try:
             return await connect()
         except (RuntimeError, RPCError):
             if not said:
                 log.warning("waiting for Temporal at %s", temporal_address())
                 said = True
-            await asyncio.sleep(CONNECT_RETRY_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), CONNECT_RETRY_SECONDS)
+    return None
 
 
 class BatchWorker:

@@ -21,7 +21,6 @@ VALIDATE_INPUT = "validate_input"
 RUN_REQUESTS = "run_requests"
 WRITE_FILES = "write_files"
 
-MEMO_DIGEST = "digest"
 MEMO_STATUS = "status"
 
 TENANT_ATTRIBUTE = SearchAttributeKey.for_keyword("BatchTenant")

@@ -1,0 +1,64 @@
+# `make` lists the targets. Each sets up .venv first where that is needed; a second run starts at once.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo dev test check lock clean
+
+STAMP := .venv/.everbatch-setup
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with all dependencies of requirements.lock
+	@:
+
+demo: $(STAMP) ## show it at work: a small batch from upload to results
+	@exec .venv/bin/python examples/demo.py
+
+dev: $(STAMP) ## run everything on this machine: Temporal, worker and API
+	@exec .venv/bin/everbatch dev
+
+test: $(STAMP) ## run the tests; the first time this may build the Temporal binary
+	@.venv/bin/python -m api.temporal_binary
+	.venv/bin/pytest
+
+check: $(STAMP) ## check format, lint and types
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/pyright
+
+lock: ## resolve the dependencies anew into requirements.lock (needs uv)
+	uv pip compile --generate-hashes --no-emit-index-url --universal --python-version 3.11 --group dev pyproject.toml -o requirements.lock
+
+clean: ## remove .venv, caches and build output; keeps .everbatch
+	rm -rf .venv dist .pytest_cache .ruff_cache .hypothesis
+	find workflows activities api tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# PYTHON=… names an interpreter; else the first of these that is new enough is taken, by its own account of where it is:
+# uv remembers what it found behind a path, and version managers put changing interpreters behind one.
+PYTHONS := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11)
+
+$(STAMP): requirements.lock pyproject.toml
+	@set -e; \
+	python=; \
+	for candidate in $(PYTHONS); do \
+		if python=$$("$$candidate" -c 'import sys; sys.version_info < (3, 11) and sys.exit(1); print(sys.executable)' 2>/dev/null); then break; fi; \
+		python=; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "Everbatch needs Python 3.11 or newer, and found none as: $(PYTHONS). Install one, or name it: make PYTHON=/path/to/python setup" >&2; \
+		exit 1; \
+	fi; \
+	version() { "$$1" -c 'import sys; print(*sys.version_info[:2])' 2>/dev/null || true; }; \
+	if [ "$$(version .venv/bin/python)" != "$$(version "$$python")" ]; then rm -rf .venv; fi; \
+	if command -v uv >/dev/null 2>&1; then \
+		echo "Setting up .venv with uv"; \
+		[ -x .venv/bin/python ] || uv venv --quiet --python "$$python" .venv; \
+		uv pip sync --quiet --python .venv/bin/python --require-hashes requirements.lock; \
+		uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .; \
+	else \
+		echo "Setting up .venv with pip (uv would be faster)"; \
+		"$$python" -m venv .venv; \
+		.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
+		.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	fi; \
+	touch $@

@@ -1,0 +1,258 @@
+"""The one module of the API that talks to Temporal: starts, signals, queries and describes batch workflows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from datetime import timedelta
+from typing import Final
+
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.client import (
+    Client,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowHandle,
+    WorkflowHistoryEventFilterType,
+    WorkflowQueryFailedError,
+    WorkflowQueryRejectedError,
+)
+from temporalio.common import (
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.catalog import Catalog
+from activities.storage import ObjectNotFound, ObjectStore
+from api.progress import HighWater, Pending, live_counts, progress_of, read_pending
+from api.views import BatchNotCancellable, BatchView, IdempotencyConflict, Progress, TemporalUnavailable
+from workflows import contract
+from workflows.batch import BatchWorkflow
+from workflows.details import batch_summary
+from workflows.types import BatchError, BatchMemo, BatchPhase, BatchRecord, BatchSpec, BatchStatus
+
+log = logging.getLogger("everbatch.api")
+
+STATUS_SECONDS: Final = 2.0
+"""For all that one status asks of Temporal."""
+CALL_LIMIT: Final = timedelta(seconds=5)
+"""For a start or a signal, with the SDK's own retries."""
+POLLER_SECONDS: Final = 70.0
+"""A worker's poll lasts a minute, so one that has not begun another since is gone."""
+
+_CALL_ERRORS: Final = (RPCError, RuntimeError)  # a lazy client that cannot connect raises the latter
+
+Handle = WorkflowHandle[BatchWorkflow, BatchStatus]
+
+
+class TemporalGateway:
+    """See :class:`api.views.Gateway` for the contract."""
+
+    def __init__(self, client: Client, store: ObjectStore, task_queue: str, address: str) -> None:
+        """Args: ``client`` may be lazy; ``address`` is for messages."""
+        self._client = client
+        self._catalog = Catalog(store)
+        self._task_queue = task_queue
+        self._address = address
+        self._high_water = HighWater()
+
+    async def create(self, spec: BatchSpec, *, idempotent: bool) -> BatchView:
+        if idempotent and (record := await self._record(spec.tenant, spec.batch_id)):
+            return await self._same(record, spec)  # Temporal may have forgotten it already
+        try:
+            await self._start(spec)
+        except WorkflowAlreadyStartedError:
+            return await self._same(await self._started_record(spec), spec)
+        except _CALL_ERRORS as error:
+            raise self._unavailable(error) from error
+        await asyncio.to_thread(self._catalog.create_batch, spec)
+        return BatchView(BatchRecord(spec=spec, status=BatchStatus()), Progress())
+
+    async def find(self, tenant: str, batch_id: str) -> BatchView:
+        return await self.view(await asyncio.to_thread(self._catalog.get_batch, tenant, batch_id))
+
+    async def view(self, record: BatchRecord) -> BatchView:
+        """Climbs down a ladder: final record, workflow, what Temporal knows without a worker, last record."""
+        if record.status.phase.is_terminal:
+            self._high_water.forget(record.spec.batch_id)
+            return BatchView(record, None)
+        deadline = time.monotonic() + STATUS_SECONDS
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + STATUS_SECONDS):
+                description = await self._handle(record.spec.batch_id).describe()
+        except (TimeoutError, *_CALL_ERRORS) as error:
+            if isinstance(error, RPCError) and error.status is RPCStatusCode.NOT_FOUND:
+                return await self._ended(record, None)
+            progress = Progress(waiting_reason=f"Temporal at {self._address} does not answer")
+            return await self._shown(record.spec, record.status, [], progress)
+        if description.status is not WorkflowExecutionStatus.RUNNING:
+            return await self._ended(record, description)
+        # Asked after the description, the workflow knows of every shard that was no longer pending in it.
+        pending = read_pending(description.raw_description.pending_activities)
+        status = await self._query(record.spec.batch_id, deadline - time.monotonic())
+        if status:
+            return await self._shown(record.spec, status, pending)
+        status = await _status_without_worker(record, description)
+        return await self._shown(record.spec, status, pending, Progress(waiting_reason="no worker is running"))
+
+    async def cancel(self, tenant: str, batch_id: str) -> BatchView:
+        record = await asyncio.to_thread(self._catalog.get_batch, tenant, batch_id)
+        if not record.status.phase.is_terminal:
+            try:
+                await self._handle(batch_id).signal(BatchWorkflow.cancel, rpc_timeout=CALL_LIMIT)
+            except RPCError as error:
+                if error.status is not RPCStatusCode.NOT_FOUND:
+                    raise self._unavailable(error) from error
+            except RuntimeError as error:
+                raise self._unavailable(error) from error
+            else:
+                await asyncio.to_thread(self._catalog.request_cancel, tenant, batch_id, int(time.time()))
+        view = await self.find(tenant, batch_id)
+        phase = view.record.status.phase
+        if phase.is_terminal and phase is not BatchPhase.CANCELLED:
+            raise BatchNotCancellable(phase)
+        return view
+
+    async def missing(self) -> list[str]:
+        request = DescribeTaskQueueRequest(
+            namespace=self._client.namespace,
+            task_queue=TaskQueue(name=self._task_queue),
+            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+        )
+        try:
+            async with asyncio.timeout(STATUS_SECONDS):
+                answer = await self._client.workflow_service.describe_task_queue(request)
+        except (TimeoutError, *_CALL_ERRORS):
+            return [f"Temporal at {self._address} does not answer"]
+        oldest = time.time() - POLLER_SECONDS
+        if any(poller.last_access_time.ToNanoseconds() / 1e9 > oldest for poller in answer.pollers):
+            return []
+        return [f"no worker is polling the task queue {self._task_queue}"]
+
+    # Starting
+
+    async def _start(self, spec: BatchSpec) -> None:
+        await self._client.start_workflow(
+            BatchWorkflow.run,
+            spec,
+            id=spec.batch_id,
+            task_queue=self._task_queue,
+            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+            static_summary=batch_summary(spec),
+            search_attributes=TypedSearchAttributes(
+                [
+                    SearchAttributePair(contract.TENANT_ATTRIBUTE, spec.tenant),
+                    SearchAttributePair(contract.ENDPOINT_ATTRIBUTE, spec.endpoint),
+                    SearchAttributePair(contract.STATUS_ATTRIBUTE, BatchPhase.VALIDATING.value),
+                ]
+            ),
+            rpc_timeout=CALL_LIMIT,
+        )
+
+    async def _same(self, record: BatchRecord, spec: BatchSpec) -> BatchView:
+        """The batch that an idempotency key stands for already."""
+        if record.spec.digest != spec.digest:
+            raise IdempotencyConflict
+        return await self.view(record)
+
+    async def _started_record(self, spec: BatchSpec) -> BatchRecord:
+        """The record of a batch that is started; made from its history where nobody has written it yet."""
+        if record := await self._record(spec.tenant, spec.batch_id):
+            return record
+        try:
+            async for event in self._handle(spec.batch_id).fetch_history_events(page_size=1):
+                payloads = event.workflow_execution_started_event_attributes.input.payloads
+                (started,) = await self._client.data_converter.decode(payloads, [BatchSpec])
+                await asyncio.to_thread(self._catalog.create_batch, started)
+                return BatchRecord(spec=started, status=BatchStatus())
+        except _CALL_ERRORS as error:
+            raise self._unavailable(error) from error
+        raise TemporalUnavailable("a batch that was started has no history")
+
+    async def _record(self, tenant: str, batch_id: str) -> BatchRecord | None:
+        try:
+            return await asyncio.to_thread(self._catalog.get_batch, tenant, batch_id)
+        except ObjectNotFound:
+            return None
+
+    # Looking
+
+    async def _query(self, batch_id: str, seconds: float) -> BatchStatus | None:
+        """The workflow's own status; ``None`` while no worker is there to say."""
+        try:
+            return await self._handle(batch_id).query(
+                BatchWorkflow.status, rpc_timeout=timedelta(seconds=max(0.1, seconds))
+            )
+        except (WorkflowQueryFailedError, WorkflowQueryRejectedError, *_CALL_ERRORS):
+            return None
+
+    async def _shown(
+        self, spec: BatchSpec, status: BatchStatus, pending: list[Pending], without_worker: Progress | None = None
+    ) -> BatchView:
+        counts = self._high_water.raise_to(spec.batch_id, live_counts(status, pending))
+        if without_worker:
+            if status.cancelling_at is None and status.phase is not BatchPhase.FINALIZING:
+                cancelling_at = await asyncio.to_thread(self._catalog.cancel_requested_at, spec.tenant, spec.batch_id)
+                status = status.model_copy(update={"cancelling_at": cancelling_at})
+            progress = without_worker
+        else:
+            progress = progress_of(status, counts, pending, time.time())
+        return BatchView(BatchRecord(spec=spec, status=status.model_copy(update={"counts": counts})), progress)
+
+    async def _ended(self, record: BatchRecord, description: WorkflowExecutionDescription | None) -> BatchView:
+        """The workflow runs no more: its final record, or why there is none."""
+        spec = record.spec
+        final = await asyncio.to_thread(self._catalog.get_final, spec.tenant, spec.batch_id)
+        if final:
+            return await self.view(final)
+        if description is None:
+            error = BatchError(code="batch_lost", message="Temporal does not know the workflow of this batch.")
+            return BatchView(_as_failed(record, record.status, error, int(time.time())), None)
+        reason = await self._reason_of_end(description)
+        error = BatchError(code="batch_terminated", message=f"The workflow of this batch was ended: {reason}")
+        status = await _status_without_worker(record, description)
+        closed_at = int(description.close_time.timestamp()) if description.close_time else int(time.time())
+        failed = _as_failed(record, status, error, closed_at)
+        await asyncio.to_thread(self._catalog.save_final, failed)
+        return await self.view(failed)
+
+    async def _reason_of_end(self, description: WorkflowExecutionDescription) -> str:
+        name = description.status.name.lower() if description.status else "unknown"
+        try:
+            events = self._handle(description.id).fetch_history_events(
+                event_filter_type=WorkflowHistoryEventFilterType.CLOSE_EVENT
+            )
+            async for event in events:
+                if event.HasField("workflow_execution_terminated_event_attributes"):
+                    return event.workflow_execution_terminated_event_attributes.reason or name
+        except _CALL_ERRORS:
+            log.warning("the end of batch %s cannot be read", description.id)
+        return name
+
+    def _handle(self, batch_id: str) -> Handle:
+        return self._client.get_workflow_handle_for(BatchWorkflow.run, batch_id)
+
+    def _unavailable(self, error: Exception) -> TemporalUnavailable:
+        log.warning("Temporal at %s: %s", self._address, error)
+        return TemporalUnavailable(f"Temporal at {self._address} does not answer")
+
+
+def _as_failed(record: BatchRecord, status: BatchStatus, error: BatchError, failed_at: int) -> BatchRecord:
+    update = {"phase": BatchPhase.FAILED, "errors": [error], "errors_total": 1, "failed_at": failed_at}
+    return BatchRecord(spec=record.spec, status=status.model_copy(update=update))
+
+
+async def _status_without_worker(record: BatchRecord, description: WorkflowExecutionDescription) -> BatchStatus:
+    """What the run last wrote where it can be read without a worker, over what the store says."""
+    memo = await description.memo_value(contract.MEMO_STATUS, None, type_hint=BatchMemo)
+    if memo is None:
+        return record.status
+    return record.status.model_copy(update={name: getattr(memo, name) for name in BatchMemo.model_fields})

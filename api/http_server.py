@@ -1,0 +1,66 @@
+"""Runs an ASGI application inside a running event loop, on a socket of its own, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Generator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+GRACE_SECONDS = 5
+"""For answers under way when the server stops."""
+
+
+class PortTaken(Exception):
+    """The address cannot be listened on; the message says why, for the user."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; the port 0 means any free one.
+
+    Raises:
+        PortTaken: the port or the host cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            message = f"port {port} on {host} is taken; choose another with --port"
+        else:
+            message = f"cannot listen on {host}:{port}: {error.strerror or error}"
+        raise PortTaken(message) from error
+
+
+async def serve(app: ASGIApp, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Serve until ``stop`` is set, then let answers under way end."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        ws="none",
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    server = _Server(config)
+
+    async def end_when_told() -> None:
+        await stop.wait()
+        server.should_exit = True
+
+    ending = asyncio.create_task(end_when_told())
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        ending.cancel()
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield  # they belong to the program around it

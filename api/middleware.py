@@ -1,0 +1,101 @@
+"""What every answer carries, and the one line that is logged for it."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import ApiError, error_response, server_error
+
+log = logging.getLogger("everbatch.api")
+
+_QUIET = ("/health", "/ready", "/metrics")
+"""Paths that something polls every few seconds."""
+_LONGEST_CLIENT_ID = 512
+_CLIENT_GONE = 499
+"""nginx's status for a client that left before its answer."""
+
+
+class RequestMiddleware:
+    """Gives each request an id, answers unhandled errors, logs one line without query, headers or bodies."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, send)
+        try:
+            await self._answer(scope, receive, exchange)
+        finally:
+            exchange.log()
+
+    async def _answer(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
+        if not _is_client_id(exchange.client_id):
+            text = f"X-Client-Request-Id must be ASCII and at most {_LONGEST_CLIENT_ID} characters long."
+            await error_response(ApiError(400, text))(scope, receive, exchange.send)
+            return
+        try:
+            await self._app(scope, receive, exchange.send)
+        except ClientDisconnect:
+            return  # nobody is left to answer
+        except Exception:
+            if exchange.status is not None:
+                raise  # the server cuts the connection, so that what was sent does not pass for the whole
+            log.exception("request %s failed", exchange.request_id)
+            await error_response(server_error())(scope, receive, exchange.send)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
+        self._send = send
+        self._started = time.perf_counter()
+        self.request_id = f"req_{uuid.uuid4().hex}"
+        self.client_id = next((value for name, value in scope["headers"] if name == b"x-client-request-id"), b"")
+        self.status: int | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(raw=list(message.get("headers", ())))
+            headers["x-request-id"] = self.request_id
+            headers["openai-processing-ms"] = str(self._milliseconds())
+            headers["openai-version"] = "2020-10-01"
+            headers["x-content-type-options"] = "nosniff"
+            message = {**message, "headers": headers.raw}
+        await self._send(message)
+
+    def log(self) -> None:
+        path = self._path()
+        log.log(
+            logging.DEBUG if path in _QUIET else logging.INFO,
+            "%s %s %d %d ms %s%s",
+            self._scope["method"],
+            path,
+            self.status or _CLIENT_GONE,
+            self._milliseconds(),
+            self.request_id,
+            f" {self.client_id.decode()}" if self.client_id.isascii() and self.client_id else "",
+        )
+
+    def _path(self) -> str:
+        # As sent, so percent-encoded: a decoded path can hold line breaks and forge a line of the log.
+        raw = self._scope.get("raw_path") or self._scope["path"].encode("ascii", "backslashreplace")
+        return raw.decode("latin-1")[:500]
+
+    def _milliseconds(self) -> int:
+        return round((time.perf_counter() - self._started) * 1000)
+
+
+def _is_client_id(value: bytes) -> bool:
+    return value.isascii() and len(value) <= _LONGEST_CLIENT_ID

@@ -1,0 +1,244 @@
+"""Multipart uploads, streamed into the store.
+
+Starlette's parser spools each file to disk and calls the route after the last byte: a 200 MB upload would be
+written twice. Here a chunk goes to the store as it arrives, at most about a megabyte is in memory, and nothing
+is visible before :meth:`Upload.commit`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from activities.storage import CHUNK, ObjectStore, ObjectWriter, StoreError
+from api.bodies import Body, too_large
+from api.errors import ApiError, missing_parameter
+
+_MAX_PARTS = 100
+_MAX_TEXT = 64 * 1024
+"""Bytes in all text fields together."""
+_ALLOWANCE = 256 * 1024
+"""Bytes for text fields, part headers and boundaries."""
+_FILE_FIELD = "file"
+_NO_NAME = "upload"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A form that has arrived whole. Its file is dropped unless it is committed."""
+
+    fields: dict[str, str]
+    filename: str
+    size: int
+    _sink: _Sink
+
+    async def commit(self) -> None:
+        """Make the file visible in the store."""
+        await _in_thread(self._sink.commit)
+
+
+@contextlib.asynccontextmanager
+async def receive_upload(request: Request, store: ObjectStore, key: str, max_bytes: int) -> AsyncGenerator[Upload]:
+    """Stream the ``file`` of a form to ``key``; whatever ends the block without a commit leaves nothing behind.
+
+    Raises:
+        ApiError: the form is malformed or above a limit.
+        ClientDisconnect: the client left before the end.
+        StoreError: the store cannot be used.
+    """
+    form = _Form(max_bytes)
+    sink = _Sink(store, key)
+    body = Body(request, max_bytes, _ALLOWANCE)
+    try:
+        parser = _parser(request, form)
+        async for chunk in body.chunks():
+            _parse(parser, chunk)
+            if form.has_file and len(form.data) >= CHUNK:
+                await _in_thread(sink.write, form.take())
+        if not form.ended:
+            raise _malformed("it ends early")
+        if not form.has_file:
+            raise missing_parameter(_FILE_FIELD)
+        await _in_thread(sink.write, form.take())
+        yield Upload(form.texts(), form.filename, form.size, sink)
+    except (ApiError, StoreError):
+        await _in_thread(sink.close)  # the room may be needed while the rest is read
+        await body.drain()
+        raise
+    finally:
+        await _in_thread(sink.close)
+
+
+async def _in_thread(function: Callable[..., T], *arguments: object) -> T:
+    """As ``asyncio.to_thread``, but when cancelled it waits for the thread.
+
+    The next step closes the writer, which must not happen under a thread that is writing to it or opening it.
+    """
+    work = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
+
+
+class _Sink:
+    """The writer of one object, opened by the first write. All methods block."""
+
+    def __init__(self, store: ObjectStore, key: str) -> None:
+        self._store = store
+        self._key = key
+        self._context: AbstractContextManager[ObjectWriter] | None = None
+        self._writer: ObjectWriter | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._writer is None:
+            self._context = self._store.writer(self._key)
+            self._writer = self._context.__enter__()
+        self._writer.write(data)
+
+    def commit(self) -> None:
+        assert self._writer, "an upload is committed inside its block"
+        self._writer.commit()
+
+    def close(self) -> None:
+        context, self._context, self._writer = self._context, None, None
+        if context:
+            context.__exit__(None, None, None)
+
+
+class _Form:
+    """What the parser has found so far. It calls the ``on_`` methods."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._parts = 0
+        self._header_name = b""
+        self._header_value = b""
+        self._disposition = b""
+        self._texts: dict[str, bytearray] = {}
+        self._text_size = 0
+        self._take: Callable[[bytes], None] = self._ignore
+        self.data = bytearray()
+        """Of the file, not yet taken."""
+        self.size = 0
+        """Of the file, so far."""
+        self.filename = _NO_NAME
+        self.has_file = False
+        self.ended = False
+
+    def take(self) -> bytes:
+        data = bytes(self.data)
+        self.data.clear()
+        return data
+
+    def texts(self) -> dict[str, str]:
+        return {name: text.decode("utf-8", "replace") for name, text in self._texts.items()}
+
+    def on_part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > _MAX_PARTS:
+            raise _malformed(f"it has more than {_MAX_PARTS} parts")
+        self._disposition = b""
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def on_header_end(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            self._disposition = self._header_value
+        self._header_name = self._header_value = b""
+
+    def on_headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        if b"name" not in options:
+            raise _malformed("a part has no name")
+        name = _decoded(options[b"name"])
+        if name == _FILE_FIELD:
+            if self.has_file:
+                raise ApiError(400, "A form may hold only one 'file'.", param=_FILE_FIELD)
+            self.has_file = True
+            self.filename = _decoded(options.get(b"filename", b"")) or _NO_NAME
+            self._take = self._take_file
+        elif b"filename" in options:
+            self._take = self._ignore
+        else:
+            text = self._texts[name] = bytearray()
+            self._take = lambda data: self._take_text(text, data)
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self._take(data[start:end])
+
+    def on_end(self) -> None:
+        self.ended = True
+
+    def _take_file(self, data: bytes) -> None:
+        self.size += len(data)
+        if self.size > self._max_bytes:
+            raise too_large(self._max_bytes)
+        self.data += data
+
+    def _take_text(self, text: bytearray, data: bytes) -> None:
+        self._text_size += len(data)
+        if self._text_size > _MAX_TEXT:
+            raise _malformed(f"its text fields are larger than {_MAX_TEXT} bytes")
+        text += data
+
+    def _ignore(self, data: bytes) -> None:
+        pass
+
+
+def _parser(request: Request, form: _Form) -> MultipartParser:
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if kind != b"multipart/form-data":
+        raise ApiError(400, "Invalid body: expected a form of type multipart/form-data.")
+    boundary = options.get(b"boundary")
+    if not boundary:
+        raise _malformed("its Content-Type has no boundary")
+    try:
+        # The parser bounds a part's headers by number and by length.
+        return MultipartParser(
+            boundary,
+            {
+                "on_part_begin": form.on_part_begin,
+                "on_header_field": form.on_header_field,
+                "on_header_value": form.on_header_value,
+                "on_header_end": form.on_header_end,
+                "on_headers_finished": form.on_headers_finished,
+                "on_part_data": form.on_part_data,
+                "on_end": form.on_end,
+            },
+        )
+    except FormParserError as error:
+        raise _malformed("its boundary is too long") from error
+
+
+def _parse(parser: MultipartParser, chunk: bytes) -> None:
+    try:
+        parser.write(chunk)
+    except FormParserError as error:
+        raise _malformed("a boundary or a header is not where it should be") from error
+
+
+def _decoded(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _malformed(reason: str) -> ApiError:
+    return ApiError(400, f"Invalid multipart form: {reason}.")

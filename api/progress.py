@@ -1,0 +1,115 @@
+"""How a running batch gets on, put together from what the workflow knows and what its activities last said."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from temporalio.api.enums.v1 import PendingActivityState
+from temporalio.api.workflow.v1 import PendingActivityInfo
+
+from api.views import Progress
+from workflows.ids import parse_ranges
+from workflows.types import BatchStatus, Counts
+
+REMEMBERED: Final = 10_000
+"""Batches whose last counts one API process keeps in mind."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An activity that has not ended: a shard, the validation, or the writing of files."""
+
+    shard: int | None
+    """``None`` for what is no group of requests."""
+    running: bool
+    completed: int
+    failed: int
+    in_flight: int
+    waits_for: str
+    """Why its last attempt ended, when it waits for the next."""
+    next_attempt_at: float | None
+    """Unix seconds."""
+
+
+def read_pending(activities: Sequence[PendingActivityInfo]) -> list[Pending]:
+    return [_read(activity) for activity in activities]
+
+
+def _read(activity: PendingActivityInfo) -> Pending:
+    kind, _, number = activity.activity_id.partition("-")
+    running = activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
+    completed = failed = 0
+    in_flight = 1 if kind == "line" else 0
+    if kind == "shard" and activity.heartbeat_details.payloads:
+        completed, failed, in_flight = json.loads(activity.heartbeat_details.payloads[0].data)
+    waits = not running and activity.HasField("last_failure")
+    next_attempt = activity.next_attempt_schedule_time if activity.HasField("next_attempt_schedule_time") else None
+    return Pending(
+        shard=int(number) if kind == "shard" else None,
+        running=running,
+        completed=completed,
+        failed=failed,
+        in_flight=in_flight if running else 0,
+        waits_for=activity.last_failure.message if waits else "",
+        next_attempt_at=next_attempt.ToNanoseconds() / 1e9 if waits and next_attempt else None,
+    )
+
+
+def live_counts(status: BatchStatus, pending: list[Pending]) -> Counts:
+    """Counts with those of running shards. Each shard counts once: finished ones are in the status already."""
+    finished = parse_ranges(status.finished_shards)
+    running = [item for item in pending if item.shard is not None and item.shard not in finished]
+    return Counts(
+        total=status.counts.total,
+        completed=status.counts.completed + sum(item.completed for item in running),
+        failed=status.counts.failed + sum(item.failed for item in running),
+    )
+
+
+def progress_of(status: BatchStatus, counts: Counts, pending: list[Pending], now: float) -> Progress:
+    """Args: ``counts`` are the live ones; ``now`` is Unix time."""
+    done = counts.completed + counts.failed
+    since, before = status.rate_since, status.rate_done
+    if since is None and status.in_progress_at is not None:
+        since, before = float(status.in_progress_at), 0
+    rate = (done - before) / (now - since) if since is not None and now - since >= 1 else None
+    waiting = sorted(
+        (item for item in pending if item.waits_for), key=lambda item: item.next_attempt_at or float("inf")
+    )
+    return Progress(
+        requests_per_second=round(rate, 2) if rate is not None else None,
+        eta_seconds=round((counts.total - done) / rate) if rate else None,
+        in_flight=sum(item.in_flight for item in pending),
+        waiting_reason=waiting[0].waits_for if waiting else None,
+        next_attempt_at=int(waiting[0].next_attempt_at) if waiting and waiting[0].next_attempt_at else None,
+    )
+
+
+class HighWater:
+    """The highest counts shown of each batch, so that they never go back when a poorer source has to answer.
+
+    A memory of one process, and only a nicety: it may be lost at any moment.
+    """
+
+    def __init__(self) -> None:
+        self._counts: OrderedDict[str, Counts] = OrderedDict()
+
+    def raise_to(self, batch_id: str, counts: Counts) -> Counts:
+        """The counts to show: no lower than before."""
+        before = self._counts.pop(batch_id, Counts())
+        shown = Counts(
+            total=max(counts.total, before.total),
+            completed=max(counts.completed, before.completed),
+            failed=max(counts.failed, before.failed),
+        )
+        self._counts[batch_id] = shown
+        if len(self._counts) > REMEMBERED:
+            self._counts.popitem(last=False)
+        return shown
+
+    def forget(self, batch_id: str) -> None:
+        self._counts.pop(batch_id, None)

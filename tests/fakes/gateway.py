@@ -1,0 +1,74 @@
+"""A gateway without Temporal, over the same store as the API."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from activities.catalog import Catalog
+from activities.storage import ObjectNotFound, ObjectStore
+from api.views import BatchNotCancellable, BatchView, IdempotencyConflict, Progress, TemporalUnavailable
+from workflows.types import BatchPhase, BatchRecord, BatchSpec, BatchStatus
+
+
+class FakeGateway:
+    def __init__(self, store: ObjectStore) -> None:
+        self._catalog = Catalog(store)
+        self.down = False
+        self.misses: list[str] = []
+        self.created: list[BatchSpec] = []
+        self.viewed: list[str] = []
+        self.most_at_once = 0
+        self._at_once = 0
+
+    async def create(self, spec: BatchSpec, *, idempotent: bool) -> BatchView:
+        self._check()
+        if idempotent:
+            try:
+                record = self._catalog.get_batch(spec.tenant, spec.batch_id)
+            except ObjectNotFound:
+                pass
+            else:
+                if record.spec.digest != spec.digest:
+                    raise IdempotencyConflict
+                return self._view(record)
+        self.created.append(spec)
+        self._catalog.create_batch(spec)
+        return self._view(BatchRecord(spec=spec, status=BatchStatus()))
+
+    async def view(self, record: BatchRecord) -> BatchView:
+        self.viewed.append(record.spec.batch_id)
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        await asyncio.sleep(0.01)
+        self._at_once -= 1
+        return self._view(record)
+
+    async def find(self, tenant: str, batch_id: str) -> BatchView:
+        return await self.view(self._catalog.get_batch(tenant, batch_id))
+
+    async def cancel(self, tenant: str, batch_id: str) -> BatchView:
+        self._check()
+        record = self._catalog.get_batch(tenant, batch_id)
+        status = record.status
+        if status.phase.is_terminal and status.phase != BatchPhase.CANCELLED:
+            raise BatchNotCancellable(status.phase)
+        if status.cancelling_at is None:
+            record = self.set_status(record, status.model_copy(update={"cancelling_at": int(time.time())}))
+        return self._view(record)
+
+    async def missing(self) -> list[str]:
+        return self.misses
+
+    def set_status(self, record: BatchRecord, status: BatchStatus) -> BatchRecord:
+        record = BatchRecord(spec=record.spec, status=status)
+        save = self._catalog.save_final if status.phase.is_terminal else self._catalog.save_running
+        save(record)
+        return record
+
+    def _check(self) -> None:
+        if self.down:
+            raise TemporalUnavailable("Temporal at 127.0.0.1:1 does not answer")
+
+    def _view(self, record: BatchRecord) -> BatchView:
+        return BatchView(record, None if record.status.phase.is_terminal else Progress(in_flight=3))

@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from activities.catalog import Catalog
+from tests.fakes.api import Api, error_of, open_api
+from workflows.types import BatchError, BatchPhase, BatchSpec, BatchStatus, Counts, Usage
+
+GOOD: dict[str, Any] = {
+    "input_file_id": "file-x",
+    "endpoint": "/v1/chat/completions",
+    "completion_window": "24h",
+}
+KEYS = {
+    *("id", "object", "endpoint", "model", "errors", "input_file_id", "completion_window", "status"),
+    *("output_file_id", "error_file_id", "created_at", "in_progress_at", "expires_at", "finalizing_at"),
+    *("completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at", "request_counts", "usage"),
+    *("metadata", "progress"),
+}
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Api:
+    return open_api(tmp_path, completion_windows="24h,5s", task_queue="q", max_attempts=7, heartbeat_timeout=9)
+
+
+async def create(api: Api, headers: dict[str, str] | None = None, **changes: Any) -> Any:
+    return await api.http.post("/v1/batches", json=GOOD | changes, headers=headers)
+
+
+async def set_status(api: Api, batch_id: str, **status: Any) -> dict[str, Any]:
+    view = await api.gateway.find("default", batch_id)
+    api.gateway.set_status(view.record, BatchStatus(**status))
+    return (await api.http.get(f"/v1/batches/{batch_id}")).json()
+
+
+async def test_a_new_batch_has_every_key(api: Api) -> None:
+    response = await create(api)
+    assert response.status_code == 200
+    batch = response.json()
+    assert set(batch) == KEYS
+    assert re.fullmatch("batch_[0-9a-f]{32}", batch["id"])
+    assert abs(batch["created_at"] - time.time()) < 5
+    zeros = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+    details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
+    set_ = {
+        **GOOD,
+        "id": batch["id"],
+        "object": "batch",
+        "status": "validating",
+        "created_at": batch["created_at"],
+        "expires_at": batch["created_at"] + 86400,
+        "request_counts": {"total": 0, "completed": 0, "failed": 0},
+        "usage": zeros | details,
+        "progress": {
+            "requests_per_second": None,
+            "eta_seconds": None,
+            "in_flight": 3,
+            "waiting_reason": None,
+            "next_attempt_at": None,
+        },
+    }
+    assert batch == dict.fromkeys(KEYS) | set_
+    assert (await api.http.get(f"/v1/batches/{batch['id']}")).json() == batch
+
+
+async def test_the_spec_carries_the_settings(api: Api) -> None:
+    policy = {"anchor": "created_at", "seconds": 3600}
+    await create(api, completion_window="5s", metadata={"k": "v"}, output_expires_after=policy, unknown="x")
+    (spec,) = api.gateway.created
+    assert spec.tenant == "default"
+    assert (spec.completion_window, spec.window_seconds) == ("5s", 5)
+    assert (spec.metadata, spec.output_expires_after) == ({"k": "v"}, 3600)
+    assert (spec.max_attempts, spec.heartbeat_timeout) == (7, 9)
+    assert spec.inference_task_queue == "q-inference"
+    assert (spec.max_requests, spec.max_input_bytes) == (50_000, 209_715_200)
+    await create(api)
+    assert api.gateway.created[1].output_expires_after == 30 * 24 * 3600
+    assert api.gateway.created[1].batch_id != spec.batch_id
+
+
+async def test_the_stock_client(api: Api) -> None:
+    batch = await api.openai.batches.create(**GOOD, metadata={"a": "b"})
+    assert (await api.openai.batches.retrieve(batch.id)).metadata == {"a": "b"}
+    assert [each.id async for each in api.openai.batches.list()] == [batch.id]
+    cancelled = await api.openai.batches.cancel(batch.id)
+    assert cancelled.status == "cancelling"
+    with pytest.raises(openai.NotFoundError, match="No batch found with id 'batch_x'"):
+        await api.openai.batches.retrieve("batch_x")
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "/v1/responses",
+        "/v1/chat/completions",
+        "/v1/embeddings",
+        "/v1/completions",
+        "/v1/moderations",
+        "/v1/images/generations",
+        "/v1/images/edits",
+        "/v1/videos",
+    ],
+)
+async def test_endpoints(api: Api, endpoint: str) -> None:
+    assert (await create(api, endpoint=endpoint)).json()["endpoint"] == endpoint
+
+
+async def test_a_finished_batch(api: Api) -> None:
+    batch_id = (await create(api)).json()["id"]
+    batch = await set_status(
+        api,
+        batch_id,
+        phase=BatchPhase.COMPLETED,
+        model="m",
+        counts=Counts(total=3, completed=2, failed=1),
+        usage=Usage(input_tokens=10, cached_tokens=4, output_tokens=5, reasoning_tokens=1),
+        output_file_id="file-o",
+        error_file_id="file-e",
+        completed_at=7,
+    )
+    assert set(batch) == KEYS
+    assert batch["status"] == "completed"
+    assert (batch["output_file_id"], batch["error_file_id"], batch["model"]) == ("file-o", "file-e", "m")
+    assert batch["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
+    assert batch["usage"] == {
+        "input_tokens": 10,
+        "input_tokens_details": {"cached_tokens": 4},
+        "output_tokens": 5,
+        "output_tokens_details": {"reasoning_tokens": 1},
+        "total_tokens": 15,
+    }
+    assert batch["progress"] is None
+
+
+async def test_a_failed_batch_says_why(api: Api) -> None:
+    batch_id = (await create(api)).json()["id"]
+    errors = [
+        BatchError(code="invalid_json_line", message="not JSON", line=2),
+        BatchError(code="x", message="y", param="z"),
+    ]
+    batch = await set_status(api, batch_id, phase=BatchPhase.FAILED, errors=errors, errors_total=500)
+    assert batch["errors"] == {
+        "object": "list",
+        "data": [
+            {"code": "invalid_json_line", "message": "not JSON", "param": None, "line": 2},
+            {"code": "x", "message": "y", "param": "z", "line": None},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("phase", "shown"),
+    [
+        (BatchPhase.VALIDATING, "cancelling"),
+        (BatchPhase.IN_PROGRESS, "cancelling"),
+        (BatchPhase.FINALIZING, "cancelling"),
+        (BatchPhase.CANCELLED, "cancelled"),
+        (BatchPhase.COMPLETED, "completed"),
+    ],
+)
+async def test_a_batch_that_was_cancelled_says_so(api: Api, phase: BatchPhase, shown: str) -> None:
+    batch_id = (await create(api)).json()["id"]
+    batch = await set_status(api, batch_id, phase=phase, cancelling_at=5)
+    assert (batch["status"], batch["cancelling_at"]) == (shown, 5)
+
+
+async def test_cancel(api: Api) -> None:
+    batch_id = (await create(api)).json()["id"]
+    headers = {"content-type": "application/json"}  # and no body, as the stock clients send it
+    first = await api.http.post(f"/v1/batches/{batch_id}/cancel", headers=headers)
+    assert (first.status_code, first.json()["status"]) == (200, "cancelling")
+    again = await api.http.post(f"/v1/batches/{batch_id}/cancel", headers=headers)
+    assert (again.status_code, again.json()) == (200, first.json())
+    cancelled = await set_status(api, batch_id, phase=BatchPhase.CANCELLED, cancelling_at=1, cancelled_at=2)
+    third = await api.http.post(f"/v1/batches/{batch_id}/cancel", headers=headers)
+    assert (third.status_code, third.json()) == (200, cancelled)
+
+
+@pytest.mark.parametrize("phase", [BatchPhase.COMPLETED, BatchPhase.FAILED, BatchPhase.EXPIRED])
+async def test_cancel_of_what_has_ended(api: Api, phase: BatchPhase) -> None:
+    batch_id = (await create(api)).json()["id"]
+    await set_status(api, batch_id, phase=phase)
+    response = await api.http.post(f"/v1/batches/{batch_id}/cancel")
+    assert response.status_code == 409
+    assert phase.value in error_of(response)["message"]
+
+
+# Idempotency
+
+
+@pytest.mark.parametrize("in_header", [False, True])
+async def test_a_key_makes_one_batch(api: Api, in_header: bool) -> None:
+    arguments: dict[str, Any] = {"headers": {"Idempotency-Key": "k"}} if in_header else {"idempotency_key": "k"}
+    first = await create(api, **arguments)
+    again = await create(api, **arguments)
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert first.json()["id"] == again.json()["id"]
+    assert len(api.gateway.created) == 1
+    assert (await create(api)).json()["id"] != first.json()["id"]
+
+
+async def test_the_header_wins(api: Api) -> None:
+    batch = (await create(api, headers={"Idempotency-Key": "a"}, idempotency_key="b")).json()
+    assert (await create(api, idempotency_key="a")).json()["id"] == batch["id"]
+    assert (await create(api, idempotency_key="b")).json()["id"] != batch["id"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"input_file_id": "file-y"},
+        {"endpoint": "/v1/embeddings"},
+        {"completion_window": "5s"},
+        {"metadata": {"a": "1"}},
+        {"metadata": {}},
+        {"output_expires_after": {"anchor": "created_at", "seconds": 3600}},
+    ],
+)
+async def test_a_key_with_other_parameters_is_a_conflict(api: Api, changes: dict[str, Any]) -> None:
+    await create(api, idempotency_key="k", metadata=None)
+    again: dict[str, Any] = {"idempotency_key": "k", "metadata": None} | changes
+    response = await create(api, **again)
+    assert response.status_code == 409
+    assert response.headers["x-should-retry"] == "false"
+    error = error_of(response)
+    assert "conflict" in error["message"].lower()
+    assert len(api.gateway.created) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"metadata": {"a": "1", "b": "2"}}, {"metadata": {"b": "2", "a": "1"}}),
+        ({"metadata": None}, {}),
+        ({"unknown": 1}, {"unknown": 2}),
+    ],
+)
+async def test_what_makes_no_difference(api: Api, first: dict[str, Any], second: dict[str, Any]) -> None:
+    headers = {"Idempotency-Key": "k"}
+    batch = (await create(api, headers=headers, **first)).json()
+    assert (await create(api, headers=headers, **second)).json()["id"] == batch["id"]
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256])
+async def test_keys_that_cannot_be(api: Api, key: str) -> None:
+    response = await create(api, headers={"Idempotency-Key": key})
+    assert response.status_code == 400
+    assert error_of(response)["param"] == "Idempotency-Key"
+
+
+async def test_a_conflict_is_not_tried_again_by_the_stock_client(api: Api) -> None:
+    client = api.openai.with_options(max_retries=2)
+    await client.batches.create(**GOOD, extra_headers={"Idempotency-Key": "k"})
+    started = time.monotonic()
+    with pytest.raises(openai.ConflictError):
+        await client.batches.create(**GOOD, metadata={"a": "b"}, extra_headers={"Idempotency-Key": "k"})
+    assert time.monotonic() - started < 0.4
+
+
+# Lists
+
+
+def save(api: Api, number: int, phase: BatchPhase = BatchPhase.IN_PROGRESS) -> str:
+    spec = BatchSpec(
+        batch_id=f"batch_{number}",
+        tenant="default",
+        window_seconds=86400,
+        created_ms=number * 1000,
+        digest="",
+        **GOOD,
+    )
+    catalog = Catalog(api.store)
+    catalog.create_batch(spec)
+    api.gateway.set_status(catalog.get_batch("default", spec.batch_id), BatchStatus(phase=phase))
+    return spec.batch_id
+
+
+async def page(api: Api, **query: Any) -> tuple[list[int], bool]:
+    response = await api.http.get("/v1/batches", params=query)
+    assert response.status_code == 200
+    listed = response.json()
+    ids = [each["id"] for each in listed["data"]]
+    assert (listed["first_id"], listed["last_id"]) == ((ids[0], ids[-1]) if ids else (None, None))
+    return [int(each.removeprefix("batch_")) for each in ids], listed["has_more"]
+
+
+async def test_an_empty_list(api: Api) -> None:
+    listed = (await api.http.get("/v1/batches")).json()
+    assert listed == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
+
+
+async def test_pages(api: Api) -> None:
+    for number in range(5):
+        save(api, number)
+    assert await page(api) == ([4, 3, 2, 1, 0], False)
+    assert await page(api, order="asc", limit=2) == ([0, 1], True)
+    assert await page(api, limit=2) == ([4, 3], True)
+    assert await page(api, limit=2, after="batch_3") == ([2, 1], True)
+    assert await page(api, limit=2, after="batch_2") == ([1, 0], False)
+    assert await page(api, after="batch_0") == ([], False)
+    assert [each.id async for each in api.openai.batches.list(limit=2)] == [f"batch_{n}" for n in (4, 3, 2, 1, 0)]
+
+
+async def test_the_default_page_is_twenty(api: Api) -> None:
+    for number in range(21):
+        save(api, number)
+    assert await page(api) == (list(range(20, 0, -1)), True)
+
+
+async def test_only_what_runs_is_asked_for_and_all_at_once(api: Api) -> None:
+    for number in range(10):
+        save(api, number, BatchPhase.COMPLETED if number < 4 else BatchPhase.IN_PROGRESS)
+    listed = (await api.http.get("/v1/batches")).json()
+    assert sorted(api.gateway.viewed) == [f"batch_{number}" for number in range(4, 10)]
+    assert api.gateway.most_at_once == 6
+    assert [each["progress"] is None for each in listed["data"]] == [False] * 6 + [True] * 4
+
+
+@pytest.mark.parametrize("after", ["batch_x", "", "..", "file-1"])
+async def test_a_page_after_what_is_not_there(api: Api, after: str) -> None:
+    response = await api.http.get("/v1/batches", params={"after": after})
+    assert response.status_code == 400
+    assert error_of(response)["param"] == "after"

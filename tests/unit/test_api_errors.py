@@ -1,0 +1,405 @@
+"""Each condition of the contract's table of errors, and what every answer carries."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from activities.storage import ObjectNotFound, StoreError
+from api.bodies import JSON_LIMIT
+from tests.fakes.api import Api, chunked, error_of, field, file, form, open_api
+from workflows.types import BatchPhase, BatchStatus
+
+GOOD: dict[str, Any] = {"input_file_id": "file-x", "endpoint": "/v1/embeddings", "completion_window": "24h"}
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Api:
+    return open_api(tmp_path, completion_windows="24h,5s")
+
+
+async def refused(api: Api, **changes: Any) -> dict[str, Any]:
+    """The error of a create whose parameters are good but for the changes; ``...`` leaves one out."""
+    body = {name: value for name, value in (GOOD | changes).items() if value is not ...}
+    response = await api.http.post("/v1/batches", content=json.dumps(body).encode(), headers=JSON)
+    assert response.status_code == 400
+    assert api.gateway.created == []
+    error = error_of(response)
+    assert error["type"] == "invalid_request_error"
+    return error
+
+
+@pytest.mark.parametrize("name", ["input_file_id", "endpoint", "completion_window"])
+async def test_missing_field(api: Api, name: str) -> None:
+    error = await refused(api, **{name: ...})
+    assert error["message"] == f"Missing required parameter: '{name}'."
+    assert (error["code"], error["param"]) == ("missing_required_parameter", name)
+
+
+async def test_bad_window(api: Api) -> None:
+    error = await refused(api, completion_window="1h")
+    assert error["message"] == "Invalid value: '1h'. Supported values are: '24h' and '5s'."
+    assert (error["code"], error["param"]) == ("invalid_value", "completion_window")
+
+
+async def test_bad_endpoint(api: Api) -> None:
+    error = await refused(api, endpoint="/v1/score")
+    assert error["message"].startswith("Invalid value: '/v1/score'. Supported values are: '/v1/responses', ")
+    assert error["message"].endswith("'/v1/images/edits' and '/v1/videos'.")
+    assert (error["code"], error["param"]) == ("invalid_value", "endpoint")
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "expected", "got"),
+    [
+        ({"metadata": {"tags": ["a"]}}, "metadata.tags", "a string", "an array"),
+        ({"metadata": {"n": 7}}, "metadata.n", "a string", "an integer"),
+        ({"metadata": {"n": None}}, "metadata.n", "a string", "null"),
+        ({"metadata": ["a"]}, "metadata", "an object", "an array"),
+        ({"metadata": "a"}, "metadata", "an object", "a string"),
+        ({"input_file_id": 5}, "input_file_id", "a string", "an integer"),
+        ({"input_file_id": None}, "input_file_id", "a string", "null"),
+        ({"endpoint": True}, "endpoint", "a string", "a boolean"),
+        ({"endpoint": ["x"]}, "endpoint", "a string", "an array"),
+        ({"completion_window": 24}, "completion_window", "a string", "an integer"),
+        ({"output_expires_after": 3600}, "output_expires_after", "an object", "an integer"),
+        (
+            {"output_expires_after": {"anchor": "created_at", "seconds": "3600"}},
+            "output_expires_after.seconds",
+            "an integer",
+            "a string",
+        ),
+        (
+            {"output_expires_after": {"anchor": "created_at", "seconds": 3600.5}},
+            "output_expires_after.seconds",
+            "an integer",
+            "a decimal number",
+        ),
+        ({"idempotency_key": 1}, "idempotency_key", "a string", "an integer"),
+    ],
+)
+async def test_bad_type(api: Api, changes: dict[str, Any], param: str, expected: str, got: str) -> None:
+    error = await refused(api, **changes)
+    assert error["message"] == f"Invalid type for '{param}': expected {expected}, but got {got} instead."
+    assert (error["code"], error["param"]) == ("invalid_type", param)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "param", "pattern"),
+    [
+        (
+            {"metadata": {str(number): "" for number in range(17)}},
+            "object_above_max_properties",
+            "metadata",
+            r"^Invalid 'metadata': too many properties\. Expected .* at most 16 .*, but got .* 17 ",
+        ),
+        ({"metadata": {"k" * 65: ""}}, "property_name_above_max_length", "metadata", "64.* 65 "),
+        ({"metadata": {"k": "v" * 513}}, "string_above_max_length", "metadata.k", "512.* 513 "),
+        ({"metadata": {"k": "\ud800"}}, "invalid_value", "metadata.k", "Unicode"),
+        ({"input_file_id": ""}, "empty_string", "input_file_id", "minimum length 1"),
+        ({"input_file_id": "x" * 256}, "string_above_max_length", "input_file_id", "255"),
+        ({"idempotency_key": ""}, "empty_string", "idempotency_key", "minimum length 1"),
+        ({"idempotency_key": "x" * 256}, "string_above_max_length", "idempotency_key", "255"),
+        ({"output_expires_after": {}}, "missing_required_parameter", "output_expires_after.anchor", "anchor"),
+        (
+            {"output_expires_after": {"anchor": "created_at", "seconds": 3599}},
+            "integer_below_min_value",
+            "output_expires_after.seconds",
+            ">= 3600, but got 3599 instead",
+        ),
+        (
+            {"output_expires_after": {"anchor": "created_at", "seconds": 2_592_001}},
+            "integer_above_max_value",
+            "output_expires_after.seconds",
+            "<= 2592000, but got 2592001 instead",
+        ),
+        (
+            {"output_expires_after": {"anchor": "now", "seconds": 3600}},
+            "invalid_value",
+            "output_expires_after.anchor",
+            "^Invalid value: 'now'. Supported values are: 'created_at'.$",
+        ),
+    ],
+)
+async def test_out_of_bounds(api: Api, changes: dict[str, Any], code: str, param: str, pattern: str) -> None:
+    error = await refused(api, **changes)
+    assert (error["code"], error["param"]) == (code, param)
+    assert re.search(pattern, error["message"])
+
+
+@pytest.mark.parametrize("path", ["/v1/batches", "/v1/files"])
+@pytest.mark.parametrize(
+    ("limit", "code", "text"),
+    [
+        ("10001", "integer_above_max_value", "integer above maximum value. Expected a value <= "),
+        ("0", "integer_below_min_value", "integer below minimum value. Expected a value >= 1, but got 0 instead."),
+        ("-3", "integer_below_min_value", "but got -3 instead."),
+        ("ten", "invalid_type", "expected an integer, but got a string instead."),
+        ("9" * 5000, None, "'limit'"),
+    ],
+)
+async def test_bad_limit(api: Api, path: str, limit: str, code: str | None, text: str) -> None:
+    response = await api.http.get(path, params={"limit": limit})
+    assert response.status_code == 400
+    error = error_of(response)
+    assert error["param"] == "limit"
+    assert code is None or error["code"] == code
+    assert text in error["message"]
+    assert len(error["message"]) < 300
+
+
+async def test_limit_of_batches_in_the_words_of_the_contract(api: Api) -> None:
+    error = error_of(await api.http.get("/v1/batches?limit=101"))
+    text = "Invalid 'limit': integer above maximum value. Expected a value <= 100, but got 101 instead."
+    assert error["message"] == text
+
+
+@pytest.mark.parametrize("path", ["/v1/batches", "/v1/files"])
+async def test_bad_order(api: Api, path: str) -> None:
+    error = error_of(await api.http.get(f"{path}?order=up"))
+    assert error["message"] == "Invalid value: 'up'. Supported values are: 'asc' and 'desc'."
+    assert (error["code"], error["param"]) == ("invalid_value", "order")
+
+
+async def test_unknown_routes_and_methods(api: Api) -> None:
+    response = await api.http.post("/v1/x")
+    assert response.status_code == 404
+    assert error_of(response)["message"] == "Invalid URL (POST /v1/x)"
+    response = await api.http.get("/v1/files/")
+    assert error_of(response)["message"] == "Invalid URL (GET /v1/files/)"
+    response = await api.http.put("/v1/files")
+    assert response.status_code == 405
+    assert error_of(response)["code"] is None
+
+
+async def test_unknown_ids(api: Api) -> None:
+    for method, path in [("GET", ""), ("DELETE", ""), ("GET", "/content")]:
+        response = await api.http.request(method, f"/v1/files/file-x{path}")
+        assert response.status_code == 404
+        error = error_of(response)
+        assert (error["message"], error["param"], error["code"]) == ("No such File object: file-x", "id", None)
+    for method, path in [("GET", ""), ("POST", "/cancel")]:
+        response = await api.http.request(method, f"/v1/batches/batch_x{path}")
+        assert response.status_code == 404
+        error = error_of(response)
+        assert (error["message"], error["param"]) == ("No batch found with id 'batch_x'.", None)
+
+
+@pytest.mark.parametrize("name", ["..", "%2e%2e%2fx", "a.b", "%00", "x" * 500, "%F0%9F%98%80"])
+async def test_ids_that_could_not_be(api: Api, name: str) -> None:
+    assert (await api.http.get(f"/v1/files/{name}")).status_code == 404
+    assert (await api.http.get(f"/v1/batches/{name}/cancel")).status_code in (404, 405)
+    assert (await api.http.get(f"/v1/files?after={name}")).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"{'a':1}",
+        b"[" * 100_000,
+        b'"\xff"',
+        b"null",
+        b"[]",
+        b"7",
+        b'"x"',
+        b"",
+        b'{"completion_window":' + b"9" * 5000 + b"}",
+        b"\x00",
+    ],
+)
+async def test_bodies_that_are_no_object(api: Api, body: bytes) -> None:
+    response = await api.http.post("/v1/batches", content=body, headers=JSON)
+    assert response.status_code == 400
+    assert error_of(response)["message"]
+
+
+async def test_json_sent_as_something_else(api: Api) -> None:
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    response = await api.http.post("/v1/batches", content=json.dumps(GOOD).encode(), headers=headers)
+    assert response.status_code == 400
+    assert "application/json" in error_of(response)["message"]
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x", "text/plain"])
+@pytest.mark.parametrize("declared", [False, True])
+async def test_a_body_that_is_too_large(api: Api, kind: str, declared: bool) -> None:
+    body = json.dumps(GOOD | {"padding": "x" * JSON_LIMIT}).encode()
+    content = body if declared else chunked(body, 64 * 1024)
+    response = await api.http.post("/v1/batches", content=content, headers={"content-type": kind})
+    assert response.status_code == 413
+    assert str(JSON_LIMIT) in error_of(response)["message"]
+
+
+async def test_cancel_of_a_batch_that_has_ended(api: Api) -> None:
+    batch = await api.openai.batches.create(**GOOD)
+    view = await api.gateway.find("default", batch.id)
+    api.gateway.set_status(view.record, BatchStatus(phase=BatchPhase.COMPLETED))
+    response = await api.http.post(f"/v1/batches/{batch.id}/cancel")
+    assert response.status_code == 409
+    assert response.headers["x-should-retry"] == "false"
+    error = error_of(response)
+    assert error["message"] == "Cannot cancel a batch with status 'completed'."
+    assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", None, None)
+
+
+async def test_temporal_away(api: Api) -> None:
+    api.gateway.down = True
+    response = await api.http.post("/v1/batches", json=GOOD)
+    assert response.status_code == 503
+    assert 0 < int(response.headers["retry-after"]) <= 60
+    assert "127.0.0.1" not in error_of(response)["message"]
+
+
+async def test_store_away(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise StoreError("the store failed at files/secret: Input/output error")
+
+    monkeypatch.setattr(api.store, "get", fail)
+    monkeypatch.setattr(api.store, "list", fail)
+    for path in ["/v1/files", "/v1/files/file-x", "/v1/batches", "/v1/batches/batch_x"]:
+        response = await api.http.get(path)
+        assert response.status_code == 503
+        assert response.headers["retry-after"] == "5"
+        assert "secret" not in error_of(response)["message"]
+
+
+async def test_what_goes_while_a_route_works_is_404(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: Any, **__: Any) -> Any:
+        raise ObjectNotFound("key")
+
+    monkeypatch.setattr(api.store, "list", gone)
+    response = await api.http.get("/v1/files")
+    assert response.status_code == 404
+    error_of(response)
+
+
+async def test_a_bug_is_500_without_internals(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("internal words")
+
+    monkeypatch.setattr(api.gateway, "create", fail)
+    response = await api.http.post("/v1/batches", json=GOOD | {"metadata": {"k": "a client's words"}})
+    assert response.status_code == 500
+    error = error_of(response)
+    assert error["type"] == "server_error"
+    assert "internal" not in response.text
+    assert "ZeroDivisionError" in caplog.text
+    assert response.headers["x-request-id"] in caplog.text
+    assert "a client's words" not in caplog.text
+
+
+async def test_the_stock_client_reads_the_errors(api: Api) -> None:
+    arguments: dict[str, Any] = GOOD | {"completion_window": "1h"}
+    with pytest.raises(openai.BadRequestError) as caught:
+        await api.openai.batches.create(**arguments)
+    assert (caught.value.code, caught.value.param) == ("invalid_value", "completion_window")
+    assert caught.value.type == "invalid_request_error"
+    assert caught.value.request_id is not None
+    with pytest.raises(openai.NotFoundError, match="No such File object"):
+        await api.openai.files.retrieve("file-x")
+
+
+# What every answer carries
+
+
+async def test_headers_of_every_answer(api: Api) -> None:
+    body, headers = form(field("purpose", "batch"), file(b"{}"))
+    answers = [
+        await api.http.post("/v1/files", content=body, headers=headers),
+        await api.http.get("/v1/files"),
+        await api.http.get("/v1/models"),
+        await api.http.get("/health"),
+        await api.http.get("/ready"),
+        await api.http.get("/openapi.json"),
+        await api.http.get("/nowhere"),
+        await api.http.put("/v1/files"),
+        await api.http.post("/v1/batches", content=b"{", headers=JSON),
+        await api.http.post("/v1/batches", content=b"x" * (JSON_LIMIT + 1), headers=JSON),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 200, 200, 200, 404, 405, 400, 413]
+    for answer in answers:
+        assert re.fullmatch("req_[0-9a-f]{32}", answer.headers["x-request-id"])
+        assert answer.headers["openai-version"] == "2020-10-01"
+        assert answer.headers["openai-processing-ms"].isdigit()
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
+
+
+@pytest.mark.parametrize(("value", "status"), [("a" * 512, 200), ("a" * 513, 400), ("ä", 400), ("", 200)])
+async def test_client_request_id(api: Api, value: str, status: int, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        response = await api.http.get("/v1/files", headers=[(b"X-Client-Request-Id", value.encode("latin-1"))])
+    assert response.status_code == status
+    if status == 400:
+        error_of(response)
+    else:
+        assert value in caplog.text
+
+
+async def test_one_line_of_log_for_a_request(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        response = await api.http.get("/v1/files?purpose=secret")
+        await api.http.get("/health")
+        await api.http.get("/ready")
+        await api.http.get("/v1/files/a%0Ab")
+    lines = [record.getMessage() for record in caplog.records if record.name == "everbatch.api"]
+    assert len(lines) == 2
+    assert re.fullmatch(rf"GET /v1/files 200 \d+ ms {response.headers['x-request-id']}", lines[0])
+    assert lines[1].startswith("GET /v1/files/a%0Ab 404 ")
+
+
+# Models and health
+
+
+async def test_models(api: Api) -> None:
+    assert [model.id for model in (await api.openai.models.list()).data] == ["org/m"]
+    assert (await api.openai.models.retrieve("org/m")).id == "org/m"
+    with pytest.raises(openai.NotFoundError) as caught:
+        await api.openai.models.retrieve("org/n")
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [(None, 503), ((401, b"{}"), 502), ((200, b"<html>"), 502), ((200, b"[]"), 502), ((200, b'{"data":{}}'), 502)],
+)
+async def test_models_of_an_upstream_that_fails(api: Api, answer: tuple[int, bytes] | None, status: int) -> None:
+    api.models.answer = answer
+    for path in ["/v1/models", "/v1/models/m"]:
+        response = await api.http.get(path)
+        assert response.status_code == status
+        assert "10.0.0.1" not in error_of(response)["message"]
+        assert ("retry-after" in response.headers) == (status == 503)
+
+
+async def test_health_asks_nobody(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.store, "check", None)
+    response = await api.http.get("/health")
+    assert (response.status_code, response.content) == (200, b"")
+
+
+async def test_ready(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    response = await api.http.get("/ready")
+    assert (response.status_code, response.json()) == (200, {"status": "ready"})
+
+    def fail() -> None:
+        raise StoreError("it is full")
+
+    monkeypatch.setattr(api.store, "check", fail)
+    api.gateway.misses = ["no worker is polling task queue everbatch"]
+    response = await api.http.get("/ready")
+    assert response.status_code == 503
+    assert response.json() == {
+        "status": "not ready",
+        "missing": ["the file store cannot be used: it is full", "no worker is polling task queue everbatch"],
+    }

@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from activities.catalog import Catalog, FileRecord, content_key
+from activities.storage import CHUNK, StoreError
+from tests.fakes.api import Api, error_of, field, file, form, open_api
+
+KEYS = {"id", "object", "bytes", "created_at", "expires_at", "filename", "purpose", "status", "status_details"}
+DAY = 24 * 3600
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Api:
+    return open_api(tmp_path)
+
+
+async def upload(api: Api, *fields: tuple[str, str], content: bytes = b"{}\n") -> Any:
+    body, headers = form(*(field(*pair) for pair in fields), file(content))
+    return await api.http.post("/v1/files", content=body, headers=headers)
+
+
+def save(api: Api, number: int, **changes: Any) -> str:
+    """A file created in second ``number``."""
+    record = FileRecord(id=f"file-{number}", bytes=3, created_ms=number * 1000, filename="f", purpose="batch")
+    api.store.put(content_key("default", record.id), b"abc")
+    Catalog(api.store).save_file("default", record.model_copy(update=changes))
+    return record.id
+
+
+async def test_the_stock_client_uploads_reads_lists_and_deletes(api: Api) -> None:
+    content = b'{"custom_id":"1"}\n' * 1000
+    created = await api.openai.files.create(file=content, purpose="batch")
+    assert created.id.startswith("file-")
+    assert len(created.id) == 29
+    assert (created.bytes, created.filename, created.status) == (len(content), "upload", "processed")
+    assert await api.openai.files.retrieve(created.id) == created
+    assert (await api.openai.files.content(created.id)).content == content
+    assert [each.id async for each in api.openai.files.list()] == [created.id]
+    assert (await api.openai.files.wait_for_processing(created.id)).id == created.id
+    deleted = await api.openai.files.delete(created.id)
+    assert (deleted.id, deleted.deleted, deleted.object) == (created.id, True, "file")
+    assert api.stored() == []
+    for call in (api.openai.files.retrieve, api.openai.files.delete, api.openai.files.content):
+        with pytest.raises(openai.NotFoundError):
+            await call(created.id)
+
+
+async def test_every_key_is_there(api: Api) -> None:
+    answer = (await upload(api, ("purpose", "user_data"))).json()
+    assert set(answer) == KEYS
+    assert answer["object"] == "file"
+    assert answer["expires_at"] is None
+    assert answer["status_details"] is None
+    assert abs(answer["created_at"] - time.time()) < 5
+    listed = (await api.http.get("/v1/files")).json()
+    assert set(listed) == {"object", "data", "first_id", "last_id", "has_more"}
+    assert listed["data"] == [answer]
+
+
+@pytest.mark.parametrize("purpose", ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"])
+async def test_purposes(api: Api, purpose: str) -> None:
+    answer = (await upload(api, ("purpose", purpose))).json()
+    assert answer["purpose"] == purpose
+    lifetime = 30 * DAY if purpose == "batch" else None
+    assert answer["expires_at"] == (answer["created_at"] + lifetime if lifetime else None)
+
+
+@pytest.mark.parametrize("purpose", ["batch_output", "", "Batch", "x" * 1000])
+async def test_other_purposes(api: Api, purpose: str) -> None:
+    response = await upload(api, ("purpose", purpose))
+    assert response.status_code == 400
+    error = error_of(response)
+    assert (error["code"], error["param"]) == ("invalid_value", "purpose")
+    assert "'batch'" in error["message"]
+    assert api.stored() == []
+
+
+# Expiry
+
+
+async def test_expiry_of_the_stock_client(api: Api) -> None:
+    policy: Any = {"anchor": "created_at", "seconds": 3600}
+    created = await api.openai.files.create(file=b"{}", purpose="batch", expires_after=policy)
+    assert created.expires_at == created.created_at + 3600
+
+
+async def test_expiry_as_json(api: Api) -> None:
+    answer = (
+        await upload(api, ("purpose", "vision"), ("expires_after", '{"anchor":"created_at","seconds":7200}'))
+    ).json()
+    assert answer["expires_at"] == answer["created_at"] + 7200
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ([("expires_after[anchor]", "created_at")], "expires_after.seconds"),
+        ([("expires_after[seconds]", "3600")], "expires_after.anchor"),
+        ([("expires_after[anchor]", "now"), ("expires_after[seconds]", "3600")], "expires_after.anchor"),
+        ([("expires_after[anchor]", "created_at"), ("expires_after[seconds]", "3599")], "expires_after.seconds"),
+        ([("expires_after[anchor]", "created_at"), ("expires_after[seconds]", "2592001")], "expires_after.seconds"),
+        ([("expires_after[anchor]", "created_at"), ("expires_after[seconds]", "soon")], "expires_after.seconds"),
+        ([("expires_after[anchor]", "created_at"), ("expires_after[seconds]", "9" * 5000)], "expires_after.seconds"),
+        ([("expires_after[anchor]", "created_at"), ("expires_after[seconds]", "")], "expires_after.seconds"),
+        ([("expires_after", "{}")], "expires_after.anchor"),
+        ([("expires_after", "")], "expires_after"),
+        ([("expires_after", "[" * 60_000)], "expires_after"),
+        ([("expires_after", "null")], "expires_after"),
+        ([("expires_after", '{"anchor":"created_at","seconds":"3600"}')], "expires_after.seconds"),
+        ([("expires_after", "{}"), ("expires_after[anchor]", "created_at")], "expires_after"),
+    ],
+)
+async def test_bad_expiry(api: Api, fields: list[tuple[str, str]], param: str) -> None:
+    response = await upload(api, ("purpose", "batch"), *fields)
+    assert response.status_code == 400
+    assert error_of(response)["param"] == param
+    assert api.stored() == []
+
+
+async def test_an_expired_file_is_not_there(api: Api) -> None:
+    expired, alive = save(api, 1, expires_at=int(time.time())), save(api, 2, expires_at=int(time.time()) + 60)
+    for method, path in [("GET", ""), ("DELETE", ""), ("GET", "/content")]:
+        assert (await api.http.request(method, f"/v1/files/{expired}{path}")).status_code == 404
+    assert [each.id async for each in api.openai.files.list()] == [alive]
+
+
+# Lists
+
+
+async def test_an_empty_list(api: Api) -> None:
+    listed = (await api.http.get("/v1/files")).json()
+    assert listed == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
+
+
+async def page(api: Api, **query: Any) -> tuple[list[int], bool]:
+    response = await api.http.get("/v1/files", params=query)
+    assert response.status_code == 200
+    listed = response.json()
+    ids = [each["id"] for each in listed["data"]]
+    assert (listed["first_id"], listed["last_id"]) == ((ids[0], ids[-1]) if ids else (None, None))
+    return [int(each.removeprefix("file-")) for each in ids], listed["has_more"]
+
+
+async def test_pages(api: Api) -> None:
+    for number in range(5):
+        save(api, number)
+    assert await page(api) == ([4, 3, 2, 1, 0], False)
+    assert await page(api, order="asc") == ([0, 1, 2, 3, 4], False)
+    assert await page(api, limit=2) == ([4, 3], True)
+    assert await page(api, limit=2, after="file-3") == ([2, 1], True)
+    assert await page(api, limit=2, after="file-2") == ([1, 0], False)
+    assert await page(api, limit=2, after="file-0") == ([], False)
+    assert await page(api, limit=2, after="file-1", order="asc") == ([2, 3], True)
+    assert await page(api, limit=5) == ([4, 3, 2, 1, 0], False)
+    assert await page(api, limit=10_000) == ([4, 3, 2, 1, 0], False)
+
+
+async def test_pages_of_files_of_one_moment(api: Api) -> None:
+    for number in range(5):
+        save(api, number, created_ms=7000)
+    seen = [each.id async for each in api.openai.files.list(limit=2)]
+    assert sorted(seen) == [f"file-{number}" for number in range(5)]
+    backwards = [each.id async for each in api.openai.files.list(limit=2, order="asc")]
+    assert backwards == seen[::-1]
+
+
+async def test_filtered_pages(api: Api) -> None:
+    for number in range(6):
+        save(api, number, purpose="batch" if number % 2 else "vision", expires_at=1 if number == 5 else None)
+    assert await page(api, purpose="batch", limit=2) == ([3, 1], False)
+    assert await page(api, purpose="vision", limit=2) == ([4, 2], True)
+    assert await page(api, purpose="evals") == ([], False)
+    assert await page(api, after="file-5", limit=1) == ([4], True)  # an expired file still marks a place
+
+
+@pytest.mark.parametrize("after", ["file-x", "", "../..", "batch_1"])
+async def test_a_page_after_what_is_not_there(api: Api, after: str) -> None:
+    response = await api.http.get("/v1/files", params={"after": after})
+    assert response.status_code == 400
+    assert error_of(response)["param"] == "after"
+
+
+async def test_a_file_that_goes_while_it_is_listed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        save(api, number)
+    api.store.delete("files/default/file-1/object.json")
+    assert await page(api, limit=2) == ([2, 0], False)
+
+
+# Content
+
+
+async def test_headers_of_the_content(api: Api) -> None:
+    response = await api.http.get(f"/v1/files/{save(api, 1, filename='in.jsonl')}/content")
+    assert response.content == b"abc"
+    assert response.headers["content-type"] == "application/octet-stream"
+    assert response.headers["content-length"] == "3"
+    assert response.headers["content-disposition"] == 'attachment; filename="in.jsonl"'
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("Anfrage ä.jsonl", "attachment; filename=\"Anfrage _.jsonl\"; filename*=UTF-8''Anfrage%20%C3%A4.jsonl"),
+        ('a"; x="b', 'attachment; filename="a_; x=_b"'),
+        ("a\r\nSet-Cookie: b", 'attachment; filename="aSet-Cookie: b"'),
+        ("../../etc/passwd", 'attachment; filename="passwd"'),
+        ("C:\\x\\y.jsonl", 'attachment; filename="y.jsonl"'),
+        ("\x00", 'attachment; filename="file"'),
+        ("/", 'attachment; filename="file"'),
+        ("x" * 1000 + ".jsonl", f'attachment; filename="{"x" * 144}.jsonl"'),
+    ],
+)
+async def test_names_in_the_header(api: Api, name: str, header: str) -> None:
+    response = await api.http.get(f"/v1/files/{save(api, 1, filename=name)}/content")
+    assert response.headers["content-disposition"] == header
+
+
+async def test_names_survive_the_way_there_and_back(api: Api) -> None:
+    created = await api.openai.files.create(file=("批处理 ä.jsonl", b"{}"), purpose="batch")
+    assert created.filename == "批处理 ä.jsonl"
+    assert (await api.openai.files.retrieve(created.id)).filename == created.filename
+    assert (await api.openai.files.content(created.id)).content == b"{}"
+
+
+async def test_large_content_comes_in_chunks(api: Api) -> None:
+    content = bytes(range(256)) * (3 * CHUNK // 256) + b"end"
+    created = await api.openai.files.create(file=content, purpose="batch")
+    sizes: list[int] = []
+    async with api.http.stream("GET", f"/v1/files/{created.id}/content") as response:
+        assert response.headers["content-length"] == str(len(content))
+        sizes.extend([len(chunk) async for chunk in response.aiter_raw()])
+    assert sum(sizes) == len(content)
+    assert (await api.openai.files.content(created.id)).content == content
+
+
+async def test_empty_content(api: Api) -> None:
+    created = await api.openai.files.create(file=b"", purpose="batch")
+    assert (await api.openai.files.content(created.id)).content == b""
+
+
+async def test_a_record_without_content_is_404(api: Api) -> None:
+    file_id = save(api, 1)
+    api.store.delete(content_key("default", file_id))
+    assert (await api.http.get(f"/v1/files/{file_id}/content")).status_code == 404
+
+
+async def test_content_that_cannot_be_read_at_all_is_503(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stream(*_: Any) -> Iterator[bytes]:
+        raise StoreError("bad disk")
+        yield b""
+
+    monkeypatch.setattr(api.store, "stream", stream)
+    response = await api.http.get(f"/v1/files/{save(api, 1)}/content")
+    assert response.status_code == 503
+    error_of(response)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_content_that_breaks_off_does_not_end_cleanly(
+    api: Api, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    def stream(*_: Any) -> Iterator[bytes]:
+        yield b"a"
+        if fails:
+            raise StoreError("bad disk")
+
+    file_id = save(api, 1)
+    monkeypatch.setattr(api.store, "stream", stream)
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    path = f"/v1/files/{file_id}/content"
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
+    # Raised through to the server, which then cuts the connection.
+    with pytest.raises(RuntimeError, match="response already started"):
+        await api.app(scope, receive, send)
+    assert sent[0]["status"] == 200
+    assert all(message["more_body"] for message in sent[1:])
+
+
+async def test_a_client_that_leaves_a_download_leaves_no_file_open(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = threading.Event()
+
+    def stream(*_: Any) -> Iterator[bytes]:
+        try:
+            while True:
+                yield b"x"
+        finally:
+            closed.set()
+
+    monkeypatch.setattr(api.store, "stream", stream)
+    file_id = save(api, 1)
+    gc.disable()  # it must not need the collector
+    try:
+        sent = asyncio.Event()
+
+        async def send(_: Any) -> None:
+            sent.set()
+            await asyncio.sleep(0)
+
+        async def receive() -> Any:
+            await sent.wait()
+            return {"type": "http.disconnect"}
+
+        path = f"/v1/files/{file_id}/content"
+        scope: dict[str, Any] = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
+        await api.app(scope, receive, send)
+        assert await asyncio.to_thread(closed.wait, 5)
+    finally:
+        gc.enable()
+
+
+async def test_delete_with_a_content_type_and_no_body(api: Api) -> None:
+    response = await api.http.delete(f"/v1/files/{save(api, 1)}", headers={"content-type": "application/json"})
+    assert response.json() == {"id": "file-1", "object": "file", "deleted": True}

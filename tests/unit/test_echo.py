@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from api.echo import CONTEXT_TOKENS, DIMENSIONS, ECHO_MODEL, EMBEDDING_MODEL, create_echo_app, run_echo_model
+
+
+@pytest.fixture
+async def client() -> AsyncGenerator[AsyncOpenAI]:
+    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(create_echo_app(latency=0)))
+    async with AsyncOpenAI(base_url="http://echo/v1", api_key="none", max_retries=0, http_client=http) as client:
+        yield client
+
+
+def _said(text: Any) -> list[Any]:
+    return [{"role": "user", "content": text}]
+
+
+async def test_lists_its_models(client: AsyncOpenAI) -> None:
+    assert [model.id async for model in client.models.list()] == [ECHO_MODEL, EMBEDDING_MODEL]
+    assert (await client.models.retrieve(ECHO_MODEL)).owned_by == "everbatch"
+    with pytest.raises(openai.NotFoundError):
+        await client.models.retrieve("gpt-9")
+
+
+async def test_chat_echoes_the_last_user_message(client: AsyncOpenAI) -> None:
+    messages: Any = [{"role": "system", "content": "Be short."}, *_said("first"), *_said("Grüße, 世界")]
+    answer = await client.chat.completions.create(model=ECHO_MODEL, messages=messages)
+    assert answer.choices[0].message.content == "You said: Grüße, 世界"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.object == "chat.completion"
+    assert answer.id.startswith("chatcmpl-")
+    assert answer.usage
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (5, 4, 9)
+
+
+async def test_chat_takes_content_parts(client: AsyncOpenAI) -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    answer = await client.chat.completions.create(model=ECHO_MODEL, messages=_said(parts))
+    assert answer.choices[0].message.content == "You said: one two"
+
+
+async def test_max_tokens_cuts_the_answer(client: AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(model=ECHO_MODEL, messages=_said("a b c"), max_completion_tokens=3)
+    assert answer.choices[0].message.content == "You said: a"
+    assert answer.choices[0].finish_reason == "length"
+
+
+async def test_completions_answer_each_prompt(client: AsyncOpenAI) -> None:
+    answer = await client.completions.create(model=ECHO_MODEL, prompt=["one", "two words"])
+    assert [choice.text for choice in answer.choices] == ["You said: one", "You said: two words"]
+    assert answer.object == "text_completion"
+    assert answer.usage
+    assert answer.usage.total_tokens == 3 + 3 + 4
+
+
+async def test_embeddings_are_the_same_in_both_encodings(client: AsyncOpenAI) -> None:
+    # Without encoding_format the client asks for base64 and decodes it.
+    decoded = await client.embeddings.create(model=EMBEDDING_MODEL, input=["one", "two", "one"])
+    plain = await client.embeddings.create(model=EMBEDDING_MODEL, input=["one", "two", "one"], encoding_format="float")
+    vectors = [item.embedding for item in decoded.data]
+    assert vectors == [item.embedding for item in plain.data]
+    assert [len(vector) for vector in vectors] == [DIMENSIONS] * 3
+    assert vectors[0] == vectors[2] != vectors[1]
+    assert sum(number * number for number in vectors[0]) == pytest.approx(1)
+    assert decoded.usage.total_tokens == 3
+
+
+async def test_embeddings_take_tokens(client: AsyncOpenAI) -> None:
+    one = await client.embeddings.create(model=EMBEDDING_MODEL, input=[1, 2, 3])
+    two = await client.embeddings.create(model=EMBEDDING_MODEL, input=[[1, 2], [3]])
+    assert (len(one.data), len(two.data)) == (1, 2)
+
+
+async def test_refuses_what_does_not_fit_its_context(client: AsyncOpenAI) -> None:
+    create = client.chat.completions.create
+    await create(model=ECHO_MODEL, messages=_said("two words"), max_tokens=CONTEXT_TOKENS - 2)
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 4096 tokens") as refused:
+        await create(model=ECHO_MODEL, messages=_said("two words"), max_tokens=CONTEXT_TOKENS - 1)
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "messages")
+    assert refused.value.type == "invalid_request_error"
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.embeddings.create(model=EMBEDDING_MODEL, input="word " * (CONTEXT_TOKENS + 1))
+    assert refused.value.code == "context_length_exceeded"
+
+
+async def test_refuses_unknown_models(client: AsyncOpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as refused:
+        await client.chat.completions.create(model="gpt-9", messages=_said("x"))
+    assert refused.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError):
+        await client.chat.completions.create(model=EMBEDDING_MODEL, messages=_said("x"))
+
+
+_WRONG: list[tuple[str, Any, str | None]] = [
+    ("/chat/completions", {"model": ECHO_MODEL}, "messages"),
+    ("/chat/completions", {"model": ECHO_MODEL, "messages": []}, "messages"),
+    ("/chat/completions", {"model": ECHO_MODEL, "messages": "x"}, "messages"),
+    ("/chat/completions", {"model": ECHO_MODEL, "messages": ["x"]}, "messages[0]"),
+    ("/chat/completions", {"model": ECHO_MODEL, "messages": [{"role": "user", "content": 1}]}, None),
+    ("/chat/completions", {"model": ECHO_MODEL, "messages": _said("x"), "stream": True}, "stream"),
+    ("/chat/completions", {"model": ECHO_MODEL, "messages": _said("x"), "max_tokens": 0}, "max_tokens"),
+    ("/chat/completions", {"messages": _said("x")}, "model"),
+    ("/chat/completions", [], None),
+    ("/completions", {"model": ECHO_MODEL}, "prompt"),
+    ("/completions", {"model": ECHO_MODEL, "prompt": ["x", {}]}, "prompt"),
+    ("/embeddings", {"model": EMBEDDING_MODEL, "input": []}, "input"),
+    ("/embeddings", {"model": EMBEDDING_MODEL, "input": "x", "encoding_format": "int8"}, "encoding_format"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param"), _WRONG)
+async def test_refuses_what_is_missing_or_wrong(client: AsyncOpenAI, path: str, body: Any, param: str | None) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.post(path, body=body, cast_to=httpx2.Response)
+    assert refused.value.type == "invalid_request_error"
+    if param:
+        assert refused.value.param == param
+
+
+@pytest.mark.parametrize("raw", [b"{", b'{"model":"echo","messages":[{"role":"user","content":"\\ud800"}]}'])
+async def test_refuses_what_cannot_be_text(client: AsyncOpenAI, raw: bytes) -> None:
+    with pytest.raises(openai.BadRequestError):
+        await client.post("/chat/completions", content=raw, cast_to=httpx2.Response)
+
+
+async def test_unknown_urls_have_the_envelope(client: AsyncOpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match=r"Invalid URL \(POST /v1/nothing\)"):
+        await client.post("/nothing", body={}, cast_to=httpx2.Response)
+
+
+async def test_latency_varies_with_the_body_only() -> None:
+    loop = asyncio.get_running_loop()
+    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(create_echo_app(latency=0.1)))
+
+    async def seconds(client: AsyncOpenAI, text: str) -> float:
+        start = loop.time()
+        await client.chat.completions.create(model=ECHO_MODEL, messages=_said(text))
+        return loop.time() - start
+
+    async with AsyncOpenAI(base_url="http://echo/v1", api_key="none", http_client=http) as client:
+        await seconds(client, "warm")
+        times = await asyncio.gather(*(seconds(client, str(n)) for n in range(8)))
+    assert min(times) >= 0.05
+    assert max(times) - min(times) > 0.01
+
+
+async def test_is_served_inside_the_loop_without_touching_signals() -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    async with run_echo_model(latency=0) as base_url:
+        assert signal.getsignal(signal.SIGINT) is handler
+        async with AsyncOpenAI(base_url=base_url, api_key="none") as client:
+            answer = await client.chat.completions.create(model=ECHO_MODEL, messages=_said("hello"))
+            assert answer.choices[0].message.content == "You said: hello"
+    with pytest.raises(httpx2.ConnectError):
+        async with httpx2.AsyncClient() as http:
+            await http.get(f"{base_url}/models")
