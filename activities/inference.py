@@ -8,6 +8,7 @@ from __future__ import annotations
 import email.utils
 import ssl
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
@@ -143,11 +144,11 @@ def one_line(body: bytes) -> bytes:
     return body.strip()
 
 
-def retry_after(headers: dict[str, str], now: float) -> float | None:
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """Seconds to wait by ``retry-after-ms`` or ``Retry-After`` (seconds or a date); ``None`` if neither helps.
 
     Args:
-        headers: names in lower case.
+        headers: names in lower case, or a mapping that does not mind.
         now: Unix time.
     """
     try:
@@ -164,7 +165,7 @@ def retry_after(headers: dict[str, str], now: float) -> float | None:
     return min(seconds, MAX_RETRY_DELAY.total_seconds()) if seconds > 0 else None
 
 
-def classify(status: int, headers: dict[str, str], body: bytes, now: float) -> Answer:
+def classify(status: int, headers: Mapping[str, str], body: bytes, now: float) -> Answer:
     """The meaning of an HTTP answer: the table of DESIGN.md section 3."""
     request_id = headers.get("x-request-id", "")
     usage = read_usage(body)
@@ -255,8 +256,7 @@ class InferenceClient:
         try:
             async with self._session.post(self._url(endpoint), data=body, allow_redirects=False) as response:
                 data = await response.read()
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                return classify(response.status, headers, data, time.time())
+                return classify(response.status, response.headers, data, time.time())
         except aiohttp.ConnectionTimeoutError:
             return _unreachable("no connection in time")
         except TimeoutError:

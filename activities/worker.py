@@ -7,6 +7,7 @@ import contextlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from importlib.metadata import version
 from typing import Final
 
 from temporalio.client import Client
@@ -80,9 +81,12 @@ class BatchWorker:
         room = RoomForRequests(self._limiter)
         run_requests = RunRequests(store, inference, self._limiter, room, settings.commit_interval)
         drain = timedelta(seconds=settings.drain_timeout)
+        # The SDK's default is a hash over the code of all loaded modules: most of a second at each start.
+        build_id = f"everbatch-{version('everbatch')}"
         self._batch_worker = Worker(
             client,
             task_queue=settings.task_queue,
+            build_id=build_id,
             workflows=[BatchWorkflow],
             activities=[ValidateInput(store, inference).validate_input, WriteFiles(store).write_files],
             max_concurrent_activities=FILE_ACTIVITIES,
@@ -94,6 +98,7 @@ class BatchWorker:
         self._inference_worker = Worker(
             client,
             task_queue=inference_task_queue(settings.task_queue),
+            build_id=build_id,
             activities=[run_requests.run_requests],
             tuner=WorkerTuner.create_composite(
                 workflow_supplier=fixed,

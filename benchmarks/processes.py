@@ -23,6 +23,8 @@ class Usage:
     peak_rss_mb: float
     """Sum of each one's peak, which is an upper bound of the peak of the sum."""
     cpu_seconds: float
+    largest_mb: float
+    """Peak of the one process that had the largest."""
 
 
 class ChildProcess:
@@ -78,7 +80,8 @@ def tree_usage(pid: int) -> Usage:
     tree = [pid]
     for one in tree:
         tree += [child for child, parent in parents.items() if parent == one]
-    return Usage(round(sum(map(_peak_rss_mb, tree)), 1), round(sum(map(_cpu_seconds, tree)), 2))
+    peaks = [_peak_rss_mb(one) for one in tree]
+    return Usage(round(sum(peaks), 1), round(sum(map(_cpu_seconds, tree)), 2), round(max(peaks), 1))
 
 
 def _stat(pid: int) -> list[str] | None:

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -58,9 +58,6 @@ class Stack:
 
     def usage(self) -> dict[str, Usage]:
         return {child.name: child.usage() for child in self._children}
-
-    def usage_json(self) -> dict[str, dict[str, float]]:
-        return {name: asdict(usage) for name, usage in self.usage().items()}
 
     async def upload(self, path: Path) -> str:
         return (await self.client.files.create(file=path, purpose="batch")).id

@@ -22,7 +22,8 @@ async def main(scale: int) -> None:
 
         bare, run = await _both(stack, 20_000 // scale, 0.0)
         cpu = 1000 * run.cpu["worker"] / run.requests
-        text = f"{run.requests:,} × 0 ms: {run.per_second:.0f}/s, bare loop {bare.per_second:.0f}/s; worker CPU {cpu:.3f} ms each"
+        text = f"{run.requests:,} × 0 ms: {run.per_second:.0f}/s, bare loop {bare.per_second:.0f}/s; "
+        text += f"worker CPU {cpu:.3f} ms each"
         report("P1b", run.per_second / bare.per_second, "≥ 1.3, ≤ 0.25 ms", text, worker_ms=cpu, **_raw(bare, run))
 
         bare, run = await _both(stack, 5000 // scale, 0.02)
