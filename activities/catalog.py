@@ -45,6 +45,10 @@ class FileRecord(BaseModel):
     purpose: str
     expires_at: int | None = None
     """Unix seconds."""
+    lines: int | None = None
+    """Of an upload, blank ones included."""
+    digest: str = ""
+    """Of an upload: tells a repeated one from another with the same idempotency key."""
 
 
 def content_key(tenant: str, file_id: str) -> str:

@@ -8,7 +8,7 @@ import uuid
 from itertools import islice
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Query
 
 from activities.catalog import Catalog
 from activities.settings import Settings, window_seconds
@@ -16,15 +16,13 @@ from activities.storage import ObjectNotFound, ObjectStore
 from api.auth import Tenant
 from api.bodies import JsonRoute
 from api.errors import ApiError, invalid_value, permanent_conflict, shown
-from api.schemas import Batch, BatchList, CreateBatch, batch_list, batch_object
+from api.schemas import Batch, BatchList, CreateBatch, IdempotencyKey, batch_list, batch_object
 from api.views import BatchNotCancellable, BatchView, Gateway, IdempotencyConflict
 from workflows.contract import inference_task_queue
 from workflows.ids import batch_id_for_key, create_digest
 from workflows.types import BatchRecord, BatchSpec
 
 MAX_PAGE = 100
-
-IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
 
 
 def batches_router(settings: Settings, store: ObjectStore, gateway: Gateway) -> APIRouter:

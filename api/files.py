@@ -21,9 +21,10 @@ from activities.settings import Settings
 from activities.storage import ObjectNotFound, ObjectStore, StoreError
 from api.auth import Tenant
 from api.download import Download, Reader
-from api.errors import ApiError, invalid_value, missing_parameter, shown, validation_error
+from api.errors import ApiError, invalid_value, missing_parameter, permanent_conflict, shown, validation_error
 from api.multipart import Upload, receive_upload
-from api.schemas import ExpiresAfter, FileDeleted, FileList, FileObject, file_list, file_object
+from api.schemas import ExpiresAfter, FileDeleted, FileList, FileObject, IdempotencyKey, file_list, file_object
+from workflows.ids import create_digest, file_id_for_key
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 MAX_PAGE = 10_000
@@ -71,11 +72,16 @@ class _Files:
         self._store = store
         self._catalog = Catalog(store)
 
-    async def upload_file(self, request: Request, tenant: Tenant) -> FileObject:
-        file_id = _new_file_id()
+    async def upload_file(self, request: Request, tenant: Tenant, idempotency_key: IdempotencyKey = None) -> FileObject:
+        file_id = file_id_for_key(tenant, idempotency_key) if idempotency_key else _new_file_id()
         key = content_key(tenant, file_id)
         async with receive_upload(request, self._store, key, self._max_bytes) as upload:
             record = _record(file_id, upload)
+            if idempotency_key and (before := await asyncio.to_thread(self._uploaded, tenant, file_id)):
+                if before.digest != record.digest:
+                    message = "Conflict: this idempotency key was used for another file."
+                    raise permanent_conflict(message, code="idempotency_conflict")
+                return file_object(before)
             await upload.commit()
         try:
             await asyncio.to_thread(self._catalog.save_file, tenant, record)
@@ -116,6 +122,12 @@ class _Files:
         if _is_expired(record):
             raise _no_file(file_id)
         return record
+
+    def _uploaded(self, tenant: str, file_id: str) -> FileRecord | None:
+        try:
+            return self._catalog.get_file(tenant, file_id)
+        except ObjectNotFound:
+            return None
 
     def _delete(self, tenant: str, file_id: str) -> None:
         self._find(tenant, file_id)
@@ -175,6 +187,10 @@ def _record(file_id: str, upload: Upload) -> FileRecord:
         filename=upload.filename,
         purpose=purpose,
         expires_at=created_ms // 1000 + lifetime if lifetime else None,
+        lines=upload.lines,
+        digest=create_digest(
+            {"sha256": upload.sha256, "filename": upload.filename, "purpose": purpose, "lifetime": lifetime}
+        ),
     )
 
 

@@ -146,7 +146,7 @@ class TemporalGateway:
             task_queue=self._task_queue,
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
-            static_summary=batch_summary(spec),
+            static_summary=batch_summary(spec, await asyncio.to_thread(self._input_lines, spec)),
             search_attributes=TypedSearchAttributes(
                 [
                     SearchAttributePair(contract.TENANT_ATTRIBUTE, spec.tenant),
@@ -156,6 +156,12 @@ class TemporalGateway:
             ),
             rpc_timeout=CALL_LIMIT,
         )
+
+    def _input_lines(self, spec: BatchSpec) -> int | None:
+        try:
+            return self._catalog.get_file(spec.tenant, spec.input_file_id).lines
+        except ObjectNotFound:
+            return None  # validation will say so
 
     async def _same(self, record: BatchRecord, spec: BatchSpec) -> BatchView:
         """The batch that an idempotency key stands for already."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ class Upload:
     fields: dict[str, str]
     filename: str
     size: int
+    lines: int
+    """Of the file; the last one may lack its line end."""
+    sha256: str
     _sink: _Sink
 
     async def commit(self) -> None:
@@ -70,7 +74,7 @@ async def receive_upload(request: Request, store: ObjectStore, key: str, max_byt
         if not form.has_file:
             raise missing_parameter(_FILE_FIELD)
         await _in_thread(sink.write, form.take())
-        yield Upload(form.texts(), form.filename, form.size, sink)
+        yield Upload(form.texts(), form.filename, form.size, form.all_lines(), sink.sha256(), sink)
     except (ApiError, StoreError):
         await _in_thread(sink.close)  # the room may be needed while the rest is read
         await body.drain()
@@ -100,12 +104,17 @@ class _Sink:
         self._key = key
         self._context: AbstractContextManager[ObjectWriter] | None = None
         self._writer: ObjectWriter | None = None
+        self._hash = hashlib.sha256()
 
     def write(self, data: bytes) -> None:
         if self._writer is None:
             self._context = self._store.writer(self._key)
             self._writer = self._context.__enter__()
         self._writer.write(data)
+        self._hash.update(data)
+
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
 
     def commit(self) -> None:
         assert self._writer, "an upload is committed inside its block"
@@ -133,6 +142,8 @@ class _Form:
         """Of the file, not yet taken."""
         self.size = 0
         """Of the file, so far."""
+        self.lines = 0
+        self._last = b""
         self.filename = _NO_NAME
         self.has_file = False
         self.ended = False
@@ -141,6 +152,9 @@ class _Form:
         data = bytes(self.data)
         self.data.clear()
         return data
+
+    def all_lines(self) -> int:
+        return self.lines + (self._last not in (b"", b"\n"))
 
     def texts(self) -> dict[str, str]:
         return {name: text.decode("utf-8", "replace") for name, text in self._texts.items()}
@@ -187,6 +201,8 @@ class _Form:
 
     def _take_file(self, data: bytes) -> None:
         self.size += len(data)
+        self.lines += data.count(b"\n")
+        self._last = data[-1:] or self._last
         if self.size > self._max_bytes:
             raise too_large(self._max_bytes)
         self.data += data

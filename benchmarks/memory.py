@@ -8,7 +8,7 @@ from dataclasses import asdict
 from benchmarks.figures import quick, report, write_input
 from benchmarks.stack import run_stack
 
-BODY_BYTES = 4100
+BODY_BYTES = 4000
 
 
 async def main(count: int) -> None:

@@ -14,8 +14,10 @@ def cut(text: str, limit: int = SUMMARY_BYTES) -> str:
     return text if len(encoded) <= limit else encoded[: limit - 3].decode("utf-8", "ignore") + "…"
 
 
-def batch_summary(spec: BatchSpec) -> str:
-    return cut(f"{spec.endpoint} · {spec.input_file_id} · window {spec.completion_window}")
+def batch_summary(spec: BatchSpec, lines: int | None) -> str:
+    """Args: ``lines`` are those of the input, where it is known; how many are requests is not yet."""
+    size = f"{lines} lines" if lines is not None else spec.input_file_id
+    return cut(f"{spec.endpoint} · {size} · window {spec.completion_window}")
 
 
 def batch_details(spec: BatchSpec, status: BatchStatus) -> str:

@@ -17,6 +17,11 @@ def batch_id_for_key(tenant: str, idempotency_key: str) -> str:
     return "batch_" + _hex("batch", tenant, idempotency_key)
 
 
+def file_id_for_key(tenant: str, idempotency_key: str) -> str:
+    """The id of the file that a tenant uploads under an idempotency key."""
+    return "file-" + _hex("upload", tenant, idempotency_key, length=24)
+
+
 def result_file_id(batch_id: str, kind: Literal["output", "error"]) -> str:
     return "file-" + _hex("file", batch_id, kind, length=24)
 
@@ -27,7 +32,7 @@ def request_id_prefix(batch_id: str) -> str:
 
 
 def create_digest(parameters: dict[str, Any]) -> str:
-    """Digest of the create parameters. Order of keys does not count; ``None`` and ``{}`` differ."""
+    """Digest of what a client asked to create. Order of keys does not count; ``None`` and ``{}`` differ."""
     return _hex(json.dumps(parameters, sort_keys=True, ensure_ascii=True))
 
 

@@ -75,6 +75,14 @@ class Finished:
     output: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     errors: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
+    def take(self, kind: str, content: bytes) -> None:
+        """Args: ``kind`` is ``output`` or ``errors``."""
+        lines = [json.loads(line) for line in content.splitlines()]
+        if kind == "output":
+            self.raw_output, self.output = content, lines
+        else:
+            self.raw_errors, self.errors = content, lines
+
     @property
     def counts(self) -> tuple[int, int, int]:
         """Total, completed, failed."""
@@ -207,12 +215,9 @@ class Stack:
         """Poll until the batch has ended, and fetch its files."""
         batch = await self.until(batch_id, lambda batch: batch.status in TERMINAL, seconds)
         finished = Finished(batch)
-        if batch.output_file_id:
-            finished.raw_output = await self.download(batch.output_file_id)
-            finished.output = [json.loads(line) for line in finished.raw_output.splitlines()]
-        if batch.error_file_id:
-            finished.raw_errors = await self.download(batch.error_file_id)
-            finished.errors = [json.loads(line) for line in finished.raw_errors.splitlines()]
+        for file_id, kind in ((batch.output_file_id, "output"), (batch.error_file_id, "errors")):
+            if file_id:
+                finished.take(kind, await self.download(file_id))
         return finished
 
     async def download(self, file_id: str) -> bytes:

@@ -45,7 +45,7 @@ def check_success_lines(finished: Finished) -> None:
         assert line["error"] is None
         assert line["response"]["status_code"] == 200
         assert line["response"]["request_id"]
-        assert line["custom_id"] in json.dumps(line["response"]["body"])
+        assert line["custom_id"] in json.dumps(line["response"]["body"], ensure_ascii=False)
     assert len({line["id"] for line in finished.output}) == len(finished.output)
 
 

@@ -329,3 +329,16 @@ async def test_a_client_that_leaves_a_download_leaves_no_file_open(api: Api, mon
 async def test_delete_with_a_content_type_and_no_body(api: Api) -> None:
     response = await api.http.delete(f"/v1/files/{save(api, 1)}", headers={"content-type": "application/json"})
     assert response.json() == {"id": "file-1", "object": "file", "deleted": True}
+
+
+async def test_an_upload_repeated_with_its_key_makes_one_file(api: Api) -> None:
+    files, headers = api.openai.files, {"Idempotency-Key": "nightly"}
+    first = await files.create(file=("a.jsonl", b"{}\n{}"), purpose="batch", extra_headers=headers)
+    again = await files.create(file=("a.jsonl", b"{}\n{}"), purpose="batch", extra_headers=headers)
+    assert again == first
+    assert [file.id async for file in files.list()] == [first.id]
+    assert Catalog(api.store).get_file("default", first.id).lines == 2
+    with pytest.raises(openai.ConflictError, match="Conflict") as caught:
+        await files.create(file=("a.jsonl", b"other"), purpose="batch", extra_headers=headers)
+    assert caught.value.response.headers["x-should-retry"] == "false"
+    assert (await files.content(first.id)).content == b"{}\n{}"
