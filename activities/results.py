@@ -235,7 +235,8 @@ class ShardLog:
         self._parts = committed.parts
         # A workflow that was reset counts its attempts anew: never write over a part that is there.
         mine = catalog.part_key(*self._where, self._attempt, 0).rpartition("-")[0] + "-"
-        self._part_number = sum(1 for key in committed.parts if key.startswith(mine))
+        taken = (int(key.rpartition("-")[2]) for key in committed.parts if key.startswith(mine))
+        self._part_number = max(taken, default=-1) + 1
         return None
 
     def add(self, line: int, kind: Kind, data: bytes, usage: Usage = _NO_USAGE) -> None:
@@ -257,7 +258,10 @@ class ShardLog:
         tried, self._tried_changed = self._tried_changed, set()
         if not pending and not tried:
             return
+        # A key of its own for each try: a put whose caller was cancelled goes on in its thread, and may end last.
         key = catalog.part_key(*self._where, self._attempt, self._part_number)
+        self._part_number += 1
+        self._parts.append(key)
         notes = [f"{line} tried {self.tried[line]}\n".encode() for line in sorted(tried)]
         data = b"".join([encoded for _, encoded in pending] + notes)
         counts = (self.completed, self.failed)
@@ -268,8 +272,6 @@ class ShardLog:
             self._tried_changed |= tried
             raise
         self.committed = counts
-        self._part_number += 1
-        self._parts.append(key)
         offset = 0
         for line, encoded in pending:
             self._held_bytes += len(encoded)

@@ -1,0 +1,167 @@
+"""What an activity meets, without a socket: a store that can be made to fail and a scripted inference server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from temporalio.testing import ActivityEnvironment
+
+from activities import catalog
+from activities.catalog import Catalog, FileRecord
+from activities.inference import Answer, InferenceClient, classify
+from activities.storage import ObjectStore, ObjectWriter, StoreError
+from activities.storage_local import LocalStore
+from workflows.types import BatchSpec
+
+TENANT = "t"
+BATCH = "batch_1"
+FILE = "file-1"
+CHAT = "/v1/chat/completions"
+
+
+def make_spec(**changes: Any) -> BatchSpec:
+    values: dict[str, Any] = {
+        "batch_id": BATCH,
+        "tenant": TENANT,
+        "input_file_id": FILE,
+        "endpoint": CHAT,
+        "completion_window": "24h",
+        "window_seconds": 86_400,
+        "created_ms": 1_700_000_000_000,
+        "digest": "d",
+    }
+    return BatchSpec(**(values | changes))
+
+
+def request_line(number: int, custom_id: str | None = None, **body: Any) -> bytes:
+    """A good line; its body names its number, so that the engine knows it."""
+    request = {
+        "custom_id": custom_id or f"r{number}",
+        "method": "POST",
+        "url": CHAT,
+        "body": {"model": "m", "messages": [{"role": "user", "content": "é"}], "n": number, **body},
+    }
+    return json.dumps(request, ensure_ascii=False).encode() + b"\n"
+
+
+def save_input(store: ObjectStore, content: bytes, **changes: Any) -> FileRecord:
+    """An uploaded input file."""
+    values: dict[str, Any] = {
+        "id": FILE,
+        "bytes": len(content),
+        "created_ms": 1_700_000_000_000,
+        "filename": "in.jsonl",
+        "purpose": "batch",
+    }
+    record = FileRecord(**(values | changes))
+    store.put(catalog.content_key(TENANT, record.id), content)
+    Catalog(store).save_file(TENANT, record)
+    return record
+
+
+def activity_environment(attempt: int = 1) -> tuple[ActivityEnvironment, list[Any]]:
+    """An environment and the list that its heartbeats go to."""
+    environment = ActivityEnvironment()
+    environment.info = replace(ActivityEnvironment.default_info(), attempt=attempt)
+    beats: list[Any] = []
+    environment.on_heartbeat = lambda *details: beats.append(details[0] if details else None)
+    return environment, beats
+
+
+async def until(condition: Callable[[], bool], what: str = "", seconds: float = 20) -> None:
+    """Wait for a condition, however loaded the machine is."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while not condition():
+                await asyncio.sleep(0.002)
+    assert condition(), what or "it never came to be"
+
+
+class ShakyStore(LocalStore):
+    """A folder whose writes fail while ``down``; ``on_write`` runs before a write of a key, in the writer's thread."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.down = False
+        self.refused = 0
+        self.written: list[str] = []
+        self.on_write: Callable[[str], None] = lambda key: None
+
+    @contextlib.contextmanager
+    def writer(self, key: str) -> Generator[ObjectWriter]:
+        self.on_write(key)
+        if self.down:
+            self.refused += 1
+            raise StoreError(f"the store failed at {key}: No space left on device")
+        with super().writer(key) as writer:
+            yield writer
+        self.written.append(key)
+
+
+def reply(status: int = 200, body: Any = None, **headers: str) -> Answer:
+    """What the real client makes of such an HTTP answer."""
+    data = body if isinstance(body, bytes) else json.dumps(body if body is not None else {}).encode()
+    return classify(status, {name.replace("_", "-"): value for name, value in headers.items()}, data, now=0.0)
+
+
+def completion(number: int) -> Answer:
+    return reply(body={"n": number, "usage": {"prompt_tokens": number, "completion_tokens": 1}})
+
+
+def refusal(status: int, message: str = "no", **headers: str) -> Answer:
+    return reply(status, {"error": {"message": message, "type": "t", "param": None, "code": None}}, **headers)
+
+
+@dataclass
+class FakeEngine:
+    """Answers by script, request by request; what has no script succeeds."""
+
+    models: frozenset[str] | None = None
+    script: dict[int, list[Answer | Exception]] = field(default_factory=dict[int, "list[Answer | Exception]"])
+    held: set[int] = field(default_factory=set[int])
+    """Requests that get no answer until :meth:`release`."""
+    sent: list[int] = field(default_factory=list[int])
+    cancelled: list[int] = field(default_factory=list[int])
+    in_flight: int = 0
+    most_in_flight: int = 0
+    _released: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def client(self) -> InferenceClient:
+        return cast(InferenceClient, self)
+
+    def fail(self, numbers: Iterable[int], *answers: Answer | Exception) -> None:
+        for number in numbers:
+            self.script[number] = list(answers)
+
+    def release(self) -> None:
+        self.held.clear()
+        self._released.set()
+
+    async def list_models(self) -> frozenset[str] | None:
+        return self.models
+
+    async def send(self, endpoint: str, body: bytes) -> Answer:
+        number: int = json.loads(body)["n"]
+        self.sent.append(number)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await asyncio.sleep(0)
+            if number in self.held:
+                await self._released.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(number)
+            raise
+        finally:
+            self.in_flight -= 1
+        script = self.script.get(number)
+        answer = script.pop(0) if script else completion(number)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
