@@ -67,9 +67,15 @@ class RunRequests(RunRequestsStub):
     @activity.defn(name=RUN_REQUESTS)
     async def run_requests(self, task: RunRequestsInput) -> ShardResult:
         log = ShardLog(self._store, task.tenant, task.batch_id, task.index, activity.info().attempt)
-        if result := await log.load():
-            return result
-        requests = await asyncio.to_thread(self._read, task, log)
+        try:
+            if result := await log.load():
+                return result
+            requests = await asyncio.to_thread(self._read, task, log)
+        except StoreError as error:
+            # Nothing is lost yet; the policy's own delays would grow to minutes.
+            raise ApplicationError(
+                str(error), type="StoreError", next_retry_delay=timedelta(seconds=STORE_RETRY_SECONDS)
+            ) from error
         run = _ShardRun(task, log, requests, self._client, self._limiter, self._commit_interval)
         with self._room.running(task.shard.requests):
             return await run.run()
@@ -111,6 +117,7 @@ class _ShardRun:
         self._again: Counter[str] = Counter()  # reasons of those to be tried again
         self._most_tried = 0
         self._fault: Exception | None = None
+        self._store_error = ""
         self._loop = asyncio.get_running_loop()
         self._commit_timer: asyncio.TimerHandle | None = None
         self._commit_task: asyncio.Task[None] | None = None
@@ -253,11 +260,12 @@ class _ShardRun:
                     if not blocked:
                         blocked = True
                         activity.logger.warning("answers wait to be stored: %s", error)
-                        self._limiter.reason = str(error)
+                        self._store_error = self._limiter.reason = str(error)
                         self._limiter.block()
                     await asyncio.sleep(STORE_RETRY_SECONDS)
         finally:
             if blocked:
+                self._store_error = ""
                 self._limiter.unblock()
 
     def _beat(self) -> None:
@@ -265,4 +273,4 @@ class _ShardRun:
         self._beat_timer = self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
 
     def _heartbeat(self) -> None:
-        activity.heartbeat([*self._log.committed, len(self._sending)])
+        activity.heartbeat([*self._log.committed, len(self._sending), self._store_error])

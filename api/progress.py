@@ -25,12 +25,11 @@ class Pending:
 
     shard: int | None
     """``None`` for what is no group of requests."""
-    running: bool
     completed: int
     failed: int
     in_flight: int
     waits_for: str
-    """Why its last attempt ended, when it waits for the next."""
+    """Why its last attempt ended, when it waits for the next; or what its answers wait for, to be stored."""
     next_attempt_at: float | None
     """Unix seconds."""
 
@@ -42,20 +41,21 @@ def read_pending(activities: Sequence[PendingActivityInfo]) -> list[Pending]:
 def _read(activity: PendingActivityInfo) -> Pending:
     kind, _, number = activity.activity_id.partition("-")
     running = activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
-    completed = failed = 0
-    in_flight = 1 if kind == "line" else 0
-    if kind == "shard" and activity.heartbeat_details.payloads:
-        completed, failed, in_flight = json.loads(activity.heartbeat_details.payloads[0].data)
-    waits = not running and activity.HasField("last_failure")
-    next_attempt = activity.next_attempt_schedule_time if activity.HasField("next_attempt_schedule_time") else None
+    completed, failed, in_flight, waits_for = 0, 0, 1 if kind == "line" else 0, ""
+    if kind in ("shard", "line") and activity.heartbeat_details.payloads:
+        completed, failed, in_flight, waits_for = json.loads(activity.heartbeat_details.payloads[0].data)
+    next_attempt_at = None
+    if not running:
+        in_flight, waits_for = 0, activity.last_failure.message
+        if waits_for and activity.HasField("next_attempt_schedule_time"):
+            next_attempt_at = activity.next_attempt_schedule_time.ToNanoseconds() / 1e9
     return Pending(
         shard=int(number) if kind == "shard" else None,
-        running=running,
-        completed=completed,
-        failed=failed,
-        in_flight=in_flight if running else 0,
-        waits_for=activity.last_failure.message if waits else "",
-        next_attempt_at=next_attempt.ToNanoseconds() / 1e9 if waits and next_attempt else None,
+        completed=completed if kind == "shard" else 0,
+        failed=failed if kind == "shard" else 0,
+        in_flight=in_flight,
+        waits_for=waits_for,
+        next_attempt_at=next_attempt_at,
     )
 
 

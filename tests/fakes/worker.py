@@ -77,7 +77,7 @@ async def until(condition: Callable[[], bool], what: str = "", seconds: float = 
     """Wait for a condition, however loaded the machine is."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - what threads do sets no event
                 await asyncio.sleep(0.002)
     assert condition(), what or "it never came to be"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ records = st.lists(st.tuples(st.integers(1, 10**7), kinds, answers, usages), max
 def chunks(data: bytes, cuts: list[int]) -> Iterator[bytes]:
     """The data cut anywhere, never into an empty chunk."""
     bounds = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    return (data[start:end] for start, end in zip(bounds, bounds[1:], strict=False))
+    return (data[start:end] for start, end in pairwise(bounds))
 
 
 @given(records, st.dictionaries(st.integers(1, 99), st.integers(1, 9), max_size=3), st.lists(st.integers(0, 9999)))
