@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 from collections.abc import Iterator
 from typing import Literal
 
@@ -63,21 +64,30 @@ def parts_prefix(tenant: str, batch_id: str, shard: int) -> str:
     return f"{_batch_prefix(tenant, batch_id)}parts/{shard:06d}/"
 
 
-def part_key(tenant: str, batch_id: str, shard: int, attempt: int, number: int) -> str:
-    return f"{parts_prefix(tenant, batch_id, shard)}{attempt:06d}-{number:06d}"
+def part_key(tenant: str, batch_id: str, shard: int, attempt: str, number: int) -> str:
+    return f"{parts_prefix(tenant, batch_id, shard)}{attempt}-{number:06d}"
 
 
 def results_prefix(tenant: str, batch_id: str, shard: int) -> str:
     return f"{_batch_prefix(tenant, batch_id)}results/{shard:06d}/"
 
 
-def result_key(tenant: str, batch_id: str, shard: int, attempt: int) -> str:
-    return f"{results_prefix(tenant, batch_id, shard)}{attempt:06d}"
+def result_key(tenant: str, batch_id: str, shard: int, attempt: str) -> str:
+    return f"{results_prefix(tenant, batch_id, shard)}{attempt}"
 
 
-def attempt_of(result_key: str) -> int:
+def attempt_of(result_key: str) -> str:
     """The attempt that wrote a result object."""
-    return int(result_key.rsplit("/", 1)[1])
+    return result_key.rsplit("/", 1)[1]
+
+
+def attempt_name(number: int) -> str:
+    """A name that no other attempt has.
+
+    Temporal's number alone is not enough: a shard that is scheduled anew (its batch was paused, its workflow reset)
+    counts from one again, perhaps while an attempt of before still runs somewhere.
+    """
+    return f"{number:06d}-{secrets.token_hex(4)}"
 
 
 def _batch_prefix(tenant: str, batch_id: str) -> str:

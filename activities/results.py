@@ -194,7 +194,7 @@ class ShardLog:
     Lives on the event loop; one :meth:`load`, :meth:`commit` or :meth:`finish` at a time.
     """
 
-    def __init__(self, store: ObjectStore, tenant: str, batch_id: str, shard: int, attempt: int) -> None:
+    def __init__(self, store: ObjectStore, tenant: str, batch_id: str, shard: int, attempt: str) -> None:
         self._store = store
         self._where = (tenant, batch_id, shard)
         self._attempt = attempt
@@ -233,10 +233,6 @@ class ShardLog:
         self.committed = (self.completed, self.failed)
         self.tried = committed.tried
         self._parts = committed.parts
-        # A workflow that was reset counts its attempts anew: never write over a part that is there.
-        mine = catalog.part_key(*self._where, self._attempt, 0).rpartition("-")[0] + "-"
-        taken = (int(key.rpartition("-")[2]) for key in committed.parts if key.startswith(mine))
-        self._part_number = max(taken, default=-1) + 1
         return None
 
     def add(self, line: int, kind: Kind, data: bytes, usage: Usage = _NO_USAGE) -> None:

@@ -19,7 +19,7 @@ from activities.jsonl import parse_line, read_lines
 from activities.limiter import Limiter, Queue, RoomForRequests, Signal
 from activities.output_lines import OutputLines
 from activities.results import ShardLog
-from activities.storage import ObjectStore, StoreError
+from activities.storage import ObjectNotFound, ObjectStore, StoreError
 from workflows.contract import RUN_REQUESTS, RunRequestsStub
 from workflows.types import RunRequestsInput, ShardResult
 
@@ -66,7 +66,8 @@ class RunRequests(RunRequestsStub):
 
     @activity.defn(name=RUN_REQUESTS)
     async def run_requests(self, task: RunRequestsInput) -> ShardResult:
-        log = ShardLog(self._store, task.tenant, task.batch_id, task.index, activity.info().attempt)
+        attempt = catalog.attempt_name(activity.info().attempt)
+        log = ShardLog(self._store, task.tenant, task.batch_id, task.index, attempt)
         try:
             if result := await log.load():
                 return result
@@ -187,11 +188,12 @@ class _ShardRun:
         except Exception as error:  # a bug of ours: end the attempt with it instead of losing it in a task
             self._fault = error
             self._hold_back()
-        finally:
-            self._limiter.finished(signal, sent_at, wait, reason)
+        self._limiter.finished(signal, sent_at, wait, reason)
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         self._sending.discard(task)
+        if task.cancelled():  # perhaps before its first step, so that nothing inside it has run
+            self._limiter.finished(Signal.UNCLEAR, self._limiter.now())
         self._check_idle()
 
     def _take(self, line: int, answer: Answer) -> None:
@@ -256,6 +258,8 @@ class _ShardRun:
             while True:
                 try:
                     return await store()
+                except ObjectNotFound:
+                    raise  # the parts are gone and nobody has finished: waiting brings nothing back
                 except StoreError as error:
                     if not blocked:
                         blocked = True

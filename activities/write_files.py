@@ -94,7 +94,7 @@ class WriteFiles(WriteFilesStub):
         missing: MissingReason,
         index: int,
         shard: Shard,
-        attempt: int | None,
+        attempt: str | None,
     ) -> None:
         if attempt is None:
             found = look_up(self._store, spec.tenant, spec.batch_id, index)

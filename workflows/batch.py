@@ -44,7 +44,7 @@ class BatchWorkflow:
         self._spec = spec
         self._status = BatchStatus()
         self._cancel_requested = False
-        self._attempts: list[int | None] = []
+        self._attempts: list[str | None] = []
         self._finished: set[int] = set()
         self._samples: deque[tuple[float, int]] = deque()
 

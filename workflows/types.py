@@ -146,7 +146,7 @@ class RunRequestsInput(Model):
 class ShardResult(Model):
     """The object that counts: ``results/<shard>/<attempt>``."""
 
-    attempt: int
+    attempt: str
     completed: int
     failed: int
     usage: Usage = Usage()
@@ -165,7 +165,7 @@ class WriteFilesInput(Model):
     status: BatchStatus
     """As it stands when finalizing begins."""
     outcome: BatchPhase
-    attempts: list[int | None] = []
+    attempts: list[str | None] = []
     """For each shard the attempt whose object counts, ``None`` where the shard did not finish."""
     missing: MissingReason = MissingReason.FAILED
 

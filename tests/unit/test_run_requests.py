@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class Worker:
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
+async def worker(tmp_path: Path) -> AsyncIterator[Worker]:
     worker = Worker(tmp_path, 10)
     yield worker
     worker.settled()
@@ -224,7 +224,7 @@ async def test_heartbeats_tell_what_is_committed_and_in_flight(worker: Worker, m
     worker.engine.held = {4, 9}
     worker.engine.fail([2], refusal(400))
     running, _ = worker.start()
-    await until(lambda: [7, 1, 2] in worker.beats)
+    await until(lambda: [7, 1, 2] in [beat[:3] for beat in worker.beats])
     assert all(beat[0] + beat[1] + beat[2] <= 10 for beat in worker.beats)
     worker.engine.release()
     await running
@@ -263,7 +263,7 @@ async def test_cancel_drops_what_is_in_flight_and_commits_what_is_answered(tmp_p
     assert sorted(worker.committed().records) == [1, 3]
     assert sorted(worker.engine.cancelled) == [2, 4, 5, 6]
     assert worker.engine.sent == [1, 2, 3, 4, 5, 6]
-    assert worker.beats[-1] == [2, 0, 0]
+    assert worker.beats[-1][:3] == [2, 0, 0]
     worker.settled()
 
 
@@ -306,6 +306,7 @@ async def test_cancelling_many_shards_at_once_leaves_no_request_counted(tmp_path
     await until(lambda: worker.limiter.in_flight == 3 and worker.limiter.waiting == 57)
     for _, environment in running:
         environment.cancel()
+        await asyncio.sleep(0)
     await asyncio.gather(*(task for task, _ in running), return_exceptions=True)
     worker.settled()
 
@@ -317,13 +318,13 @@ async def test_answers_outlive_the_store_being_away_and_nothing_more_is_sent(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = Worker(tmp_path, 10, in_flight=2)
-    worker.engine.held = {2}
+    worker.engine.held = {5, 6}
     worker.store.down = True
     running, _ = worker.start()
     with caplog.at_level(logging.WARNING):
         await until(lambda: worker.store.refused > 2)
     sent = list(worker.engine.sent)
-    assert len(sent) < 10
+    assert sent == [1, 2, 3, 4, 5, 6]
     assert worker.limiter.held_back
     worker.engine.release()
     await until(lambda: worker.engine.in_flight == 0)

@@ -1,0 +1,130 @@
+"""Engines that refuse, fail, hang or are away: what becomes an error line, what is tried again, what waits."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from openai.types import Batch
+
+from tests.integration.conftest import MakeStack
+from tests.integration.stack import progress_of, request, requests
+
+
+def in_order(*custom_ids: str) -> list[dict[str, Any]]:
+    return [request(custom_id) for custom_id in custom_ids]
+
+
+async def test_refusals_go_to_the_error_file(stack: MakeStack) -> None:
+    it = await stack()
+    it.script(mode="status", status=400, match="bad")
+    finished = await it.run(in_order("ok-0", "bad-1", "ok-2", "bad-3", "ok-4"))
+    assert finished.batch.status == "completed"
+    assert finished.counts == (5, 3, 2)
+    assert (finished.answered, finished.refused) == (["ok-0", "ok-2", "ok-4"], ["bad-1", "bad-3"])
+    for line in finished.errors:
+        assert list(line) == ["id", "custom_id", "response", "error"]
+        assert line["response"]["status_code"] == 400
+        assert line["response"]["body"]["error"]["message"] == "The fake engine was told to refuse."
+        assert line["error"] == {"code": "invalid_request_error", "message": "The fake engine was told to refuse."}
+    assert set(it.engine.counters().received.values()) == {1}
+    assert finished.batch.usage
+    assert finished.batch.usage.total_tokens == 3 * 30
+
+
+async def test_a_batch_without_one_success_has_no_output_file(stack: MakeStack) -> None:
+    it = await stack()
+    it.script(mode="status", status=404)
+    finished = await it.run(requests(3))
+    assert finished.batch.status == "completed"
+    assert finished.counts == (3, 0, 3)
+    assert finished.batch.output_file_id is None
+    assert len(finished.errors) == 3
+
+
+@pytest.mark.parametrize("mode", ["status", "reset", "not_json"])
+async def test_a_failure_is_tried_again(stack: MakeStack, mode: str) -> None:
+    it = await stack()
+    it.script(mode=mode, status=500, times_each=1)
+    finished = await it.run(requests(6))
+    assert finished.counts == (6, 6, 0)
+    assert it.engine.counters().received == {f"r-{n}": 2 for n in range(6)}
+
+
+@pytest.mark.parametrize("count", [4, 501], ids=["single", "grouped"])
+async def test_poison_becomes_an_error_line(stack: MakeStack, count: int) -> None:
+    it = await stack(max_attempts=2)
+    it.script(mode="status", status=500, match="r-3")
+    lines = [request("r-3" if number == 3 else f"ok-{number}") for number in range(count)]
+    finished = await it.run(lines)
+    assert finished.counts == (count, count - 1, 1)
+    (line,) = finished.errors
+    assert line["custom_id"] == "r-3"
+    assert line["response"]["status_code"] == 500
+    assert line["error"]["code"] == "server_error"
+    received = it.engine.counters().received
+    assert received.pop("r-3") == 2
+    assert set(received.values()) == {1}  # only what is unfinished is sent again
+
+
+@pytest.mark.parametrize(
+    ("mode", "code"), [("hang", "request_timeout"), ("reset", "connection_error"), ("not_json", "server_error")]
+)
+async def test_what_got_no_answer_says_so(stack: MakeStack, mode: str, code: str) -> None:
+    it = await stack(max_attempts=1, request_timeout=0.3)
+    it.script(mode=mode, match="bad")
+    finished = await it.run(in_order("ok-0", "bad-1"))
+    assert finished.counts == (2, 1, 1)
+    (line,) = finished.errors
+    assert (line["custom_id"], line["response"], line["error"]["code"]) == ("bad-1", None, code)
+
+
+@pytest.mark.parametrize("count", [3, 600], ids=["single", "grouped"])
+async def test_overload_means_later(stack: MakeStack, count: int) -> None:
+    it = await stack(max_attempts=1)
+    it.script(mode="status", status=503, retry_after=2)
+    batch_id = await it.submit(requests(count))
+    waiting = await it.until(batch_id, lambda batch: progress_of(batch).get("next_attempt_at"))
+    assert waiting.status == "in_progress"
+    progress = progress_of(waiting)
+    assert f"of {min(count, 1 if count == 3 else 100)} requests to retry: HTTP 503" in progress["waiting_reason"]
+    assert abs(progress["next_attempt_at"] - time.time() - 1.5) < 2.5
+    it.script()
+    finished = await it.finished(batch_id)
+    assert finished.counts == (count, count, 0)  # however often, it does not count as a failure
+
+
+async def test_a_wrong_key_waits_and_says_so(stack: MakeStack) -> None:
+    it = await stack(max_attempts=1)
+    it.script(mode="status", status=401)
+    batch_id = await it.submit(requests(2))
+    waiting = await it.until(batch_id, lambda batch: progress_of(batch).get("waiting_reason"))
+    assert "HTTP 401 Unauthorized" in progress_of(waiting)["waiting_reason"]
+    it.script()
+    assert (await it.finished(batch_id)).counts == (2, 2, 0)
+
+
+async def test_an_engine_that_is_away_is_waited_for(stack: MakeStack) -> None:
+    it = await stack(max_attempts=1)
+    await it.engine.close()
+    batch_id = await it.submit(requests(5))
+
+    def says_why(batch: Batch) -> bool:
+        return "connection refused" in (progress_of(batch).get("waiting_reason") or "")
+
+    waiting = await it.until(batch_id, says_why)
+    assert waiting.status == "in_progress"
+    await it.engine.start(port=it.engine_port)
+    assert (await it.finished(batch_id)).counts == (5, 5, 0)
+
+
+async def test_an_engine_that_goes_mid_run_is_waited_for(stack: MakeStack) -> None:
+    it = await stack(max_attempts=2, latency=0.02)
+    batch_id = await it.submit(requests(1000))
+    await it.until(batch_id, lambda _: it.engine.counters().answered_total > 200)
+    it.script(mode="refuse", seconds=0.5)
+    finished = await it.finished(batch_id)
+    assert finished.counts == (1000, 1000, 0)
+    assert finished.answered == [f"r-{n}" for n in range(1000)]
+    assert set(it.engine.counters().answered.values()) == {1}
