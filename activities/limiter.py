@@ -164,7 +164,7 @@ class Limiter:
 
     def room(self, expected: int) -> bool:
         """Whether to fetch more, when ``expected`` requests are on their way here already."""
-        ahead = min(max(self._rate * AHEAD, 1.0), self.limit)
+        ahead = max(self._rate * AHEAD, 1.0)
         return not self.held_back and self.in_flight + self.waiting + expected < self.limit + ahead
 
     def _dispatch(self) -> None:
@@ -275,9 +275,9 @@ class RoomForRequests(CustomSlotSupplier):
             self._waiters.append(waiter)
             try:
                 await waiter
-            finally:
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
+            except asyncio.CancelledError:
+                self._let_in()  # it may have been woken already: pass that on
+                raise
         permit = SlotPermit()
         self._reserved.add(permit)
         self._let_in()  # there may be room for another
@@ -297,6 +297,7 @@ class RoomForRequests(CustomSlotSupplier):
     def _mark_used(self, permit: SlotPermit) -> None:
         self._reserved.discard(permit)
         self._used.add(permit)
+        self._let_in()  # its shard may be running already
 
     def _release(self, permit: SlotPermit) -> None:
         self._reserved.discard(permit)
@@ -308,7 +309,8 @@ class RoomForRequests(CustomSlotSupplier):
         return self._limiter.room(on_their_way * self._typical)
 
     def _let_in(self) -> None:
-        if self._waiters and self._has_room():
+        while self._waiters and self._has_room():
             waiter = self._waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+                return  # the next is woken by this one, when it has taken its room

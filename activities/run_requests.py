@@ -133,8 +133,13 @@ class _ShardRun:
                 await self._idle.wait()
             return await self._end()
         except asyncio.CancelledError:
-            await self._drop()
             details = activity.cancellation_details()
+            if details and details.paused:
+                # Those in flight are paid for, so they may end; only nothing more is sent.
+                self._limiter.withdraw(self._queue)
+                await asyncio.gather(*self._sending)
+                return await self._end("the batch is paused")
+            await self._drop()
             if details and details.worker_shutdown:
                 raise self._try_again("the worker stopped") from None
             raise
@@ -142,7 +147,7 @@ class _ShardRun:
             self._limiter.leave(self._hold_back)
             self._beat_timer.cancel()
 
-    async def _end(self) -> ShardResult:
+    async def _end(self, held_back: str = "") -> ShardResult:
         """Everything that was to be sent has been: commit, and finish the shard or ask for another attempt."""
         if self._commit_task:
             await self._commit_task
@@ -156,7 +161,7 @@ class _ShardRun:
         await self._until_stored(self._log.commit)
         if self._limiter.draining:
             raise self._try_again("the worker is stopping")
-        reason = self._again.most_common(1)[0][0] if self._again else self._limiter.reason
+        reason = held_back or (self._again.most_common(1)[0][0] if self._again else self._limiter.reason)
         raise self._try_again(reason)
 
     def _try_again(self, reason: str) -> ApplicationError:

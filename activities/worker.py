@@ -18,6 +18,7 @@ from temporalio.worker import FixedSizeSlotSupplier, Worker, WorkerTuner
 
 from activities.inference import InferenceClient
 from activities.limiter import Limiter, RoomForRequests
+from activities.pause_shards import PauseShards
 from activities.run_requests import RunRequests
 from activities.settings import Settings
 from activities.storage import ObjectStore
@@ -37,8 +38,8 @@ STORE_THREADS: Final = 32
 FILE_ACTIVITIES: Final = 8
 """Inputs validated and result files written at once by one worker."""
 
-HEARTBEAT_THROTTLE: Final = timedelta(seconds=2)
-"""Between two heartbeats on the wire; also how late word of a cancel may come."""
+HEARTBEAT_THROTTLE: Final = timedelta(seconds=1.5)
+"""Between two heartbeats on the wire; also how late word of a cancel or a pause may come."""
 
 
 def temporal_address() -> str:
@@ -88,7 +89,11 @@ class BatchWorker:
             task_queue=settings.task_queue,
             build_id=build_id,
             workflows=[BatchWorkflow],
-            activities=[ValidateInput(store, inference).validate_input, WriteFiles(store).write_files],
+            activities=[
+                ValidateInput(store, inference).validate_input,
+                WriteFiles(store).write_files,
+                PauseShards(client).pause_shards,
+            ],
             max_concurrent_activities=FILE_ACTIVITIES,
             disable_eager_activity_execution=True,
             max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,

@@ -17,7 +17,7 @@ from api.auth import Tenant
 from api.bodies import JsonRoute
 from api.errors import ApiError, invalid_value, permanent_conflict, shown
 from api.schemas import Batch, BatchList, CreateBatch, IdempotencyKey, batch_list, batch_object
-from api.views import BatchNotCancellable, BatchView, Gateway, IdempotencyConflict
+from api.views import BatchHasEnded, BatchView, Gateway, IdempotencyConflict
 from workflows.contract import inference_task_queue
 from workflows.ids import batch_id_for_key, create_digest
 from workflows.types import BatchRecord, BatchSpec
@@ -32,6 +32,8 @@ def batches_router(settings: Settings, store: ObjectStore, gateway: Gateway) -> 
     router.add_api_route("", routes.list_batches, methods=["GET"], response_model=BatchList)
     router.add_api_route("/{batch_id}", routes.retrieve_batch, methods=["GET"], response_model=Batch)
     router.add_api_route("/{batch_id}/cancel", routes.cancel_batch, methods=["POST"], response_model=Batch)
+    router.add_api_route("/{batch_id}/pause", routes.pause_batch, methods=["POST"], response_model=Batch)
+    router.add_api_route("/{batch_id}/resume", routes.resume_batch, methods=["POST"], response_model=Batch)
     return router
 
 
@@ -74,8 +76,25 @@ class _Batches:
             return batch_object(await self._gateway.cancel(tenant, batch_id))
         except ObjectNotFound:
             raise _no_batch(batch_id) from None
-        except BatchNotCancellable as error:
+        except BatchHasEnded as error:
             raise permanent_conflict(f"Cannot cancel a batch with status '{error.status.value}'.") from None
+
+    async def pause_batch(self, batch_id: str, tenant: Tenant) -> Batch:
+        """Ours, beyond OpenAI's API: send nothing more until resumed. The completion window runs on."""
+        return await self._set_paused(tenant, batch_id, True)
+
+    async def resume_batch(self, batch_id: str, tenant: Tenant) -> Batch:
+        """Ours: go on with a paused batch."""
+        return await self._set_paused(tenant, batch_id, False)
+
+    async def _set_paused(self, tenant: str, batch_id: str, paused: bool) -> Batch:
+        try:
+            return batch_object(await self._gateway.set_paused(tenant, batch_id, paused))
+        except ObjectNotFound:
+            raise _no_batch(batch_id) from None
+        except BatchHasEnded as error:
+            verb = "pause" if paused else "resume"
+            raise permanent_conflict(f"Cannot {verb} a batch with status '{error.status.value}'.") from None
 
     async def _view(self, record: BatchRecord) -> BatchView:
         if record.status.phase.is_terminal:

@@ -32,7 +32,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.catalog import Catalog
 from activities.storage import ObjectNotFound, ObjectStore
 from api.progress import HighWater, Pending, live_counts, progress_of, read_pending
-from api.views import BatchNotCancellable, BatchView, IdempotencyConflict, Progress, TemporalUnavailable
+from api.views import BatchHasEnded, BatchView, IdempotencyConflict, Progress, TemporalUnavailable
 from workflows import contract
 from workflows.batch import BatchWorkflow
 from workflows.details import batch_summary
@@ -97,6 +97,8 @@ class TemporalGateway:
         # Asked after the description, the workflow knows of every shard that was no longer pending in it.
         pending = read_pending(description.raw_description.pending_activities)
         status = await self._query(record.spec.batch_id, deadline - time.monotonic())
+        if status and status.phase.is_terminal:
+            return await self._ended(record, description)  # its record is written; the workflow is about to close
         if status:
             return await self._shown(record.spec, status, pending)
         status = await _status_without_worker(record, description)
@@ -104,20 +106,21 @@ class TemporalGateway:
 
     async def cancel(self, tenant: str, batch_id: str) -> BatchView:
         record = await asyncio.to_thread(self._catalog.get_batch, tenant, batch_id)
-        if not record.status.phase.is_terminal:
-            try:
-                await self._handle(batch_id).signal(BatchWorkflow.cancel, rpc_timeout=CALL_LIMIT)
-            except RPCError as error:
-                if error.status is not RPCStatusCode.NOT_FOUND:
-                    raise self._unavailable(error) from error
-            except RuntimeError as error:
-                raise self._unavailable(error) from error
-            else:
-                await asyncio.to_thread(self._catalog.request_cancel, tenant, batch_id, int(time.time()))
+        if not record.status.phase.is_terminal and await self._signal(batch_id, contract.CANCEL_SIGNAL):
+            await asyncio.to_thread(self._catalog.request_cancel, tenant, batch_id, int(time.time()))
         view = await self.find(tenant, batch_id)
         phase = view.record.status.phase
         if phase.is_terminal and phase is not BatchPhase.CANCELLED:
-            raise BatchNotCancellable(phase)
+            raise BatchHasEnded(phase)
+        return view
+
+    async def set_paused(self, tenant: str, batch_id: str, paused: bool) -> BatchView:
+        record = await asyncio.to_thread(self._catalog.get_batch, tenant, batch_id)
+        if not record.status.phase.is_terminal:
+            await self._signal(batch_id, contract.PAUSE_SIGNAL if paused else contract.RESUME_SIGNAL)
+        view = await self.find(tenant, batch_id)
+        if view.record.status.phase.is_terminal:
+            raise BatchHasEnded(view.record.status.phase)
         return view
 
     async def missing(self) -> list[str]:
@@ -194,10 +197,13 @@ class TemporalGateway:
     async def _query(self, batch_id: str, seconds: float) -> BatchStatus | None:
         """The workflow's own status; ``None`` while no worker is there to say."""
         try:
-            return await self._handle(batch_id).query(
-                BatchWorkflow.status, rpc_timeout=timedelta(seconds=max(0.1, seconds))
-            )
-        except (WorkflowQueryFailedError, WorkflowQueryRejectedError, *_CALL_ERRORS):
+            # Temporal holds one query of a workflow at a time and refuses the next; the SDK then tries again for far
+            # longer than the limit of the single call.
+            async with asyncio.timeout(max(0.1, seconds)):
+                return await self._handle(batch_id).query(
+                    BatchWorkflow.status, rpc_timeout=timedelta(seconds=max(0.1, seconds))
+                )
+        except (TimeoutError, WorkflowQueryFailedError, WorkflowQueryRejectedError, *_CALL_ERRORS):
             return None
 
     async def _shown(
@@ -242,6 +248,18 @@ class TemporalGateway:
         except _CALL_ERRORS:
             log.warning("the end of batch %s cannot be read", description.id)
         return name
+
+    async def _signal(self, batch_id: str, signal: str) -> bool:
+        """Whether the workflow was there to be told."""
+        try:
+            await self._handle(batch_id).signal(signal, rpc_timeout=CALL_LIMIT)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise self._unavailable(error) from error
+            return False
+        except RuntimeError as error:
+            raise self._unavailable(error) from error
+        return True
 
     def _handle(self, batch_id: str) -> Handle:
         return self._client.get_workflow_handle_for(BatchWorkflow.run, batch_id)

@@ -80,6 +80,8 @@ def progress_of(status: BatchStatus, counts: Counts, pending: list[Pending], now
     waiting = sorted(
         (item for item in pending if item.waits_for), key=lambda item: item.next_attempt_at or float("inf")
     )
+    if status.paused_at is not None:
+        return Progress(in_flight=sum(item.in_flight for item in pending), waiting_reason="the batch is paused")
     return Progress(
         requests_per_second=round(rate, 2) if rate is not None else None,
         eta_seconds=round((counts.total - done) / rate) if rate else None,

@@ -34,6 +34,12 @@ _SERVER_FLAGS = [
     # Order between batches holds within one partition only.
     *("--dynamic-config-value", "matching.numTaskqueueReadPartitions=1"),
     *("--dynamic-config-value", "matching.numTaskqueueWritePartitions=1"),
+    # Tasks go from the history to the task queues by reading the database, at most so often a second. The default of 20
+    # puts 50 ms between any two steps of a workflow as soon as there are a few: measured, one request took 340 ms
+    # instead of 110, and a batch of 500 single requests three times as long.
+    *("--dynamic-config-value", "history.transferProcessorMaxPollRPS=2000"),
+    *("--dynamic-config-value", "history.timerProcessorMaxPollRPS=2000"),
+    *("--dynamic-config-value", "history.visibilityProcessorMaxPollRPS=2000"),
     *("--log-format", "json", "--log-level", "warn"),
 ]
 

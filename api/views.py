@@ -18,7 +18,7 @@ class TemporalUnavailable(Exception):
     """Temporal does not answer. Trying again later may help."""
 
 
-class BatchNotCancellable(Exception):
+class BatchHasEnded(Exception):
     """The batch has ended already."""
 
     def __init__(self, status: BatchPhase) -> None:
@@ -81,7 +81,17 @@ class Gateway(Protocol):
 
         Raises:
             ObjectNotFound: there is none.
-            BatchNotCancellable: it has ended otherwise.
+            BatchHasEnded: it has ended otherwise.
+            TemporalUnavailable: it was not asked.
+        """
+        ...
+
+    async def set_paused(self, tenant: str, batch_id: str, paused: bool) -> BatchView:
+        """Let a batch send nothing more for now, or go on; what it is already is no error.
+
+        Raises:
+            ObjectNotFound: there is none.
+            BatchHasEnded: it has.
             TemporalUnavailable: it was not asked.
         """
         ...

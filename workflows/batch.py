@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import Priority
-from temporalio.exceptions import ActivityError
+from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 # Pure modules: loading them once for all runs, not once a run, is safe and saves milliseconds of each start.
 with workflow.unsafe.imports_passed_through():
@@ -23,6 +23,7 @@ with workflow.unsafe.imports_passed_through():
         BatchStatus,
         Counts,
         MissingReason,
+        PauseShardsInput,
         RunRequestsInput,
         Shard,
         ShardResult,
@@ -44,6 +45,8 @@ class BatchWorkflow:
         self._spec = spec
         self._status = BatchStatus()
         self._cancel_requested = False
+        self._shards_scheduled = False
+        self._shards_paused = False
         self._attempts: list[str | None] = []
         self._finished: set[int] = set()
         self._samples: deque[tuple[float, int]] = deque()
@@ -53,7 +56,9 @@ class BatchWorkflow:
         """Returns the final status. Ends normally in every outcome: a batch that failed is a result of its run."""
         self._describe()
         work = asyncio.create_task(self._work())
+        pausing = asyncio.create_task(self._pause_and_resume())
         outcome, missing = await self._wait_for(work)
+        pausing.cancel()
         return await self._finalize(outcome, missing)
 
     @workflow.query(name=contract.STATUS_QUERY)
@@ -65,6 +70,15 @@ class BatchWorkflow:
         self._cancel_requested = True
         if self._status.cancelling_at is None and not self._status.finalizing_at:
             self._update(cancelling_at=self._now())
+
+    @workflow.signal(name=contract.PAUSE_SIGNAL)
+    def pause(self) -> None:
+        if self._status.paused_at is None and not self._status.finalizing_at:
+            self._update(paused_at=self._now())
+
+    @workflow.signal(name=contract.RESUME_SIGNAL)
+    def resume(self) -> None:
+        self._update(paused_at=None)
 
     # The way of a batch
 
@@ -99,7 +113,9 @@ class BatchWorkflow:
     async def _work(self) -> None:
         try:
             result = await self._validate()
-        except ActivityError:
+        except ActivityError as failure:
+            if is_cancelled_exception(failure):
+                raise
             error = BatchError(code="server_error", message="The input could not be validated.")
             result = ValidateResult(errors=[error], errors_total=1)
         if result.errors:
@@ -113,6 +129,8 @@ class BatchWorkflow:
             counts=Counts(total=result.total),
         )
         self._set_phase(BatchPhase.IN_PROGRESS)
+        await workflow.wait_condition(lambda: self._status.paused_at is None)
+        self._shards_scheduled = True
         # All at once: who runs next is for Temporal to say, by fairness between batches.
         await asyncio.gather(
             *(
@@ -120,6 +138,22 @@ class BatchWorkflow:
                 for index, shard in enumerate(result.shards)
             )
         )
+
+    async def _pause_and_resume(self) -> None:
+        """Keep Temporal's pausing of the shards as the signals want it. The completion window runs on meanwhile."""
+        while True:
+            await workflow.wait_condition(
+                lambda: self._shards_scheduled and self._shards_paused != (self._status.paused_at is not None)
+            )
+            self._shards_paused = not self._shards_paused
+            self._write_memo()
+            await workflow.execute_activity_method(
+                contract.PauseShardsStub.pause_shards,
+                PauseShardsInput(batch_id=self._spec.batch_id, paused=self._shards_paused),
+                start_to_close_timeout=contract.PAUSE_TIMEOUT,
+                retry_policy=contract.STEP_RETRY,
+                summary="pause the shards" if self._shards_paused else "resume the shards",
+            )
 
     async def _validate(self) -> ValidateResult:
         return await workflow.execute_activity_method(
@@ -234,6 +268,7 @@ class BatchWorkflow:
             in_progress_at=status.in_progress_at,
             finalizing_at=status.finalizing_at,
             cancelling_at=status.cancelling_at,
+            paused_at=status.paused_at,
             finished_shards=status.finished_shards,
             model=status.model,
         )

@@ -11,15 +11,26 @@ from datetime import timedelta
 from temporalio import activity
 from temporalio.common import RetryPolicy, SearchAttributeKey
 
-from workflows.types import BatchSpec, BatchStatus, RunRequestsInput, ShardResult, ValidateResult, WriteFilesInput
+from workflows.types import (
+    BatchSpec,
+    BatchStatus,
+    PauseShardsInput,
+    RunRequestsInput,
+    ShardResult,
+    ValidateResult,
+    WriteFilesInput,
+)
 
 BATCH_WORKFLOW = "Batch"
 STATUS_QUERY = "status"
 CANCEL_SIGNAL = "cancel"
+PAUSE_SIGNAL = "pause"
+RESUME_SIGNAL = "resume"
 
 VALIDATE_INPUT = "validate_input"
 RUN_REQUESTS = "run_requests"
 WRITE_FILES = "write_files"
+PAUSE_SHARDS = "pause_shards"
 
 MEMO_STATUS = "status"
 
@@ -47,6 +58,7 @@ STEP_RETRY = RetryPolicy(
 )
 """For validation and file writing, which fail only while the store is away."""
 
+PAUSE_TIMEOUT = timedelta(seconds=10)
 VALIDATE_TIMEOUT = timedelta(hours=2)
 WRITE_TIMEOUT = timedelta(hours=6)
 """Of one attempt. Heartbeats, not these, tell whether a worker lives."""
@@ -82,4 +94,11 @@ class WriteFilesStub:
     @activity.defn(name=WRITE_FILES)
     async def write_files(self, task: WriteFilesInput) -> BatchStatus:
         """Merge what is committed into the output and error file, write the final record, return the final status."""
+        raise NotImplementedError
+
+
+class PauseShardsStub:
+    @activity.defn(name=PAUSE_SHARDS)
+    async def pause_shards(self, task: PauseShardsInput) -> None:
+        """Make all pending shards of a batch wait, or let them go on. Doing it again changes nothing."""
         raise NotImplementedError

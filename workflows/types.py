@@ -170,6 +170,11 @@ class WriteFilesInput(Model):
     missing: MissingReason = MissingReason.FAILED
 
 
+class PauseShardsInput(Model):
+    batch_id: str
+    paused: bool
+
+
 class BatchStatus(Model):
     """Answer of the ``status`` query, result of the workflow, and part of the record in the store."""
 
@@ -189,6 +194,8 @@ class BatchStatus(Model):
     expired_at: int | None = None
     cancelling_at: int | None = None
     cancelled_at: int | None = None
+    paused_at: int | None = None
+    """Since when the batch is paused, if it is."""
     finished_shards: str = ""
     """As ranges, for example ``0-16,18``, so that a caller counts each shard once."""
     shards_total: int = 0
@@ -206,6 +213,7 @@ class BatchMemo(Model):
     in_progress_at: int | None = None
     finalizing_at: int | None = None
     cancelling_at: int | None = None
+    paused_at: int | None = None
     finished_shards: str = ""
     model: str | None = None
 

@@ -7,7 +7,7 @@ import time
 
 from activities.catalog import Catalog
 from activities.storage import ObjectNotFound, ObjectStore
-from api.views import BatchNotCancellable, BatchView, IdempotencyConflict, Progress, TemporalUnavailable
+from api.views import BatchHasEnded, BatchView, IdempotencyConflict, Progress, TemporalUnavailable
 from workflows.types import BatchPhase, BatchRecord, BatchSpec, BatchStatus
 
 
@@ -52,10 +52,18 @@ class FakeGateway:
         record = self._catalog.get_batch(tenant, batch_id)
         status = record.status
         if status.phase.is_terminal and status.phase != BatchPhase.CANCELLED:
-            raise BatchNotCancellable(status.phase)
+            raise BatchHasEnded(status.phase)
         if status.cancelling_at is None:
             record = self.set_status(record, status.model_copy(update={"cancelling_at": int(time.time())}))
         return self._view(record)
+
+    async def set_paused(self, tenant: str, batch_id: str, paused: bool) -> BatchView:
+        self._check()
+        record = self._catalog.get_batch(tenant, batch_id)
+        if record.status.phase.is_terminal:
+            raise BatchHasEnded(record.status.phase)
+        at = int(time.time()) if paused else None
+        return self._view(self.set_status(record, record.status.model_copy(update={"paused_at": at})))
 
     async def missing(self) -> list[str]:
         return self.misses

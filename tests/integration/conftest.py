@@ -22,14 +22,27 @@ from tests.integration.stack import Stack
 MakeStack = Callable[..., Awaitable[Stack]]
 
 
-@pytest.fixture(scope="session")
-async def temporal(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Client]:
+@contextlib.asynccontextmanager
+async def _temporal(folder: Path) -> AsyncGenerator[Client]:
     binary = locate_temporal(Settings.model_validate({}).temporal_cli, Progress(io.StringIO()))
     if binary is None:
         pytest.skip("no Temporal binary: `make test` gets one")
-    async with EmbeddedTemporal(binary, tmp_path_factory.mktemp("temporal"), 0, 0) as server:
+    async with EmbeddedTemporal(binary, folder, 0, 0) as server:
         client = await connect(server.address)
         await prepare_namespace(client)
+        yield client
+
+
+@pytest.fixture(scope="session")
+async def temporal(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Client]:
+    async with _temporal(tmp_path_factory.mktemp("temporal")) as client:
+        yield client
+
+
+@pytest.fixture
+async def empty_temporal(tmp_path: Path) -> AsyncGenerator[Client]:
+    """One that knows of no batch, as after its retention or the loss of its database."""
+    async with _temporal(tmp_path / "temporal") as client:
         yield client
 
 

@@ -139,16 +139,18 @@ class Stack:
             await stack._inference.close()
             await engine.close()
 
-    def _transport(self) -> httpx2.ASGITransport:
-        gateway = TemporalGateway(self.temporal, self.store, self.settings.task_queue, "temporal.example:7233")
+    def _transport(self, temporal: Client | None = None) -> httpx2.ASGITransport:
+        gateway = TemporalGateway(
+            temporal or self.temporal, self.store, self.settings.task_queue, "temporal.example:7233"
+        )
         return httpx2.ASGITransport(create_app(self.settings, gateway, self.store, self._inference))
 
-    def another_api(self, max_retries: int = 0) -> AsyncOpenAI:
-        """A client of another API process."""
+    def another_api(self, max_retries: int = 0, temporal: Client | None = None) -> AsyncOpenAI:
+        """A client of another API process over the same store."""
         return AsyncOpenAI(
             api_key="client-secret-key",
             base_url="http://everbatch/v1",
-            http_client=DefaultAsyncHttpx2Client(transport=self._transport()),
+            http_client=DefaultAsyncHttpx2Client(transport=self._transport(temporal)),
             max_retries=max_retries,
         )
 

@@ -72,7 +72,11 @@ async def test_a_small_batch_is_one_activity_per_request(stack: MakeStack) -> No
     check_success_lines(finished)
     assert finished.answered == [f"r-{n}" for n in range(12)] + ["späte ☕"]
     assert batch.usage
-    assert (batch.usage.input_tokens, batch.usage.output_tokens, batch.usage.total_tokens) == (13 * 20, 13 * 10, 13 * 30)
+    assert (batch.usage.input_tokens, batch.usage.output_tokens, batch.usage.total_tokens) == (
+        13 * 20,
+        13 * 10,
+        13 * 30,
+    )
 
     ids = await activity_ids(it.workflow(batch.id))
     # Line 13 is blank; physical lines count.

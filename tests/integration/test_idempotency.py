@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from typing import Any
 
 import openai
 import pytest
 from openai.types import Batch
-from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import Client
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import CHAT, requests, until
@@ -20,6 +19,12 @@ from tests.integration.stack import CHAT, requests, until
 async def create(client: openai.AsyncOpenAI, file_id: str, key: str, **parameters: Any) -> Batch:
     values: dict[str, Any] = {"endpoint": CHAT, "completion_window": "24h", **parameters}
     return await client.batches.create(input_file_id=file_id, extra_headers={"Idempotency-Key": key}, **values)
+
+
+@pytest.fixture
+def key() -> str:
+    """A new one for each test: keys are workflow ids, and all tests share one Temporal."""
+    return uuid.uuid4().hex
 
 
 async def workflows_of(client: Client, task_queue: str, at_least: int) -> list[str]:
@@ -32,18 +37,18 @@ async def workflows_of(client: Client, task_queue: str, at_least: int) -> list[s
     return await until(look, "visibility")
 
 
-async def test_the_same_key_is_the_same_batch(stack: MakeStack) -> None:
+async def test_the_same_key_is_the_same_batch(stack: MakeStack, key: str) -> None:
     it = await stack()
     file_id = await it.upload(requests(3))
-    first = await create(it.openai, file_id, "k-1", metadata={"a": "1", "b": "2"})
-    again = await create(it.openai, file_id, "k-1", metadata={"b": "2", "a": "1"})
+    first = await create(it.openai, file_id, key, metadata={"a": "1", "b": "2"})
+    again = await create(it.openai, file_id, key, metadata={"b": "2", "a": "1"})
     assert (again.id, again.created_at) == (first.id, first.created_at)
     await it.finished(first.id)
-    ended = await create(it.openai, file_id, "k-1", metadata={"a": "1", "b": "2"})
+    ended = await create(it.openai, file_id, key, metadata={"a": "1", "b": "2"})
     assert (ended.id, ended.status) == (first.id, "completed")
-    by_body = await it.create(file_id, metadata={"a": "1", "b": "2"}, extra_body={"idempotency_key": "k-1"})
+    by_body = await it.create(file_id, metadata={"a": "1", "b": "2"}, extra_body={"idempotency_key": key})
     assert by_body.id == first.id
-    other = await create(it.openai, file_id, "k-2", metadata={"a": "1", "b": "2"})
+    other = await create(it.openai, file_id, key + "-other", metadata={"a": "1", "b": "2"})
     assert other.id != first.id
     await it.finished(other.id)
     assert it.engine.counters().received == {f"r-{n}": 2 for n in range(3)}
@@ -56,11 +61,11 @@ async def test_without_a_key_each_create_is_a_batch(stack: MakeStack) -> None:
     assert len({(await it.create(file_id)).id for _ in range(3)}) == 3
 
 
-async def test_many_creates_at_once_through_two_apis_make_one_batch(stack: MakeStack) -> None:
+async def test_many_creates_at_once_through_two_apis_make_one_batch(stack: MakeStack, key: str) -> None:
     it = await stack(worker=False)
     file_id = await it.upload(requests(3))
     apis = [it.openai, it.another_api()]
-    made = await asyncio.gather(*(create(apis[n % 2], file_id, "same") for n in range(20)))
+    made = await asyncio.gather(*(create(apis[n % 2], file_id, key) for n in range(20)))
     assert len({batch.id for batch in made}) == 1
     assert len({batch.created_at for batch in made}) == 1
     await it.start_worker()
@@ -81,65 +86,55 @@ async def test_many_creates_at_once_through_two_apis_make_one_batch(stack: MakeS
     ],
 )
 async def test_other_parameters_are_a_conflict(
-    stack: MakeStack, first: dict[str, Any], second: dict[str, Any]
+    stack: MakeStack, key: str, first: dict[str, Any], second: dict[str, Any]
 ) -> None:
     it = await stack(worker=False)
     file_id = await it.upload(requests(1))
-    await create(it.openai, file_id, "k", **first)
+    await create(it.openai, file_id, key, **first)
     with pytest.raises(openai.ConflictError) as caught:
-        await create(it.openai, file_id, "k", **second)
+        await create(it.openai, file_id, key, **second)
     assert "Conflict" in caught.value.message
     assert caught.value.code == "idempotency_conflict"
     assert caught.value.response.headers["x-should-retry"] == "false"
 
 
-async def test_another_file_is_a_conflict_that_the_stock_client_does_not_try_again(stack: MakeStack) -> None:
+async def test_another_file_is_a_conflict_that_the_stock_client_does_not_try_again(stack: MakeStack, key: str) -> None:
     it = await stack(worker=False)
     one, other = await it.upload(requests(1)), await it.upload(requests(2))
     stock = it.another_api(max_retries=2)
-    await create(stock, one, "k")
+    await create(stock, one, key)
     with pytest.raises(openai.ConflictError) as caught:
-        await create(stock, other, "k")
+        await create(stock, other, key)
     # The client counts its tries in what it sends.
     assert caught.value.request.headers["x-stainless-retry-count"] == "0"
 
 
-async def test_the_store_answers_when_temporal_has_forgotten(stack: MakeStack) -> None:
+async def test_the_store_answers_when_temporal_has_forgotten(
+    stack: MakeStack, key: str, empty_temporal: Client
+) -> None:
     it = await stack()
     file_id = await it.upload(requests(2))
-    first = await create(it.openai, file_id, "k")
+    first = await create(it.openai, file_id, key)
     before = (await it.finished(first.id)).batch
-    workflow = it.workflow(first.id)
-    await workflow.result()
-    await it.temporal.workflow_service.delete_workflow_execution(
-        DeleteWorkflowExecutionRequest(
-            namespace=it.temporal.namespace, workflow_execution=WorkflowExecution(workflow_id=first.id)
-        )
-    )
-
-    async def forgotten() -> bool:
-        try:
-            await workflow.describe()
-        except RPCError as error:
-            return error.status is RPCStatusCode.NOT_FOUND
-        return False
-
-    await until(forgotten, "the workflow is deleted")
-    assert await create(it.openai, file_id, "k") == before
-    assert await it.get(first.id) == before
+    later = it.another_api(temporal=empty_temporal)
+    with pytest.raises(RPCError, match="not found"):
+        await empty_temporal.get_workflow_handle(first.id).describe()
+    assert await create(later, file_id, key) == before
+    assert await later.batches.retrieve(first.id) == before
     with pytest.raises(openai.ConflictError):
-        await create(it.openai, file_id, "k", metadata={})
-    assert it.engine.counters().received == {"r-0": 1, "r-1": 1}
+        await create(later, file_id, key, metadata={})
+    with pytest.raises(RPCError, match="not found"):
+        await empty_temporal.get_workflow_handle(first.id).describe()
 
 
-async def test_a_create_that_was_cut_off_before_its_record(stack: MakeStack) -> None:
+async def test_a_create_that_was_cut_off_before_its_record(stack: MakeStack, key: str) -> None:
     it = await stack(worker=False)
     file_id = await it.upload(requests(2))
-    first = await create(it.openai, file_id, "k", metadata={"a": "1"})
+    first = await create(it.openai, file_id, key, metadata={"a": "1"})
     it.store.delete_prefix("batches/default/")
     it.store.delete_prefix("index/default/batches/")
     with pytest.raises(openai.ConflictError):
-        await create(it.openai, file_id, "k")
-    again = await create(it.openai, file_id, "k", metadata={"a": "1"})
+        await create(it.openai, file_id, key)
+    again = await create(it.openai, file_id, key, metadata={"a": "1"})
     assert (again.id, again.created_at, again.metadata) == (first.id, first.created_at, {"a": "1"})
     assert [batch.id async for batch in it.openai.batches.list()] == [first.id]

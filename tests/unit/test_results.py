@@ -175,8 +175,8 @@ async def test_a_finished_shard_is_adopted_of_whichever_attempt(store: ShakyStor
     first = await attempt(store, 4)
     first.add(1, "output", line_of(1))
     result = await first.finish()
-    assert await ShardLog(store, *WHERE, 5).load() == result
-    assert await ShardLog(store, *WHERE, 1).load() == result  # a workflow that was reset
+    assert await ShardLog(store, *WHERE, name_of(5)).load() == result
+    assert await ShardLog(store, *WHERE, name_of(1)).load() == result  # a workflow that was reset
 
 
 # Attempts that were thought dead

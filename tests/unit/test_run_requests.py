@@ -72,8 +72,9 @@ class Worker:
         """Nothing of an attempt that has ended is left in the worker."""
         assert (self.limiter.in_flight, self.limiter.waiting, self.engine.in_flight) == (0, 0, 0)
 
-    def lines(self, attempt: int, index: int = 0) -> list[tuple[int, str, dict[str, Any]]]:
-        reader = RecordReader(self.store.stream(catalog.result_key(TENANT, BATCH, index, attempt)))
+    def lines(self, result: ShardResult, index: int = 0) -> list[tuple[int, str, dict[str, Any]]]:
+        """Line number, kind and content of each line of the object that counts."""
+        reader = RecordReader(self.store.stream(catalog.result_key(TENANT, BATCH, index, result.attempt)))
         reader.shard_head()
         return [(r.line, r.kind, json.loads(b"".join(reader.line()))) for r in reader.records()]
 
@@ -100,10 +101,9 @@ def fast_store_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_all_succeed(worker: Worker) -> None:
     result = await worker.run()
-    assert result == ShardResult(
-        attempt=1, completed=10, failed=0, usage=Usage(input_tokens=sum(range(11)), output_tokens=10)
-    )
-    lines = worker.lines(1)
+    assert (result.completed, result.failed) == (10, 0)
+    assert result.usage == Usage(input_tokens=sum(range(11)), output_tokens=10)
+    lines = worker.lines(result)
     assert [(line, kind) for line, kind, _ in lines] == [(n, "output") for n in range(1, 11)]
     assert [content["custom_id"] for _, _, content in lines] == [f"r{n}" for n in range(1, 11)]
     assert [content["response"]["body"]["n"] for _, _, content in lines] == list(range(1, 11))
@@ -117,7 +117,7 @@ async def test_only_the_lines_of_the_shard_are_sent(worker: Worker) -> None:
     shard = Shard(skipped, len(request_line(4)) * 2, 4, 2)
     result = await worker.run(shard=shard, index=1)
     assert (result.completed, sorted(worker.engine.sent)) == (2, [4, 5])
-    assert [line for line, _, _ in worker.lines(1, index=1)] == [4, 5]
+    assert [line for line, _, _ in worker.lines(result, index=1)] == [4, 5]
 
 
 async def test_a_shard_that_is_finished_is_sent_no_more(worker: Worker) -> None:
@@ -131,7 +131,7 @@ async def test_refusals_are_final(worker: Worker) -> None:
     worker.engine.fail([2], refusal(400, "too long", x_request_id="up-1"))
     result = await worker.run()
     assert (result.completed, result.failed) == (9, 1)
-    line, kind, content = worker.lines(1)[1]
+    line, kind, content = worker.lines(result)[1]
     assert (line, kind, content["custom_id"]) == (2, "error", "r2")
     assert content["response"]["status_code"] == 400
     assert content["response"]["request_id"] == "up-1"
@@ -149,9 +149,9 @@ async def test_only_what_failed_is_sent_again(worker: Worker) -> None:
 
     worker.engine.sent.clear()
     result = await worker.run(attempt=2)
-    assert (result.attempt, result.completed, result.failed) == (2, 10, 0)
+    assert (result.completed, result.failed) == (10, 0)
     assert worker.engine.sent == [3, 7]
-    assert [line for line, _, _ in worker.lines(2)] == list(range(1, 11))
+    assert [line for line, _, _ in worker.lines(result)] == list(range(1, 11))
 
 
 async def test_too_many_failures_make_an_error_line_with_the_last_answer(worker: Worker) -> None:
@@ -160,7 +160,7 @@ async def test_too_many_failures_make_an_error_line_with_the_last_answer(worker:
         await worker.run_to_retry(attempt)
     result = await worker.run(attempt=3)
     assert (result.completed, result.failed) == (9, 1)
-    _, kind, content = worker.lines(3)[2]
+    _, kind, content = worker.lines(result)[2]
     assert (kind, content["response"]["status_code"]) == ("error", 500)
     assert content["error"]["message"] == "crash 3"
 
@@ -170,8 +170,8 @@ async def test_failures_without_an_answer_make_a_line_without_a_response(worker:
     worker.engine.fail([3], refusal(500), refusal(502), last)
     for attempt in (1, 2):
         await worker.run_to_retry(attempt)
-    await worker.run(attempt=3)
-    _, kind, content = worker.lines(3)[2]
+    result = await worker.run(attempt=3)
+    _, kind, content = worker.lines(result)[2]
     assert (kind, content["response"]) == ("error", None)
     assert content["error"] == {"code": last.code, "message": last.message}
 
@@ -214,6 +214,16 @@ async def test_the_wait_before_a_failed_request_is_tried_again_grows_and_is_boun
     assert waits == sorted(waits[:6]) + waits[6:]
     assert 1 <= waits[0] <= 1.1
     assert all(30 <= wait <= 33 for wait in waits[6:])
+
+
+async def test_a_reset_workflow_counts_attempts_anew_and_loses_nothing(worker: Worker) -> None:
+    for held in ([3, 4, 5], [3, 4], [3]):
+        worker.engine.fail(held, *[refusal(503)] * 8)
+        await worker.run_to_retry(attempt=1)
+        worker.limiter._paused_until = 0  # pyright: ignore[reportPrivateUsage] - the pause passes
+        worker.engine.script.clear()
+        assert sorted(worker.committed().records) == [n for n in range(1, 11) if n not in held]
+    assert (await worker.run(attempt=1)).completed == 10
 
 
 # Progress

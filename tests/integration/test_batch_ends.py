@@ -1,0 +1,253 @@
+"""Batches that end before their work is done: cancelled by the API, from Temporal, terminated, out of time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from tests.integration.conftest import MakeStack
+from tests.integration.stack import Finished, Stack, progress_of, request, requests, until
+
+
+async def half_done(it: Stack) -> str:
+    """A batch of 20 of which every other request is answered and the rest hangs."""
+    it.script(mode="hang", match="hangs")
+    batch_id = await it.submit([request(f"{'hangs' if number % 2 else 'ok'}-{number}") for number in range(20)])
+
+    async def settled() -> bool:
+        counters = it.engine.counters()
+        return (counters.answered_total, counters.in_flight) == (10, 10)
+
+    await until(settled, "ten answers")
+    await it.until(batch_id, lambda batch: batch.request_counts and batch.request_counts.completed == 10)
+    return batch_id
+
+
+def check_partial(it: Stack, finished: Finished, status: str, code: str) -> None:
+    batch = finished.batch
+    assert batch.status == status
+    assert finished.counts == (20, 10, 10)
+    assert finished.answered == [f"ok-{number}" for number in range(0, 20, 2)]
+    assert finished.refused == [f"hangs-{number}" for number in range(1, 20, 2)]
+    assert set(finished.error_codes.values()) == {code}
+    assert {line["response"] for line in finished.errors} == {None}
+    assert batch.usage
+    assert batch.usage.total_tokens == 10 * 30
+    assert batch.finalizing_at
+    assert batch.completed_at is None
+    counters = it.engine.counters()
+    assert (counters.aborted, counters.in_flight) == (10, 0)  # the engine saw its connections closed
+    assert set(counters.received.values()) == {1}
+
+
+async def test_cancelled_mid_run(stack: MakeStack) -> None:
+    it = await stack()
+    batch_id = await half_done(it)
+    cancelled = await it.openai.batches.cancel(batch_id)
+    assert cancelled.status == "cancelling"
+    assert cancelled.cancelling_at
+    again = await it.openai.batches.cancel(batch_id)
+    assert again.cancelling_at == cancelled.cancelling_at
+    assert again.status in ("cancelling", "cancelled")
+    finished = await it.finished(batch_id)
+    check_partial(it, finished, "cancelled", "batch_cancelled")
+    assert finished.batch.cancelling_at == cancelled.cancelling_at
+    assert finished.batch.cancelled_at
+    assert finished.batch.cancelled_at >= cancelled.cancelling_at
+    # Once it is cancelled there is nothing left to do, which is no error.
+    assert await it.openai.batches.cancel(batch_id) == finished.batch
+    assert (await it.workflow(batch_id).result())["phase"] == "cancelled"
+
+
+async def test_a_group_that_is_cancelled_keeps_what_is_answered(stack: MakeStack) -> None:
+    it = await stack()
+    it.script(mode="hang", match="r-59")
+    batch_id = await it.submit(requests(600))
+    # Of a group that runs, the counts are those in its last heartbeat.
+    await it.until(batch_id, lambda batch: batch.request_counts and batch.request_counts.completed == 589)
+    await it.openai.batches.cancel(batch_id)
+    finished = await it.finished(batch_id)
+    assert finished.batch.status == "cancelled"
+    assert finished.counts == (600, 589, 11)
+    assert finished.refused == ["r-59", *(f"r-{number}" for number in range(590, 600))]
+    assert it.engine.counters().aborted == 11
+
+
+async def test_cancelled_while_it_waits_for_the_engine(stack: MakeStack) -> None:
+    it = await stack()
+    it.script(mode="status", status=503, retry_after=600)
+    batch_id = await it.submit(requests(3))
+    await it.until(batch_id, lambda batch: progress_of(batch).get("waiting_reason"))
+    await it.openai.batches.cancel(batch_id)
+    finished = await it.finished(batch_id)
+    assert (finished.batch.status, finished.counts) == ("cancelled", (3, 0, 3))
+    assert finished.batch.output_file_id is None
+    assert set(finished.error_codes.values()) == {"batch_cancelled"}
+
+
+@pytest.mark.parametrize("ended", ["completed", "failed", "expired"])
+async def test_what_has_ended_cannot_be_cancelled(stack: MakeStack, ended: str) -> None:
+    it = await stack()
+    it.script(mode="hang" if ended == "expired" else "ok")
+    finished = await it.run(b"nope" if ended == "failed" else requests(1), window="2s")
+    assert finished.batch.status == ended
+    with pytest.raises(openai.ConflictError, match=f"Cannot cancel a batch with status '{ended}'") as caught:
+        await it.openai.batches.cancel(finished.batch.id)
+    assert caught.value.response.headers["x-should-retry"] == "false"
+    assert await it.get(finished.batch.id) == finished.batch
+
+
+async def test_cancelling_an_unknown_batch(stack: MakeStack) -> None:
+    it = await stack(worker=False)
+    with pytest.raises(openai.NotFoundError, match="No batch found"):
+        await it.openai.batches.cancel("batch_unknown")
+
+
+class Gate:
+    """Holds the store's reading of a batch's input, or its writing of result files, until it is opened."""
+
+    def __init__(self, it: Stack, monkeypatch: pytest.MonkeyPatch, held: str) -> None:
+        self.reached = threading.Event()
+        self._open = threading.Event()
+        real = getattr(it.store, held)
+
+        def stream(key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+            if key.endswith("/input"):
+                self.reached.set()
+                while not self._open.wait(0.01):
+                    yield b""
+            yield from real(key, offset, length)
+
+        def writer(key: str) -> Any:
+            if key.endswith("/content"):
+                self.reached.set()
+                self._open.wait(60)
+            return real(key)
+
+        monkeypatch.setattr(it.store, held, stream if held == "stream" else writer)
+
+    async def wait(self) -> None:
+        assert await asyncio.to_thread(self.reached.wait, 30)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+@pytest.mark.parametrize("by", ["api", "temporal"])
+async def test_cancelled_while_validating(stack: MakeStack, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    it = await stack()
+    gate = Gate(it, monkeypatch, "stream")
+    batch_id = await it.submit(requests(3))
+    await gate.wait()
+    if by == "api":
+        assert (await it.openai.batches.cancel(batch_id)).status == "cancelling"
+    else:
+        await it.workflow(batch_id).cancel()
+    finished = await it.finished(batch_id)
+    gate.open()
+    batch = finished.batch
+    assert (batch.status, finished.counts) == ("cancelled", (0, 0, 0))
+    assert (batch.output_file_id, batch.error_file_id, batch.in_progress_at) == (None, None, None)
+    assert batch.cancelling_at
+    assert batch.cancelled_at
+    assert batch.errors is None
+    assert it.engine.counters().received_total == 0
+
+
+@pytest.mark.parametrize("by", ["api", "temporal"])
+async def test_cancelled_while_finalizing_it_completes(
+    stack: MakeStack, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    it = await stack()
+    file_id = await it.upload(requests(3))
+    gate = Gate(it, monkeypatch, "writer")
+    batch_id = (await it.create(file_id)).id
+    await gate.wait()
+    if by == "api":
+        assert (await it.openai.batches.cancel(batch_id)).status == "finalizing"
+    else:
+        for _ in range(2):
+            await it.workflow(batch_id).cancel()
+    await it.until(batch_id, lambda batch: batch.status == "finalizing")
+    gate.open()
+    finished = await it.finished(batch_id)
+    assert (finished.batch.status, finished.counts) == ("completed", (3, 3, 0))
+
+
+async def test_cancelled_from_temporal(stack: MakeStack) -> None:
+    it = await stack()
+    batch_id = await half_done(it)
+    await it.workflow(batch_id).cancel()
+    finished = await it.finished(batch_id)
+    check_partial(it, finished, "cancelled", "batch_cancelled")
+    assert finished.batch.cancelling_at
+    assert finished.batch.cancelled_at
+
+
+async def test_terminated_by_an_operator(stack: MakeStack) -> None:
+    it = await stack()
+    batch_id = await half_done(it)
+    await it.workflow(batch_id).terminate(reason="the disk was on fire")
+    batch = await it.until(batch_id, lambda batch: batch.status != "in_progress")
+    assert batch.status == "failed"
+    assert batch.failed_at
+    assert abs(batch.failed_at - time.time()) < 30
+    assert batch.errors
+    assert batch.errors.data
+    assert [error.code for error in batch.errors.data] == ["batch_terminated"]
+    assert "the disk was on fire" in (batch.errors.data[0].message or "")
+    assert batch.in_progress_at
+    assert batch.request_counts
+    assert batch.request_counts.total == 20
+    record = it.catalog.get_final("default", batch_id)
+    assert record
+    assert record.status.phase == "failed"
+    assert [one.status async for one in it.openai.batches.list()] == ["failed"]
+    # What was answered stays in the store for whoever wants to save it.
+    assert len(list(it.store.list(f"batches/default/{batch_id}/results/"))) == 10
+    with pytest.raises(openai.ConflictError):
+        await it.openai.batches.cancel(batch_id)
+
+
+async def test_out_of_time(stack: MakeStack) -> None:
+    it = await stack()
+    it.script(mode="hang", match="hangs")
+    batch_id = await it.submit(
+        [request(f"{'hangs' if number % 2 else 'ok'}-{number}") for number in range(20)], window="2s"
+    )
+    finished = await it.finished(batch_id)
+    check_partial(it, finished, "expired", "batch_expired")
+    batch = finished.batch
+    assert batch.completion_window == "2s"
+    assert batch.expires_at == batch.created_at + 2
+    assert batch.expired_at
+    assert batch.expired_at >= batch.expires_at
+    assert batch.cancelling_at is None
+
+
+async def test_out_of_time_while_it_waits_for_the_engine(stack: MakeStack) -> None:
+    it = await stack()
+    await it.engine.close()
+    finished = await it.run(requests(600), window="2s")
+    assert (finished.batch.status, finished.counts) == ("expired", (600, 0, 600))
+    assert finished.batch.output_file_id is None
+    assert set(finished.error_codes.values()) == {"batch_expired"}
+    assert finished.refused == [f"r-{number}" for number in range(600)]
+
+
+async def test_out_of_time_before_a_worker_came(stack: MakeStack) -> None:
+    it = await stack(worker=False)
+    batch_id = await it.submit(requests(2), window="2s")
+    batch = await it.until(batch_id, lambda batch: time.time() > batch.expires_at)
+    assert batch.status == "validating"
+    await it.start_worker()
+    finished = await it.finished(batch_id)
+    assert (finished.batch.status, finished.counts) == ("expired", (0, 0, 0))
+    assert (finished.batch.output_file_id, finished.batch.error_file_id) == (None, None)
+    assert it.engine.counters().received_total == 0

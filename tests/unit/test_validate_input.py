@@ -1,0 +1,332 @@
+"""The activity that reads the input once: what fails a batch, and how the input is cut into shards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from activities import catalog, validate_input
+from activities.catalog import Catalog
+from activities.jsonl import MAX_LINE_BYTES, read_lines
+from activities.storage import StoreError
+from activities.storage_local import LocalStore
+from activities.validate_input import LABEL_LENGTH, MAX_ERRORS, MAX_SHARD_BYTES, ValidateInput, scan_input
+from tests.fakes.worker import (
+    BATCH,
+    FILE,
+    TENANT,
+    FakeEngine,
+    activity_environment,
+    make_spec,
+    request_line,
+    save_input,
+)
+from workflows.types import BatchError, BatchPhase, BatchSpec, Counts, Shard, ValidateResult
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(str(tmp_path))
+
+
+async def validate(
+    store: LocalStore, spec: BatchSpec | None = None, engine: FakeEngine | None = None
+) -> ValidateResult:
+    activity = ValidateInput(store, (engine or FakeEngine()).client)
+    environment, _ = activity_environment()
+    return await environment.run(activity.validate_input, spec or make_spec())
+
+
+def lines(count: int, **body: Any) -> bytes:
+    return b"".join(request_line(number, **body) for number in range(1, count + 1))
+
+
+def scan(content: bytes, known_models: frozenset[str] | None = None, **spec: Any) -> ValidateResult:
+    chunks = (content[start : start + 1000] for start in range(0, len(content), 1000))
+    return scan_input(chunks, make_spec(**spec), known_models)
+
+
+def only_error(result: ValidateResult) -> BatchError:
+    assert (len(result.errors), result.errors_total, result.shards) == (1, 1, [])
+    return result.errors[0]
+
+
+# A good input
+
+
+async def test_a_good_input_becomes_shards_a_private_copy_and_a_record(store: LocalStore) -> None:
+    content = b"\n" + lines(3)
+    save_input(store, content)
+    before = int(time.time())
+    result = await validate(store)
+
+    assert (result.errors, result.total, result.model) == ([], 3, "m")
+    assert result.finished_at >= before
+    assert result.labels == ["r1", "r2", "r3"]
+    assert [shard.first_line for shard in result.shards] == [2, 3, 4]
+    files = Catalog(store)
+    assert files.get_shards(TENANT, BATCH) == result.shards
+    record = files.get_batch(TENANT, BATCH)
+    assert (record.status.phase, record.status.counts) == (BatchPhase.IN_PROGRESS, Counts(total=3))
+    assert record.status.in_progress_at == result.finished_at
+    assert [batch.spec.batch_id for batch in files.list_batches(TENANT, after=None)] == [BATCH]
+
+    files.delete_file(TENANT, FILE)  # the batch goes on
+    assert store.get(catalog.input_key(TENANT, BATCH)) == content
+
+
+async def test_doing_it_again_gives_the_same(store: LocalStore) -> None:
+    save_input(store, lines(3))
+    first, second = await validate(store), await validate(store)
+    assert second.shards == first.shards
+
+
+async def test_the_models_of_the_upstream_are_asked_for_only_where_they_matter(store: LocalStore) -> None:
+    save_input(store, lines(2))
+    engine = FakeEngine(models=frozenset({"other"}))
+    result = await validate(store, engine=engine)
+    assert ([error.code for error in result.errors], result.errors_total) == (["model_not_found"] * 2, 2)
+    assert not (await validate(store, make_spec(unknown_model="line"), engine)).errors
+    assert not (await validate(store, engine=FakeEngine(models=None))).errors  # it cannot be asked
+
+
+# The file
+
+
+async def test_a_file_that_is_not_there(store: LocalStore) -> None:
+    error = only_error(await validate(store))
+    message = f"Cannot find file {FILE}, or organization {TENANT} does not have access to it."
+    assert error == BatchError(code="invalid_request", message=message, param="file_id")
+    assert Catalog(store).get_batch(TENANT, BATCH).status.phase is BatchPhase.VALIDATING
+
+
+@pytest.mark.parametrize("file_id", ["../x", "file-../..", "", "a/b", "x" * 5000])
+async def test_a_file_id_that_cannot_be(store: LocalStore, file_id: str) -> None:
+    error = only_error(await validate(store, make_spec(input_file_id=file_id)))
+    assert (error.code, error.param) == ("invalid_request", "file_id")
+    assert len(error.message) < 250
+
+
+async def test_a_file_that_has_expired(store: LocalStore) -> None:
+    save_input(store, lines(1), expires_at=int(time.time()) - 1)
+    assert "Cannot find file" in only_error(await validate(store)).message
+
+
+async def test_a_file_of_another_purpose(store: LocalStore) -> None:
+    save_input(store, lines(1), purpose="user_data")
+    error = only_error(await validate(store))
+    assert (error.code, error.param) == ("invalid_request", "file_id")
+    assert "'user_data'" in error.message
+
+
+async def test_a_file_with_too_many_bytes(store: LocalStore) -> None:
+    save_input(store, lines(1))
+    error = only_error(await validate(store, make_spec(max_input_bytes=10)))
+    assert (error.code, error.param, error.line) == ("invalid_request", "file_id", None)
+    assert "batch input file is larger than the 10 maximum for the m" in error.message
+
+
+async def test_a_file_that_is_deleted_between_two_looks(store: LocalStore) -> None:
+    save_input(store, lines(1))
+    store.delete(catalog.content_key(TENANT, FILE))
+    assert "Cannot find file" in only_error(await validate(store)).message
+
+
+async def test_a_store_that_is_away_fails_the_attempt_and_not_the_batch(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_input(store, lines(1))
+
+    def away(source: str, target: str) -> None:
+        raise StoreError("away")
+
+    monkeypatch.setattr(store, "copy", away)
+    with pytest.raises(StoreError):
+        await validate(store)
+
+
+async def test_cancel_stops_the_reading(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_input(store, lines(1))
+
+    def endless(*arguments: Any) -> Iterator[bytes]:
+        while True:
+            yield lines(1)
+
+    monkeypatch.setattr(store, "stream", endless)
+    environment, beats = activity_environment()
+    running = asyncio.ensure_future(
+        environment.run(ValidateInput(store, FakeEngine().client).validate_input, make_spec())
+    )
+    while not beats:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    environment.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+# The lines
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\r\n \t\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n\n"])
+def test_an_empty_input(content: bytes) -> None:
+    error = only_error(scan(content))
+    message = "The input file is empty. Please ensure that the batch contains at least one request."
+    assert error == BatchError(code="empty_file", message=message)
+
+
+def test_one_error_for_each_bad_line_in_order_with_physical_numbers() -> None:
+    good = request_line(1)
+    content = b"\xef\xbb\xbf\r\n" + b"bad\n" + good + b"\n  \n" + good + b"{}\r\n" + b"\xff\n" + b'{"custom_id":1}'
+    errors = scan(content).errors
+    assert [(error.line, error.code, error.param) for error in errors] == [
+        (2, "invalid_json_line", None),
+        (6, "duplicate_custom_id", "custom_id"),
+        (7, "missing_required_parameter", "custom_id"),
+        (8, "invalid_json_line", None),
+        (9, "invalid_type", "custom_id"),
+    ]
+
+
+@pytest.mark.parametrize("extra", [0, 1, 5000])
+def test_the_first_hundred_errors_and_how_many_there_are(extra: int) -> None:
+    total = MAX_ERRORS + extra
+    result = scan(b"bad\n" * total)
+    assert (len(result.errors), result.errors_total) == (MAX_ERRORS, total)
+    assert [error.line for error in result.errors] == list(range(1, MAX_ERRORS + 1))
+    said = [error for error in result.errors if "are listed" in error.message]
+    assert len(said) == (1 if extra else 0)
+    if extra:
+        assert f"(The first 100 of {total} errors are listed.)" in result.errors[-1].message
+    assert len(result.model_dump_json()) < 50_000
+
+
+def test_too_many_requests() -> None:
+    assert not scan(lines(5), max_requests=5).errors
+    error = only_error(scan(lines(6) + b"\n", max_requests=5))
+    assert (error.code, error.line) == ("too_many_tasks", None)
+    assert error.message == "The input file has 6 requests; a batch may have at most 5."
+
+
+def test_too_many_embedding_inputs() -> None:
+    def embedding(number: int, inputs: int) -> bytes:
+        body = {"model": "m", "input": ["x"] * inputs}
+        line = {"custom_id": str(number), "method": "POST", "url": "/v1/embeddings", "body": body}
+        return json.dumps(line).encode() + b"\n"
+
+    spec: dict[str, Any] = {"endpoint": "/v1/embeddings", "max_requests": 10}
+    assert not scan(embedding(1, 5) + embedding(2, 5), known_models=None, **spec).errors
+    error = only_error(scan(embedding(1, 5) + embedding(2, 6), known_models=None, **spec))
+    assert error.code == "too_many_tasks"
+    assert "11 embedding inputs" in error.message
+
+
+def test_a_line_of_20_mb_is_refused_without_being_held() -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b'{"x":"'
+        for _ in range(20):
+            yield b"x" * 1_000_000
+        yield b'"}\n' + request_line(1)
+
+    result, peak = traced(chunks())
+    error = only_error(result)
+    assert (error.code, error.line) == ("invalid_request", 1)
+    assert peak < 2 * MAX_LINE_BYTES
+
+
+def traced(chunks: Iterator[bytes], **spec: Any) -> tuple[ValidateResult, int]:
+    tracemalloc.start()
+    try:
+        result = scan_input(chunks, make_spec(**spec), None)
+        return result, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_bytes() -> None:
+    text = "x" * 50_000
+
+    def chunks() -> Iterator[bytes]:
+        for number in range(2000):  # a hundred megabytes
+            yield request_line(number, text=text)
+
+    result, peak = traced(chunks())
+    assert (result.total, len(result.shards)) == (2000, 20)
+    assert peak < 4_000_000
+
+
+# Shards
+
+
+def cut(count: int, content: bytes | None = None) -> list[Shard]:
+    return scan(content or lines(count)).shards
+
+
+@pytest.mark.parametrize(
+    ("requests", "shards", "size"),
+    [(1, 1, 1), (500, 500, 1), (501, 6, 100), (5000, 50, 100), (50_000, 500, 100), (50_001, 496, 101)],
+)
+def test_how_many_requests_share_a_shard(requests: int, shards: int, size: int) -> None:
+    result = scan(lines(requests), max_requests=100_000)
+    assert (len(result.shards), result.shards[0].requests, result.total) == (shards, size, requests)
+    assert sum(shard.requests for shard in result.shards) == requests
+    assert bool(result.labels) == (requests <= 500)
+    assert len(result.model_dump_json()) < 200_000  # far below what Temporal takes
+
+
+def test_a_shard_ends_at_16_mib() -> None:
+    text = "x" * 1_000_000
+    shards = cut(501, b"".join(request_line(n, text=text if n <= 40 else "") for n in range(1, 502)))
+    assert [shard.requests for shard in shards[:3]] == [16, 16, 100]
+    assert all(shard.length <= MAX_SHARD_BYTES for shard in shards)
+
+
+def test_a_request_larger_than_a_shard_has_one_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validate_input, "MAX_SHARD_BYTES", 1000)
+    content = b"".join(request_line(n, text="x" * (5000 if n in (2, 600) else 0)) for n in range(1, 601))
+    shards = cut(600, content)
+    # With so many bytes in sum the limit is a five-hundredth of them, so that there are never too many shards.
+    assert [shard.requests for shard in shards[:2]] == [1, 1]
+    assert shards[-1].requests == 1
+    assert len(shards) <= 600
+
+
+def test_labels_are_cut() -> None:
+    result = scan(request_line(1, custom_id="é" * 5000))
+    assert result.labels == ["é" * LABEL_LENGTH]
+
+
+ends = st.sampled_from([b"\n", b"\r\n", b"\n\n", b"\r\n  \n\n"])
+
+
+@given(st.lists(st.tuples(st.integers(0, 400), ends), min_size=1, max_size=30), st.booleans(), st.integers(1, 4))
+def test_shards_hold_every_request_once_and_in_order(
+    shape: list[tuple[int, bytes]], last_end: bool, single: int
+) -> None:
+    content = b"\xef\xbb\xbf\n" + b"".join(
+        request_line(number, text="x" * size).rstrip() + end for number, (size, end) in enumerate(shape)
+    )
+    if not last_end:
+        content = content.rstrip()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validate_input, "SINGLE_REQUESTS", single)
+        patch.setattr(validate_input, "MIN_SHARD_REQUESTS", 4)
+        patch.setattr(validate_input, "MAX_SHARD_BYTES", 900)
+        shards = cut(0, content)
+    reference = [line for line in read_lines([content]) if line.data]
+    found: list[tuple[int, bytes | None]] = []
+    for shard, following in zip(shards, [*shards[1:], Shard(len(content), 0, 0, 0)], strict=True):
+        assert shard.offset + shard.length == following.offset
+        piece = content[shard.offset : shard.offset + shard.length]
+        inside = [line for line in read_lines([piece], first_line=shard.first_line) if line.data]
+        assert len(inside) == shard.requests <= 4
+        found += [(line.number, line.data) for line in inside]
+    assert found == [(line.number, line.data) for line in reference]
