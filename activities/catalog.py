@@ -193,8 +193,9 @@ class Catalog:
                 continue
 
     def request_cancel(self, tenant: str, batch_id: str, at: int) -> None:
-        """Note when a client cancelled, for answers while no worker is there to be asked."""
-        self.store.put(f"{_batch_prefix(tenant, batch_id)}cancelling", str(at).encode())
+        """Note when a client first cancelled, for answers while no worker is there to be asked."""
+        if self.cancel_requested_at(tenant, batch_id) is None:
+            self.store.put(f"{_batch_prefix(tenant, batch_id)}cancelling", str(at).encode())
 
     def cancel_requested_at(self, tenant: str, batch_id: str) -> int | None:
         try:
@@ -211,10 +212,12 @@ class Catalog:
     def delete_leftovers(self, tenant: str, batch_id: str) -> None:
         """Delete what only a running batch needs. The record stays."""
         prefix = _batch_prefix(tenant, batch_id)
-        self.store.delete_prefix(f"{prefix}parts/")
-        self.store.delete_prefix(f"{prefix}results/")
+        # The input first: an attempt that still writes the files needs it to take a shard for unanswered, so none
+        # can mistake what is deleted next for what was never answered.
         for name in ("input", "shards.json", "cancelling"):
             self.store.delete(f"{prefix}{name}")
+        self.store.delete_prefix(f"{prefix}parts/")
+        self.store.delete_prefix(f"{prefix}results/")
 
     def _list(self, tenant: str, kind: Kind, after: tuple[str, int] | None, ascending: bool) -> Iterator[str]:
         prefix = _index_prefix(tenant, kind)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
-from typing import Final
+from typing import Annotated, Final
 
 import aiohttp
 import msgspec
@@ -68,19 +68,22 @@ class UpstreamUnavailable(Exception):
     """The inference server does not answer."""
 
 
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] | None
+
+
 class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = 0
+    cached_tokens: _Tokens = 0
 
 
 class _CompletionDetails(msgspec.Struct):
-    reasoning_tokens: int | None = 0
+    reasoning_tokens: _Tokens = 0
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = 0
-    completion_tokens: int | None = 0
-    input_tokens: int | None = 0  # the names of /v1/responses
-    output_tokens: int | None = 0
+    prompt_tokens: _Tokens = 0
+    completion_tokens: _Tokens = 0
+    input_tokens: _Tokens = 0  # the names of /v1/responses
+    output_tokens: _Tokens = 0
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
     input_tokens_details: _PromptDetails | None = None

@@ -128,7 +128,7 @@ class Limiter:
             self.reason = reason
         self._measure()
         if signal is Signal.ANSWERED:
-            self._grow()
+            self._grow(sent_at)
         elif signal is Signal.OVERLOADED:
             self._cut(sent_at, retry_after)
         elif signal is Signal.UNREACHABLE:
@@ -197,9 +197,10 @@ class Limiter:
         else:
             self._rate_window = (since, count + 1)
 
-    def _grow(self) -> None:
-        self._fruitless_pauses = 0
-        self._answered_since_cut = True
+    def _grow(self, sent_at: float) -> None:
+        if sent_at >= self._cut_at:  # one that was sent before does not show that anything gets through now
+            self._fruitless_pauses = 0
+            self._answered_since_cut = True
         # Below the ceiling one more per answer, which doubles the limit each round trip.
         step = 1.0 if self.limit < self._ceiling else 0.5 / self.limit
         self.limit = min(self.limit + step, float(self.maximum))

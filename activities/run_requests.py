@@ -159,6 +159,7 @@ class _ShardRun:
         if self._log.done == self._task.shard.requests:
             return await self._until_stored(self._log.finish)
         await self._until_stored(self._log.commit)
+        self._heartbeat()  # its details stay with the waiting activity, so that the counts hold meanwhile
         if self._limiter.draining:
             raise self._try_again("the worker is stopping")
         reason = held_back or (self._again.most_common(1)[0][0] if self._again else self._limiter.reason)

@@ -13,21 +13,37 @@ import shutil
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Final
 
 from activities.storage import CHUNK, ObjectNotFound, ObjectWriter, StoreError
 
 _PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
+RENAME_TRIES: Final = 100
+
+
 @contextlib.contextmanager
-def _store_errors(key: str) -> Generator[None]:
+def _reading(key: str) -> Generator[None]:
     try:
         yield
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise ObjectNotFound(key) from error
     except OSError as error:
-        # The operating system's words without the path: the text may reach the Temporal UI.
-        raise StoreError(f"the store failed at {key}: {error.strerror or type(error).__name__}") from error
+        raise _failure(key, error) from error
+
+
+@contextlib.contextmanager
+def _writing(key: str) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:  # also one that says "not found": it is a folder that is missing then, no object
+        raise _failure(key, error) from error
+
+
+def _failure(key: str, error: OSError) -> StoreError:
+    # The operating system's words without the path: the text may reach the Temporal UI.
+    return StoreError(f"the store failed at {key}: {error.strerror or type(error).__name__}")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -48,6 +64,20 @@ def _make_folder(folder: Path) -> None:
     _sync_folder(folder.parent)
 
 
+def _move(source: str, target: Path) -> None:
+    """Move a file into its place, durably. Folders on the way are made; a delete that empties one removes it."""
+    for tries_left in reversed(range(RENAME_TRIES)):
+        try:
+            _make_folder(target.parent)
+            os.replace(source, target)
+            break
+        except FileNotFoundError:  # a folder went in between
+            if not tries_left:
+                raise
+    with contextlib.suppress(FileNotFoundError):  # deleted already, and its folder too
+        _sync_folder(target.parent)
+
+
 class _LocalWriter:
     def __init__(self, key: str, target: Path, descriptor: int, temporary: str) -> None:
         self._key = key
@@ -57,32 +87,18 @@ class _LocalWriter:
         self.size = 0
 
     def write(self, data: bytes) -> None:
-        with _store_errors(self._key):
+        with _writing(self._key):
             self._file.write(data)
         self.size += len(data)
 
     def commit(self) -> None:
         assert self._temporary, "a writer commits once"
-        with _store_errors(self._key):
+        with _writing(self._key):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-        for last_try in (False, True):
-            with _store_errors(self._key):
-                _make_folder(self._target.parent)
-            try:
-                os.replace(self._temporary, self._target)
-                break
-            except FileNotFoundError:
-                # `delete` removes folders that it empties, perhaps this one a moment ago.
-                if last_try:
-                    raise StoreError(f"the store failed at {self._key}: its folder vanishes") from None
-            except OSError as error:
-                raise StoreError(f"the store failed at {self._key}: {error.strerror}") from error
+            _move(self._temporary, self._target)
         self._temporary = None
-        # The folder may be emptied and removed by a delete right after; then there is nothing left to sync.
-        with contextlib.suppress(FileNotFoundError), _store_errors_but_missing(self._key):
-            _sync_folder(self._target.parent)
 
     def abort(self) -> None:
         if self._temporary:
@@ -93,14 +109,31 @@ class _LocalWriter:
             self._temporary = None
 
 
-@contextlib.contextmanager
-def _store_errors_but_missing(key: str) -> Generator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise StoreError(f"the store failed at {key}: {error.strerror}") from error
+class _Chunks:
+    """A file's bytes. Whoever drops it, read to its end or not, closes it."""
+
+    def __init__(self, key: str, descriptor: int, offset: int, length: int | None) -> None:
+        self._key = key
+        self._descriptor = descriptor
+        self._offset = offset
+        self._left = length
+        os.pread(descriptor, 0, 0)  # fails for a folder
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        with _reading(self._key):
+            data = os.pread(self._descriptor, CHUNK if self._left is None else min(CHUNK, self._left), self._offset)
+        if not data:
+            raise StopIteration
+        self._offset += len(data)
+        if self._left is not None:
+            self._left -= len(data)
+        return data
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
 
 
 class LocalStore:
@@ -125,35 +158,22 @@ class LocalStore:
             writer.commit()
 
     def get(self, key: str) -> bytes:
-        with _store_errors(key):
+        with _reading(key):
             return self._path(key).read_bytes()
 
     def size(self, key: str) -> int:
-        with _store_errors(key):
+        with _reading(key):
             return self._path(key).stat().st_size
 
     def stream(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
-        with _store_errors(key):
-            file = open(self._path(key), "rb", buffering=0)  # noqa: SIM115 - closed by the generator
-
-        def chunks() -> Iterator[bytes]:
-            left = length
-            with file, _store_errors(key):
-                file.seek(offset)
-                while left is None or left > 0:
-                    data = file.read(CHUNK if left is None else min(CHUNK, left))
-                    if not data:
-                        return
-                    if left is not None:
-                        left -= len(data)
-                    yield data
-
-        return chunks()
+        path = self._path(key)
+        with _reading(key):
+            return _Chunks(key, os.open(path, os.O_RDONLY), offset, length)
 
     @contextlib.contextmanager
     def writer(self, key: str) -> Generator[ObjectWriter]:
         target = self._path(key)
-        with _store_errors(key):
+        with _writing(key):
             _make_folder(self._temporary)
             descriptor, temporary = tempfile.mkstemp(dir=self._temporary)
         writer = _LocalWriter(key, target, descriptor, temporary)
@@ -165,24 +185,23 @@ class LocalStore:
     def copy(self, source: str, target: str) -> None:
         # Objects are replaced whole and never changed in place, so a second name for the same bytes is a copy.
         original, path = self._path(source), self._path(target)
-        with _store_errors(source):
-            _make_folder(path.parent)
+        with _writing(target):
             _make_folder(self._temporary)
             with tempfile.TemporaryDirectory(dir=self._temporary) as folder:
-                name = Path(folder) / "copy"
-                try:
-                    os.link(original, name)
-                except FileNotFoundError:
-                    raise
-                except OSError:  # a file system without hard links
-                    shutil.copyfile(original, name)
-                os.replace(name, path)
-            _sync_folder(path.parent)
+                name = f"{folder}/copy"
+                with _reading(source):
+                    try:
+                        os.link(original, name)
+                    except FileNotFoundError:
+                        raise
+                    except OSError:  # a file system without hard links
+                        shutil.copyfile(original, name)
+                _move(name, path)
 
     def delete(self, key: str) -> bool:
         path = self._path(key)
         try:
-            with _store_errors(key):
+            with _reading(key):
                 path.unlink()
         except ObjectNotFound:
             return False
@@ -203,7 +222,7 @@ class LocalStore:
 
     def _walk(self, folder: Path) -> Iterator[str]:
         try:
-            with _store_errors(str(folder.relative_to(self._root))), os.scandir(folder) as entries:
+            with _reading(str(folder.relative_to(self._root))), os.scandir(folder) as entries:
                 # A folder sorts as its keys do, with the slash: `a.b` is before `a/b`, as in S3.
                 names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in entries)
         except ObjectNotFound:

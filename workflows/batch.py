@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from datetime import timedelta
+from typing import TypeVar
 
 from temporalio import workflow
 from temporalio.common import Priority
@@ -13,7 +15,7 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 # Pure modules: loading them once for all runs, not once a run, is safe and saves milliseconds of each start.
 with workflow.unsafe.imports_passed_through():
     from workflows import contract
-    from workflows.details import batch_details, shard_summary
+    from workflows.details import batch_details, cut, shard_summary
     from workflows.ids import format_ranges
     from workflows.types import (
         BatchError,
@@ -31,6 +33,8 @@ with workflow.unsafe.imports_passed_through():
         WriteFilesInput,
     )
 
+T = TypeVar("T")
+
 RATE_WINDOW = 30.0
 """Seconds over which the recent rate is taken."""
 
@@ -45,6 +49,7 @@ class BatchWorkflow:
         self._spec = spec
         self._status = BatchStatus()
         self._cancel_requested = False
+        self._stopping = False
         self._shards_scheduled = False
         self._shards_paused = False
         self._attempts: list[str | None] = []
@@ -87,6 +92,8 @@ class BatchWorkflow:
         # Counted from the create call, so that a start that waited for Temporal does not move the end.
         window = self._spec.created_ms / 1000 + self._spec.window_seconds - workflow.time()
         try:
+            if window <= 0 and not self._cancel_requested:
+                raise TimeoutError  # a timer this short fires when the work is done, if it is little
             await workflow.wait_condition(
                 lambda: work.done() or self._cancel_requested,
                 timeout=timedelta(seconds=max(window, 0.001)),
@@ -107,8 +114,17 @@ class BatchWorkflow:
 
     async def _stop(self, work: asyncio.Task[None]) -> None:
         """Cancel what runs and wait for it: the shards commit what is answered before they end."""
+        self._stopping = True
         work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
+        await self._until_done(work)
+        if not work.cancelled():
+            work.exception()  # that it was stopped is the news
+
+    async def _until_done(self, task: asyncio.Task[T]) -> None:
+        """Wait for a task, also when the workflow is cancelled from the Temporal UI in the meantime."""
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await workflow.wait([task])
 
     async def _work(self) -> None:
         try:
@@ -118,6 +134,8 @@ class BatchWorkflow:
                 raise
             error = BatchError(code="server_error", message="The input could not be validated.")
             result = ValidateResult(errors=[error], errors_total=1)
+        if self._stopping:
+            return  # it was to be cancelled, but ended of itself; that swallows the cancel of this task
         if result.errors:
             self._update(errors=result.errors, errors_total=result.errors_total)
             return
@@ -164,7 +182,7 @@ class BatchWorkflow:
             heartbeat_timeout=timedelta(seconds=self._spec.heartbeat_timeout),
             retry_policy=contract.STEP_RETRY,
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            summary=f"check {self._spec.input_file_id}",
+            summary=cut(f"check {self._spec.input_file_id}"),
         )
 
     async def _run_shard(self, index: int, shard: Shard, label: str) -> None:
@@ -224,11 +242,7 @@ class BatchWorkflow:
             self._update(finalizing_at=self._now())
             self._set_phase(BatchPhase.CANCELLING if outcome is BatchPhase.CANCELLED else BatchPhase.FINALIZING)
         writing = asyncio.create_task(self._write_files(outcome, missing))
-        while not writing.done():
-            try:
-                await asyncio.shield(writing)
-            except asyncio.CancelledError:
-                continue  # cancelled from the Temporal UI when everything is answered already
+        await self._until_done(writing)
         self._status = writing.result()
         self._set_phase(self._status.phase)
         return self._status

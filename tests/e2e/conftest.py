@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import uuid
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -14,9 +15,7 @@ from tests.e2e.processes import Launcher, launcher
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _binary() -> None:  # pyright: ignore[reportUnusedFunction] - used by every test
-    import io
-
+def _binary() -> None:
     if locate_temporal(Settings.model_validate({}).temporal_cli, Progress(io.StringIO())) is None:
         pytest.skip("no Temporal binary: `make test` gets one")
 

@@ -84,14 +84,22 @@ async def test_counts_never_go_back_while_workers_come_and_go(stack: MakeStack) 
 
 
 async def test_progress_is_told(stack: MakeStack) -> None:
-    it = await stack(latency=0.05)
-    batch_id = await it.submit(requests(1500))
+    it = await stack(latency=0.2)
+    batch_id = await it.submit(requests(1200))
     batch = await it.until(batch_id, lambda batch: progress_of(batch).get("eta_seconds"))
     progress = progress_of(batch)
-    assert 0 < progress["requests_per_second"] < 64 / 0.05 * 1.5
+    assert 0 < progress["requests_per_second"] < 64 / 0.2 * 1.5
     assert 0 < progress["eta_seconds"] < 600
     assert (progress["waiting_reason"], progress["next_attempt_at"]) == (None, None)
-    await it.until(batch_id, lambda batch: 0 < (progress_of(batch).get("in_flight") or 0) <= 64)
+
+
+async def test_requests_in_flight_are_told(stack: MakeStack) -> None:
+    it = await stack(max_in_flight=20)
+    it.script(mode="hang")
+    batch_id = await it.submit(requests(501))
+    # A group tells with its heartbeats; one that has not sent one yet is counted as none.
+    await it.until(batch_id, lambda batch: progress_of(batch)["in_flight"] == 20)
+    assert it.engine.counters().in_flight == 20
 
 
 async def test_the_input_may_be_deleted_while_the_batch_runs(stack: MakeStack) -> None:

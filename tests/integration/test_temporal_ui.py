@@ -21,7 +21,7 @@ async def test_a_batch_tells_its_story(stack: MakeStack) -> None:
     workflow = it.workflow(batch_id)
     description = await workflow.describe()
     assert description.workflow_type == "Batch"
-    assert await description.static_summary() == f"{CHAT} · {(await it.get(batch_id)).input_file_id} · window 24h"
+    assert await description.static_summary() == f"{CHAT} · 4 lines · window 24h"
     attributes = description.typed_search_attributes
     assert attributes[TENANT_ATTRIBUTE] == "default"
     assert attributes[ENDPOINT_ATTRIBUTE] == CHAT

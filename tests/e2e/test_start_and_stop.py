@@ -1,0 +1,189 @@
+"""Processes that start in any order, stop cleanly, and say in one line why they do not start."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+from collections.abc import Generator
+
+import httpx2
+import openai
+import pytest
+
+from tests.e2e.processes import API_LINE, WORKER_LINE, Child, Launcher, finished, gone, submit
+from tests.fakes.engine import Engine, EngineOptions
+from tests.integration.stack import requests, until
+
+STOPS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+NOWHERE = "http://127.0.0.1:9/v1"
+
+
+@pytest.fixture
+def taken() -> Generator[str]:
+    """A port that somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield str(listener.getsockname()[1])
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return str(listener.getsockname()[1])
+
+
+async def check_stops(child: Child) -> None:
+    """It has been told to: nothing is left of it, and nothing but its words is on the terminal."""
+    assert await child.wait() == 0
+    child.check_clean_exit()
+    assert child.stderr == "" or "ERROR" not in child.stderr
+
+
+@STOPS
+async def test_serve_stops(cluster: Launcher, number: signal.Signals) -> None:
+    child, client = await cluster.serve(EVERBATCH_UPSTREAM_URL=NOWHERE)
+    async with client:
+        await client.files.create(file=("in.jsonl", b"{}"), purpose="batch")
+        family = child.family()
+        child.send(number)  # while the client holds its connection
+        await check_stops(child)
+    await gone(family, 1)
+
+
+@STOPS
+async def test_an_idle_worker_stops(cluster: Launcher, number: signal.Signals) -> None:
+    child = await cluster.worker(EVERBATCH_UPSTREAM_URL=NOWHERE)
+    family = child.family()
+    child.send(number)
+    await check_stops(child)
+    await gone(family, 1)
+
+
+@STOPS
+async def test_a_worker_that_waits_for_temporal_stops(processes: Launcher, number: signal.Signals) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    child = await processes.start("worker", env={"TEMPORAL_ADDRESS": address, "EVERBATCH_UPSTREAM_URL": NOWHERE})
+    await child.said(re.compile(f"waiting for Temporal at {address}"))
+    child.send(number)
+    await check_stops(child)
+
+
+@STOPS
+async def test_temporal_stops(processes: Launcher, number: signal.Signals) -> None:
+    child, _ = await processes.temporal()
+    family = child.family()
+    assert len(family) > 1
+    child.send(number)
+    await check_stops(child)
+    await gone(family, 1)
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "Ctrl-C"])
+async def test_dev_stops(processes: Launcher, how: str) -> None:
+    child, client = await processes.dev()
+    async with client:
+        assert [model.id async for model in client.models.list()] == ["echo", "echo-embedding"]
+        family = child.family()
+        assert len(family) > 1
+        if how == "Ctrl-C":
+            child.interrupt_group()
+        else:
+            child.send(signal.Signals[how])
+        await check_stops(child)
+    await gone(family, 1)
+    assert "No inference server is configured" in child.stdout
+
+
+async def test_everything_may_start_before_temporal(processes: Launcher) -> None:
+    port, ui_port = free_port(), free_port()
+    engine = Engine(EngineOptions())
+    url = f"http://127.0.0.1:{await engine.start()}/v1"
+    processes.env |= {"TEMPORAL_ADDRESS": f"127.0.0.1:{port}", "EVERBATCH_UPSTREAM_URL": url}
+    worker = await processes.start("worker")
+    api, client = await processes.serve()
+    async with client, httpx2.AsyncClient(base_url=str(client.base_url).removesuffix("/v1/")) as http:
+        await worker.said(re.compile(f"waiting for Temporal at 127.0.0.1:{port}"))
+        assert (await http.get("/health")).status_code == 200
+        ready = await http.get("/ready")
+        assert ready.status_code == 503
+        assert ready.json()["missing"] == [f"Temporal at 127.0.0.1:{port} does not answer"]
+        file = await client.files.create(file=("in.jsonl", b"{}"), purpose="batch")
+        with pytest.raises(openai.InternalServerError) as caught:
+            await client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+        assert caught.value.status_code == 503
+        assert "Temporal" in caught.value.message
+        assert 0 < float(caught.value.response.headers["retry-after"]) <= 60
+        assert [batch.id async for batch in client.batches.list()] == []
+
+        await processes.start("temporal", "--port", port, "--ui-port", ui_port)
+        await worker.said(WORKER_LINE)
+
+        async def is_ready() -> bool:
+            return (await http.get("/ready")).status_code == 200
+
+        await until(is_ready, "ready", 30)
+        result = await finished(client, await submit(client, requests(3)))
+        assert result.counts == (3, 3, 0)
+    assert api.running
+    assert worker.running
+    await engine.close()
+
+
+# What keeps a process from starting is one line
+
+
+async def check_refused(child: Child, *words: str) -> None:
+    assert await child.wait(60) == 1
+    lines = child.stderr.splitlines()
+    assert len(lines) == 1, child.stderr
+    assert lines[0].startswith("Error: ")
+    for word in words:
+        assert word in lines[0]
+    assert not API_LINE.search(child.stdout)
+
+
+@pytest.mark.parametrize("option", ["--port", "--temporal-port", "--ui-port"])
+async def test_dev_on_a_taken_port(processes: Launcher, taken: str, option: str) -> None:
+    ports = {"--port": "0", "--temporal-port": "0", "--ui-port": "0", option: taken}
+    child = await processes.start("dev", *(word for pair in ports.items() for word in pair))
+    await check_refused(child, f"port {taken}", option)
+
+
+async def test_a_second_dev_on_the_data_folder(processes: Launcher) -> None:
+    first, client = await processes.dev()
+    second = await processes.start("dev", "--port", "0", "--temporal-port", "0", "--ui-port", "0")
+    await check_refused(second, str(processes.folder / "data"), f"process {first.pid}")
+    async with client:
+        await client.files.list()  # the first goes on
+
+
+async def test_serve_on_a_taken_port(processes: Launcher, taken: str) -> None:
+    child = await processes.start("serve", "--port", taken, env={"EVERBATCH_UPSTREAM_URL": NOWHERE})
+    await check_refused(child, f"port {taken}", "--port")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_its_own_address_is_no_inference_server(processes: Launcher, host: str) -> None:
+    port = free_port()
+    child = await processes.start("serve", "--port", port, env={"EVERBATCH_UPSTREAM_URL": f"http://{host}:{port}/v1"})
+    await check_refused(child, f"http://{host}:{port}/v1", "own address")
+    dev = await processes.start("dev", "--port", port, "--upstream-url", f"http://{host}:{port}")
+    await check_refused(dev, "own address")
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "value"),
+    [
+        ("serve", "EVERBATCH_MAX_IN_FLIGHT", "many"),
+        ("worker", "EVERBATCH_COMPLETION_WINDOWS", "tomorrow"),
+        ("dev", "EVERBATCH_UPSTREAM_URL", "ftp://x"),
+        ("worker", "EVERBATCH_STORE", "gs://bucket"),
+    ],
+)
+async def test_a_bad_setting(processes: Launcher, command: str, name: str, value: str) -> None:
+    child = await processes.start(command, env={"EVERBATCH_UPSTREAM_URL": NOWHERE, name: value})
+    await check_refused(child, name)
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+async def test_no_inference_server_is_named(processes: Launcher, command: str) -> None:
+    await check_refused(await processes.start(command), "EVERBATCH_UPSTREAM_URL")

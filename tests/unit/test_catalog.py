@@ -1,0 +1,160 @@
+"""What the store holds and where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from activities import catalog
+from activities.catalog import Catalog, FileRecord
+from activities.storage import ObjectNotFound
+from activities.storage_local import LocalStore
+from tests.fakes.worker import BATCH, FILE, TENANT, make_spec, save_input
+from workflows.types import BatchPhase, BatchRecord, BatchStatus, Shard
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(str(tmp_path))
+
+
+@pytest.fixture
+def files(store: LocalStore) -> Catalog:
+    return Catalog(store)
+
+
+def test_a_file_comes_and_goes(files: Catalog, store: LocalStore) -> None:
+    record = save_input(store, b"x")
+    assert files.get_file(TENANT, FILE) == record
+    assert list(files.list_files(TENANT, after=None)) == [record]
+    files.delete_file(TENANT, FILE)
+    with pytest.raises(ObjectNotFound):
+        files.get_file(TENANT, FILE)
+    with pytest.raises(ObjectNotFound):
+        files.delete_file(TENANT, FILE)
+    assert list(files.list_files(TENANT, after=None)) == []
+    assert list(store.list("files/")) == list(store.list("index/")) == []
+
+
+@pytest.mark.parametrize("file_id", ["", "..", "a/b", "../../x", "a\0", "x" * 65, "é", "a b", "file-1\n"])
+def test_an_id_that_cannot_be_is_not_found(files: Catalog, file_id: str) -> None:
+    for call in (files.get_file, files.delete_file, files.get_batch, files.get_shards):
+        with pytest.raises(ObjectNotFound):
+            call(TENANT, file_id)
+    with pytest.raises(ObjectNotFound):
+        catalog.content_key(TENANT, file_id)
+
+
+def test_tenants_do_not_see_each_other(files: Catalog, store: LocalStore) -> None:
+    save_input(store, b"x")
+    with pytest.raises(ObjectNotFound):
+        files.get_file("other", FILE)
+    assert list(files.list_files("other", after=None)) == []
+
+
+def make_files(files: Catalog, times: list[int]) -> list[FileRecord]:
+    records = [
+        FileRecord(id=f"file-{place}", bytes=0, created_ms=at, filename="f", purpose="batch")
+        for place, at in enumerate(times)
+    ]
+    for record in records:
+        files.save_file(TENANT, record)
+    return records
+
+
+def test_lists_are_newest_first_by_milliseconds(files: Catalog) -> None:
+    base = 1_700_000_000_000
+    times = [base + 5, base, base + 1000, base + 1, base + 999]
+    make_files(files, times)
+    newest_first = [record.created_ms for record in files.list_files(TENANT, after=None)]
+    assert newest_first == sorted(times, reverse=True)
+    oldest_first = [record.created_ms for record in files.list_files(TENANT, after=None, ascending=True)]
+    assert oldest_first == sorted(times)
+
+
+@pytest.mark.parametrize("ascending", [False, True])
+def test_paging_sees_each_once_even_within_one_millisecond(files: Catalog, ascending: bool) -> None:
+    make_files(files, [5, 5, 5, 7, 7, 1, 1])
+    whole = list(files.list_files(TENANT, after=None, ascending=ascending))
+    seen: list[FileRecord] = []
+    while page := list(files.list_files(TENANT, after=seen[-1] if seen else None, ascending=ascending))[:2]:
+        seen += page
+    assert seen == whole
+    assert len(seen) == 7
+
+
+def test_paging_goes_on_behind_a_file_that_is_gone(files: Catalog) -> None:
+    records = make_files(files, [1, 2, 3, 4])
+    files.delete_file(TENANT, "file-2")
+    assert [record.id for record in files.list_files(TENANT, after=records[2])] == ["file-1", "file-0"]
+
+
+def test_a_file_without_a_record_is_not_listed(files: Catalog, store: LocalStore) -> None:
+    make_files(files, [1, 2])
+    store.delete(f"files/{TENANT}/file-1/object.json")  # a crash in the middle of a delete
+    assert [record.id for record in files.list_files(TENANT, after=None)] == ["file-0"]
+
+
+def test_the_newest_record_of_a_batch_answers(files: Catalog) -> None:
+    spec = make_spec()
+    files.create_batch(spec)
+    assert files.get_batch(TENANT, BATCH) == BatchRecord(spec=spec, status=BatchStatus())
+    assert files.get_final(TENANT, BATCH) is None
+    running = BatchRecord(spec=spec, status=BatchStatus(phase=BatchPhase.IN_PROGRESS))
+    final = BatchRecord(spec=spec, status=BatchStatus(phase=BatchPhase.COMPLETED))
+    files.save_running(running)
+    assert files.get_batch(TENANT, BATCH) == running
+    files.save_final(final)
+    files.save_running(running)  # late writers
+    files.create_batch(spec)
+    assert files.get_batch(TENANT, BATCH) == files.get_final(TENANT, BATCH) == final
+    assert [record.status.phase for record in files.list_batches(TENANT, after=None)] == [BatchPhase.COMPLETED]
+
+
+def test_batches_page_as_files_do(files: Catalog) -> None:
+    for number, at in enumerate([3, 1, 2]):
+        files.create_batch(make_spec(batch_id=f"batch_{number}", created_ms=at))
+    listed = list(files.list_batches(TENANT, after=None))
+    assert [record.spec.created_ms for record in listed] == [3, 2, 1]
+    assert list(files.list_batches(TENANT, after=listed[0])) == listed[1:]
+    assert list(files.list_batches(TENANT, after=listed[1], ascending=True)) == listed[:1]
+
+
+def test_a_cancel_is_remembered(files: Catalog) -> None:
+    assert files.cancel_requested_at(TENANT, BATCH) is None
+    files.request_cancel(TENANT, BATCH, 1_700_000_123)
+    assert files.cancel_requested_at(TENANT, BATCH) == 1_700_000_123
+
+
+def test_shards_read_back(files: Catalog) -> None:
+    shards = [Shard(0, 10, 1, 2), Shard(10, 5, 4, 1)]
+    files.save_shards(TENANT, BATCH, shards)
+    assert files.get_shards(TENANT, BATCH) == shards
+
+
+def test_leftovers_go_and_the_records_stay(files: Catalog, store: LocalStore) -> None:
+    spec = make_spec()
+    files.create_batch(spec)
+    files.save_final(BatchRecord(spec=spec, status=BatchStatus()))
+    files.save_shards(TENANT, BATCH, [])
+    files.request_cancel(TENANT, BATCH, 1)
+    for key in (
+        catalog.input_key(TENANT, BATCH),
+        catalog.part_key(TENANT, BATCH, 3, "000001-a", 0),
+        catalog.result_key(TENANT, BATCH, 3, "000001-a"),
+    ):
+        store.put(key, b"x")
+    files.delete_leftovers(TENANT, BATCH)
+    files.delete_leftovers(TENANT, BATCH)
+    prefix = f"batches/{TENANT}/{BATCH}/"
+    assert list(store.list(prefix)) == [f"{prefix}created.json", f"{prefix}record.json"]
+
+
+def test_parts_and_results_sort_by_shard_and_attempt() -> None:
+    names = [catalog.attempt_name(number) for number in (1, 2, 10, 100_000)]
+    assert names == sorted(names)
+    keys = [catalog.part_key(TENANT, BATCH, 2, name, number) for name in names for number in (0, 9, 10, 11)]
+    assert keys == sorted(keys)
+    assert all(key.startswith(catalog.parts_prefix(TENANT, BATCH, 2)) for key in keys)
+    assert catalog.attempt_of(catalog.result_key(TENANT, BATCH, 2, names[0])) == names[0]

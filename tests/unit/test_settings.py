@@ -1,0 +1,132 @@
+"""The settings, and that the README documents each of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from activities.settings import Settings, window_seconds
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("EVERBATCH_")]:
+        monkeypatch.delenv(name)
+
+
+def settings(**values: Any) -> Settings:
+    return Settings.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("window", "seconds"), [("24h", 86_400), ("5s", 5), ("30m", 1800), ("7d", 604_800), ("1h", 3600)]
+)
+def test_windows(window: str, seconds: int) -> None:
+    assert window_seconds(window) == seconds
+
+
+@pytest.mark.parametrize(
+    "window", ["", "24", "h", "0h", "-1h", "1.5h", "24 h", "24H", "24h ", "1w", "9" * 9 + "d", "٣h"]
+)
+def test_what_is_no_window(window: str) -> None:
+    with pytest.raises(ValueError, match="is not a completion window"):
+        window_seconds(window)
+    with pytest.raises(ValidationError):
+        settings(completion_windows=f"24h,{window.strip() or 'x'}x")
+
+
+def test_several_windows() -> None:
+    assert settings(completion_windows="5s, 1h ,24h").windows == ["5s", "1h", "24h"]
+    assert settings().windows == ["24h"]
+
+
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("", ""),
+        ("http://host:8001", "http://host:8001/v1"),
+        ("http://host:8001/", "http://host:8001/v1"),
+        ("http://host:8001/v1", "http://host:8001/v1"),
+        ("http://host:8001/v1/", "http://host:8001/v1"),
+        ("https://host/openai/v2//", "https://host/openai/v2"),
+        ("http://[::1]:80", "http://[::1]:80/v1"),
+    ],
+)
+def test_the_upstreams_address(url: str, base: str) -> None:
+    assert settings(upstream_url=url).upstream_url == base
+
+
+@pytest.mark.parametrize("url", ["host:8001", "localhost", "ftp://host/v1", "http://", "http:///v1", "/v1"])
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(ValidationError):
+        settings(upstream_url=url)
+
+
+def test_they_come_from_the_environment_and_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERBATCH_MAX_IN_FLIGHT", "7")
+    monkeypatch.setenv("EVERBATCH_UNHEARD_OF", "x")
+    found = settings()
+    assert found.max_in_flight == 7
+    with pytest.raises(ValidationError):
+        found.max_in_flight = 8
+
+
+def test_secrets_do_not_show() -> None:
+    assert "hush" not in repr(settings(upstream_api_key="hush"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_in_flight", 0),
+        ("request_timeout", 0),
+        ("max_attempts", 0),
+        ("max_requests", 0),
+        ("commit_interval", -1),
+        ("heartbeat_timeout", 0.5),
+        ("unknown_model", "x"),
+        ("task_queue", ""),
+    ],
+)
+def test_what_cannot_be(name: str, value: Any) -> None:
+    with pytest.raises(ValidationError):
+        settings(**{name: value})
+
+
+def test_the_store_is_in_the_data_folder_unless_said_otherwise() -> None:
+    assert settings(data_dir="d").store_address == "d/store"
+    assert settings(data_dir="d", store="s").store_address == "s"
+
+
+def documented() -> dict[str, tuple[str, str]]:
+    """Default and description of each variable in the README's table."""
+    rows = re.findall(r"^\| `(EVERBATCH_\w+)` \| *(.*?) *\| *(.*?) *\|$", README.read_text(), re.MULTILINE)
+    return {name: (default.strip("`"), text) for name, default, text in rows}
+
+
+def as_written(default: Any) -> str:
+    if isinstance(default, SecretStr):
+        return default.get_secret_value()
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def test_the_readme_documents_every_variable_with_its_default() -> None:
+    fields = Settings.model_fields
+    expected = {
+        f"EVERBATCH_{name.upper()}": (as_written(field.default), field.description) for name, field in fields.items()
+    }
+    assert documented() == expected
+
+
+def test_the_readme_names_no_variable_that_is_not_there() -> None:
+    named = set(re.findall(r"EVERBATCH_[A-Z_]+[A-Z]", README.read_text()))
+    assert named <= {f"EVERBATCH_{name.upper()}" for name in Settings.model_fields}

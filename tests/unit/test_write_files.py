@@ -1,0 +1,342 @@
+"""The activity that ends a batch: result files, final record, and nothing left over."""
+
+from __future__ import annotations
+
+import json
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from activities import catalog, in_thread
+from activities.catalog import Catalog
+from activities.inference import Answer
+from activities.output_lines import OutputLines
+from activities.results import ShardLog
+from activities.storage import ObjectNotFound, StoreError
+from activities.validate_input import ValidateInput
+from activities.write_files import WriteFiles
+from tests.fakes.worker import (
+    BATCH,
+    TENANT,
+    FakeEngine,
+    ShakyStore,
+    activity_environment,
+    completion,
+    make_spec,
+    refusal,
+    request_line,
+    save_input,
+)
+from workflows.types import (
+    BatchError,
+    BatchPhase,
+    BatchStatus,
+    Counts,
+    MissingReason,
+    ShardResult,
+    Usage,
+    WriteFilesInput,
+)
+
+SPEC = make_spec(output_expires_after=3600)
+LINES = OutputLines(BATCH)
+
+
+class Batch:
+    """A validated batch in a store; the tests answer its requests."""
+
+    def __init__(self, store: ShakyStore) -> None:
+        self.store = store
+        self.files = Catalog(store)
+        self.attempts: list[str | None] = []
+        self.total = 0
+
+    async def begin(self, requests: int, content: bytes | None = None) -> None:
+        save_input(self.store, content or b"".join(request_line(n) for n in range(1, requests + 1)))
+        environment, _ = activity_environment()
+        result = await environment.run(ValidateInput(self.store, FakeEngine().client).validate_input, SPEC)
+        self.shards, self.total = result.shards, result.total
+        self.attempts = [None] * len(result.shards)
+        self.files.delete_file(TENANT, SPEC.input_file_id)
+
+    def log(self, shard: int, attempt: str = "000001-a") -> ShardLog:
+        return ShardLog(self.store, TENANT, BATCH, shard, attempt)
+
+    async def finish(self, shard: int, *answers: Answer, attempt: str = "000001-a") -> ShardResult:
+        log = self.log(shard, attempt)
+        assert await log.load() is None
+        self.answer(log, shard, *answers)
+        await log.commit()
+        result = await log.finish()
+        self.attempts[shard] = result.attempt
+        return result
+
+    def answer(self, log: ShardLog, shard: int, *answers: Answer) -> None:
+        for number, answer in enumerate(answers, self.shards[shard].first_line):
+            if answer.usage:
+                log.add(number, "output", LINES.success(number, b'"r%d"' % number, answer), answer.usage)
+            else:
+                log.add(number, "error", LINES.error(number, b'"r%d"' % number, answer))
+
+    async def write(
+        self, outcome: BatchPhase = BatchPhase.COMPLETED, missing: MissingReason = MissingReason.FAILED, **status: Any
+    ) -> BatchStatus:
+        values: dict[str, Any] = {"counts": Counts(total=self.total), "finished_shards": "0-1", **status}
+        task = WriteFilesInput(
+            spec=SPEC, status=BatchStatus(**values), outcome=outcome, attempts=self.attempts, missing=missing
+        )
+        environment, self.beats = activity_environment()
+        return await environment.run(WriteFiles(self.store).write_files, task)
+
+    def content(self, file_id: str | None) -> bytes:
+        assert file_id
+        return self.store.get(catalog.content_key(TENANT, file_id))
+
+    def ids(self, file_id: str | None) -> list[str]:
+        return [json.loads(line)["custom_id"] for line in self.content(file_id).splitlines()]
+
+    def left(self) -> list[str]:
+        prefix = f"batches/{TENANT}/{BATCH}/"
+        return [key.removeprefix(prefix) for key in self.store.list(prefix)]
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Batch:
+    return Batch(ShakyStore(str(tmp_path)))
+
+
+RECORDS = ["created.json", "record.json", "running.json"]
+
+
+async def test_both_files_in_input_order_with_record_and_nothing_left_over(batch: Batch) -> None:
+    await batch.begin(4)
+    for shard in (3, 1, 0, 2):
+        await batch.finish(shard, refusal(400) if shard in (0, 2) else completion(shard + 1))
+    before = int(time.time())
+    status = await batch.write()
+
+    assert (status.phase, status.counts) == (BatchPhase.COMPLETED, Counts(total=4, completed=2, failed=2))
+    assert (status.usage.input_tokens, status.usage.output_tokens) == (2 + 4, 2)
+    assert status.completed_at
+    assert status.completed_at >= before
+    assert status.finished_shards == ""
+    assert batch.ids(status.output_file_id) == ["r2", "r4"]
+    assert batch.ids(status.error_file_id) == ["r1", "r3"]
+    assert batch.left() == RECORDS
+    final = batch.files.get_final(TENANT, BATCH)
+    assert final
+    assert (final.status, final.spec) == (status, SPEC)
+
+    for kind, file_id in (("output", status.output_file_id), ("error", status.error_file_id)):
+        record = batch.files.get_file(TENANT, file_id or "")
+        assert (record.filename, record.purpose) == (f"{BATCH}_{kind}.jsonl", "batch_output")
+        assert record.bytes == len(batch.content(file_id))
+        assert record.expires_at == record.created_ms // 1000 + 3600
+    listed = [record.id for record in batch.files.list_files(TENANT, after=None)]
+    assert set(listed) == {status.output_file_id, status.error_file_id}
+
+
+@pytest.mark.parametrize("good", [True, False])
+async def test_there_are_no_empty_files(batch: Batch, good: bool) -> None:
+    await batch.begin(1)
+    await batch.finish(0, completion(1) if good else refusal(400))
+    status = await batch.write()
+    assert (status.output_file_id is None, status.error_file_id is None) == (not good, good)
+    assert len(list(batch.files.list_files(TENANT, after=None))) == 1
+
+
+async def test_a_batch_that_failed_its_validation_has_a_record_and_no_files(batch: Batch) -> None:
+    errors = [BatchError(code="empty_file", message="…")]
+    status = await batch.write(BatchPhase.FAILED, errors=errors, errors_total=1)
+    assert (status.phase, status.errors, status.failed_at is None) == (BatchPhase.FAILED, errors, False)
+    assert (status.output_file_id, status.error_file_id) == (None, None)
+    assert batch.left() == ["record.json"]
+
+
+# Requests without an answer
+
+
+@pytest.mark.parametrize(
+    ("outcome", "missing", "code", "ended"),
+    [
+        (BatchPhase.EXPIRED, MissingReason.EXPIRED, "batch_expired", "expired_at"),
+        (BatchPhase.CANCELLED, MissingReason.CANCELLED, "batch_cancelled", "cancelled_at"),
+        (BatchPhase.COMPLETED, MissingReason.FAILED, "batch_failed", "completed_at"),
+    ],
+)
+async def test_each_request_without_an_answer_gets_a_line_that_says_why(
+    batch: Batch, outcome: BatchPhase, missing: MissingReason, code: str, ended: str
+) -> None:
+    content = b"\xef\xbb\xbf\r\n" + request_line(1, custom_id='é"\\') + b"\n" + request_line(2) + request_line(3)
+    await batch.begin(3, content)
+    log = batch.log(1)
+    log.add(4, "output", LINES.success(4, b'"r2"', completion(2)), Usage(input_tokens=2))
+    log.note_failure(4)
+    await log.commit()  # answered, and then its shard was stopped
+    status = await batch.write(outcome, missing)
+
+    assert getattr(status, ended)
+    assert status.counts == Counts(total=3, completed=1, failed=2)
+    assert status.usage.input_tokens == 2
+    assert batch.ids(status.output_file_id) == ["r2"]
+    assert batch.ids(status.error_file_id) == ['é"\\', "r3"]
+    for line in batch.content(status.error_file_id).splitlines():
+        content_of = json.loads(line)
+        assert content_of["response"] is None
+        assert content_of["error"]["code"] == code
+    assert batch.left() == RECORDS
+
+
+async def test_shards_of_many_requests_finished_and_not(batch: Batch) -> None:
+    await batch.begin(650)  # six of a hundred, one of fifty
+    await batch.finish(1, *(completion(n) for n in range(101, 201)))
+    log = batch.log(2)
+    batch.answer(log, 2, *(completion(n) for n in range(201, 251)), refusal(400))
+    await log.commit()
+    status = await batch.write(BatchPhase.CANCELLED, MissingReason.CANCELLED)
+    assert batch.ids(status.output_file_id) == [f"r{n}" for n in range(101, 251)]
+    assert batch.ids(status.error_file_id) == [f"r{n}" for n in [*range(1, 101), *range(251, 651)]]
+    assert status.counts == Counts(total=650, completed=150, failed=500)
+
+
+async def test_a_shard_that_ended_unheard_is_adopted(batch: Batch) -> None:
+    await batch.begin(2)
+    await batch.finish(0, completion(1))
+    await batch.finish(1, completion(2), attempt="000007-z")
+    batch.attempts = []
+    status = await batch.write(BatchPhase.CANCELLED, MissingReason.CANCELLED)
+    assert batch.ids(status.output_file_id) == ["r1", "r2"]
+    assert status.error_file_id is None
+
+
+async def test_the_object_that_the_run_names_counts(batch: Batch) -> None:
+    await batch.begin(1)
+    zombie = batch.log(0, "000001-a")
+    await zombie.load()
+    await batch.finish(0, completion(1), attempt="000002-b")
+    batch.answer(zombie, 0, refusal(400))
+    await zombie.finish()
+    status = await batch.write()
+    assert (status.output_file_id is not None, status.error_file_id) == (True, None)
+
+
+# Doing it again
+
+
+async def test_the_second_call_changes_nothing(batch: Batch) -> None:
+    await batch.begin(2)
+    await batch.finish(0, completion(1))
+    first = await batch.write()
+    content = batch.content(first.output_file_id)
+    written = len(batch.store.written)
+    assert await batch.write(BatchPhase.FAILED) == first
+    assert batch.content(first.output_file_id) == content
+    assert len(batch.store.written) == written
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+async def test_a_crash_at_any_write_leads_to_the_same_files(batch: Batch, at: int) -> None:
+    await batch.begin(3)
+    await batch.finish(0, completion(1))
+    writes = 0
+
+    def fail(key: str) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == at:
+            batch.store.down = True
+
+    batch.store.on_write = fail
+    with pytest.raises(StoreError):
+        await batch.write()
+    seen = {(record.id, record.created_ms) for record in batch.files.list_files(TENANT, after=None)}
+    batch.store.on_write = lambda key: None
+    batch.store.down = False
+    status = await batch.write()
+    assert batch.ids(status.output_file_id) == ["r1"]
+    assert batch.ids(status.error_file_id) == ["r2", "r3"]
+    now = [(record.id, record.created_ms) for record in batch.files.list_files(TENANT, after=None)]
+    assert len(now) == 2
+    assert seen <= set(now)  # what a client has seen keeps its place in the list
+    assert batch.left() == RECORDS
+
+
+async def test_what_a_crash_before_the_clean_up_left_goes_with_the_next_call(batch: Batch) -> None:
+    await batch.begin(1)
+    await batch.finish(0, completion(1))
+    final = await batch.write()
+    await batch.begin(1)  # the leftovers, back again
+    assert await batch.write() == final
+    assert batch.left() == RECORDS
+
+
+async def test_an_attempt_that_is_overtaken_between_two_shards_fails_and_writes_nothing(batch: Batch) -> None:
+    # The slow one must not take what the fast one has cleaned away for "not answered".
+    await batch.begin(2)
+    for shard in (0, 1):
+        log = batch.log(shard)
+        batch.answer(log, shard, completion(shard + 1))
+        await log.commit()
+    delete_prefix = batch.store.delete_prefix
+
+    class Interrupted(Exception):
+        pass
+
+    def stop_after_parts(prefix: str) -> None:
+        delete_prefix(prefix)
+        if "/parts/" in prefix:
+            raise Interrupted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch.store, "delete_prefix", stop_after_parts)
+        with pytest.raises(Interrupted):
+            await batch.write(BatchPhase.CANCELLED, MissingReason.CANCELLED)
+    # In this moment the slow attempt looks at a shard.
+    batch.store.delete(f"batches/{TENANT}/{BATCH}/record.json")  # it had asked for the record before
+    with pytest.raises(ObjectNotFound):
+        await batch.write(BatchPhase.CANCELLED, MissingReason.CANCELLED)
+
+
+async def test_lines_that_do_not_add_up_are_a_fault(batch: Batch) -> None:
+    await batch.begin(2)
+    batch.total = 3
+    with pytest.raises(StoreError, match="0 \\+ 2 result lines for 3 requests"):
+        await batch.write()
+    assert batch.files.get_final(TENANT, BATCH) is None
+    assert list(batch.files.list_files(TENANT, after=None)) == []
+
+
+# Size and time
+
+
+async def test_large_answers_are_streamed(batch: Batch) -> None:
+    await batch.begin(30)
+    text = "x" * 1_000_000
+    for shard in range(20):
+        answer = completion(shard + 1)
+        large = Answer(answer.verdict, 200, b'{"text":"%b"}' % text.encode(), "", answer.usage)
+        if shard % 2:
+            await batch.finish(shard, large)
+        else:
+            log = batch.log(shard)
+            batch.answer(log, shard, large)
+            await log.commit()
+    tracemalloc.start()
+    try:
+        status = await batch.write(BatchPhase.EXPIRED, MissingReason.EXPIRED)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8_000_000
+    assert status.counts == Counts(total=30, completed=20, failed=10)
+    assert len(batch.content(status.output_file_id)) > 20_000_000
+
+
+async def test_it_heartbeats_while_it_writes(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_thread, "HEARTBEAT_SECONDS", 0.001)
+    await batch.begin(300)
+    await batch.write(BatchPhase.EXPIRED, MissingReason.EXPIRED)
+    assert batch.beats
