@@ -23,13 +23,10 @@ from temporalio.worker import (
     SlotReserveContext,
 )
 
+from activities.adaptive_limit import AdaptiveLimit
+
 AHEAD: Final = 0.05
 """Seconds of work fetched ahead: about what taking a shard from Temporal and reading its input costs."""
-
-FIRST_PAUSE: Final = 0.5
-LONGEST_PAUSE: Final = 4.0
-"""Bounds of the growing pause, in seconds, while nothing gets through. One probe a pause costs little, and the
-bound is how late the end of an outage can be noticed."""
 
 
 class Signal(Enum):
@@ -53,15 +50,10 @@ class Queue:
 
 
 class Limiter:
-    """Counts requests in flight, serves batches in turn, and adapts to what the upstream can take.
-
-    Additive increase, halved on overload, between 1 and ``maximum``. After a cut it climbs fast to just below where
-    it was cut and slowly from there, so that it spends its time near the upstream's limit.
-    """
+    """Counts requests in flight, serves batches in turn, and adapts to what the upstream can take."""
 
     def __init__(self, maximum: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.maximum = maximum
-        self.limit = float(maximum)
         self.in_flight = 0
         self.waiting = 0
         self.draining = False
@@ -71,11 +63,8 @@ class Limiter:
         self._clock = clock
         self._batches: dict[str, deque[Queue]] = {}
         self._turns: deque[str] = deque()
-        self._ceiling = float(maximum)
-        self._cut_at = float("-inf")
+        self._adaptive = AdaptiveLimit(maximum, clock)
         self._paused_until = float("-inf")
-        self._fruitless_pauses = 0
-        self._answered_since_cut = True
         self._held_back: set[Callable[[], None]] = set()
         self._rate = 0.0
         self._rate_window = (clock(), 0)
@@ -128,13 +117,18 @@ class Limiter:
             self.reason = reason
         self._measure()
         if signal is Signal.ANSWERED:
-            self._grow(sent_at)
+            self._adaptive.answered(sent_at)
         elif signal is Signal.OVERLOADED:
-            self._cut(sent_at, retry_after)
+            self._pause(self._adaptive.overloaded(sent_at, self.in_flight, retry_after))
         elif signal is Signal.UNREACHABLE:
-            self._stop(sent_at, retry_after)
+            self._pause(self._adaptive.unreachable(sent_at, retry_after))
         self._dispatch()
         self.on_change()
+
+    @property
+    def limit(self) -> float:
+        """Requests in flight at once, as the upstream takes them just now."""
+        return self._adaptive.limit
 
     def now(self) -> float:
         return self._clock()
@@ -197,39 +191,9 @@ class Limiter:
         else:
             self._rate_window = (since, count + 1)
 
-    def _grow(self, sent_at: float) -> None:
-        if sent_at >= self._cut_at:  # one that was sent before does not show that anything gets through now
-            self._fruitless_pauses = 0
-            self._answered_since_cut = True
-        # Below the ceiling one more per answer, which doubles the limit each round trip.
-        step = 1.0 if self.limit < self._ceiling else 0.5 / self.limit
-        self.limit = min(self.limit + step, float(self.maximum))
-
-    def _cut(self, sent_at: float, retry_after: float | None) -> None:
-        if retry_after:
-            self._pause(retry_after)
-        if sent_at < self._cut_at:
-            return  # it was sent under the old limit and says nothing of the new one
-        if not self._answered_since_cut and not retry_after:
-            self._stop(sent_at, None)
-            return
-        self._ceiling = max(1.0, self.limit * 0.95)
-        self.limit = max(1.0, self.limit / 2)
-        self._cut_at = self._clock()
-        self._answered_since_cut = False
-
-    def _stop(self, sent_at: float, retry_after: float | None) -> None:
-        if sent_at < self._cut_at and self._fruitless_pauses:
-            return  # of the same volley as the one that began this pause
-        pause = retry_after or min(FIRST_PAUSE * 2**self._fruitless_pauses, LONGEST_PAUSE)
-        self._fruitless_pauses = min(self._fruitless_pauses + 1, 10)
-        self._ceiling = max(self._ceiling, self.limit)
-        self.limit = 1.0  # one probe when the pause is over
-        self._cut_at = self._clock()
-        self._answered_since_cut = False
-        self._pause(pause)
-
     def _pause(self, seconds: float) -> None:
+        if not seconds:
+            return
         self._paused_until = max(self._paused_until, self._clock() + seconds)
         if self._wake:
             self._wake.cancel()

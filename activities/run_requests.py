@@ -150,7 +150,7 @@ class _ShardRun:
     async def _end(self, held_back: str = "") -> ShardResult:
         """Everything that was to be sent has been: commit, and finish the shard or ask for another attempt."""
         if self._commit_task:
-            await self._commit_task
+            await asyncio.shield(self._commit_task)  # a pause that comes now must not take it along
         if self._commit_timer:  # after the task, which may have set it
             self._commit_timer.cancel()
         if self._fault:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from pathlib import Path
 
 import httpx2
 import openai
 import pytest
+from click.testing import CliRunner, Result
 
+from api.cli import main
 from tests.e2e.processes import API_LINE, WORKER_LINE, Child, Launcher, finished, gone, submit
 from tests.fakes.engine import Engine, EngineOptions
 from tests.integration.stack import requests, until
@@ -141,11 +145,9 @@ async def check_refused(child: Child, *words: str) -> None:
     assert not API_LINE.search(child.stdout)
 
 
-@pytest.mark.parametrize("option", ["--port", "--temporal-port", "--ui-port"])
-async def test_dev_on_a_taken_port(processes: Launcher, taken: str, option: str) -> None:
-    ports = {"--port": "0", "--temporal-port": "0", "--ui-port": "0", option: taken}
-    child = await processes.start("dev", *(word for pair in ports.items() for word in pair))
-    await check_refused(child, f"port {taken}", option)
+async def test_dev_on_a_taken_port(processes: Launcher, taken: str) -> None:
+    child = await processes.start("dev", "--port", taken, "--temporal-port", "0", "--ui-port", "0")
+    await check_refused(child, f"port {taken}", "--port")
 
 
 async def test_a_second_dev_on_the_data_folder(processes: Launcher) -> None:
@@ -156,34 +158,66 @@ async def test_a_second_dev_on_the_data_folder(processes: Launcher) -> None:
         await client.files.list()  # the first goes on
 
 
-async def test_serve_on_a_taken_port(processes: Launcher, taken: str) -> None:
-    child = await processes.start("serve", "--port", taken, env={"EVERBATCH_UPSTREAM_URL": NOWHERE})
-    await check_refused(child, f"port {taken}", "--port")
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_its_own_address_is_no_inference_server(processes: Launcher, host: str) -> None:
+async def test_its_own_address_is_no_inference_server(processes: Launcher) -> None:
     port = free_port()
-    child = await processes.start("serve", "--port", port, env={"EVERBATCH_UPSTREAM_URL": f"http://{host}:{port}/v1"})
-    await check_refused(child, f"http://{host}:{port}/v1", "own address")
-    dev = await processes.start("dev", "--port", port, "--upstream-url", f"http://{host}:{port}")
-    await check_refused(dev, "own address")
+    url = f"http://localhost:{port}/v1"
+    child = await processes.start("serve", "--port", port, env={"EVERBATCH_UPSTREAM_URL": url})
+    await check_refused(child, url, "own address")
+
+
+# The rest of these in this process: a start of Python costs two seconds
+
+
+@pytest.fixture
+def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    for name in os.environ:
+        if name.startswith("EVERBATCH_") and name != "EVERBATCH_TEMPORAL_CLI":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("EVERBATCH_DATA_DIR", str(tmp_path))
+
+    def run(*arguments: str, **env: str) -> Result:
+        return CliRunner().invoke(main, arguments, env=env)
+
+    return run
+
+
+def check_one_line(result: Result, *words: str) -> None:
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    for word in words:
+        assert word in line
 
 
 @pytest.mark.parametrize(
     ("command", "name", "value"),
     [
         ("serve", "EVERBATCH_MAX_IN_FLIGHT", "many"),
+        ("serve", "EVERBATCH_MAX_ATTEMPTS", "0"),
         ("worker", "EVERBATCH_COMPLETION_WINDOWS", "tomorrow"),
         ("dev", "EVERBATCH_UPSTREAM_URL", "ftp://x"),
+        ("temporal", "EVERBATCH_UNKNOWN_MODEL", "guess"),
         ("worker", "EVERBATCH_STORE", "gs://bucket"),
+        ("dev", "EVERBATCH_TEMPORAL_CLI", "/nowhere/temporal"),
     ],
 )
-async def test_a_bad_setting(processes: Launcher, command: str, name: str, value: str) -> None:
-    child = await processes.start(command, env={"EVERBATCH_UPSTREAM_URL": NOWHERE, name: value})
-    await check_refused(child, name)
+def test_a_bad_setting(run_here: Callable[..., Result], command: str, name: str, value: str) -> None:
+    check_one_line(run_here(command, **{"EVERBATCH_UPSTREAM_URL": NOWHERE, name: value}), name)
 
 
 @pytest.mark.parametrize("command", ["serve", "worker"])
-async def test_no_inference_server_is_named(processes: Launcher, command: str) -> None:
-    await check_refused(await processes.start(command), "EVERBATCH_UPSTREAM_URL")
+def test_no_inference_server_is_named(run_here: Callable[..., Result], command: str) -> None:
+    check_one_line(run_here(command), "EVERBATCH_UPSTREAM_URL")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "0.0.0.0", socket.gethostname()])
+def test_dev_may_not_be_its_own_inference_server(run_here: Callable[..., Result], host: str) -> None:
+    result = run_here("dev", "--port", "8123", "--upstream-url", f"http://{host}:8123")
+    check_one_line(result, "own address")
+
+
+@pytest.mark.parametrize("option", ["--temporal-port", "--ui-port"])
+def test_dev_on_a_taken_port_of_temporal(run_here: Callable[..., Result], taken: str, option: str) -> None:
+    ports = {"--port": "0", "--temporal-port": "0", "--ui-port": "0", option: taken}
+    check_one_line(run_here("dev", *(word for pair in ports.items() for word in pair)), f"port {taken}", option)
