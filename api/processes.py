@@ -93,8 +93,7 @@ async def run_api(settings: Settings, host: str, port: int, say: Say) -> None:
     """The API alone, until a signal. It does not wait for Temporal: until that is there it says so in its answers."""
     check_upstream(settings, host, port)
     store = open_store(settings)
-    listener = listen(host, port)
-    with stop_on_signals() as stop:
+    with listen(host, port) as listener, stop_on_signals() as stop:
         client = await connect(lazy=True)
         async with _inference(settings) as inference:
             say(f"Everbatch API on http://{host}:{listener.getsockname()[1]}/v1")
@@ -133,9 +132,8 @@ async def run_dev(
     if settings.upstream_url:
         check_upstream(settings, host, port)
     store = open_store(settings)
-    listener = listen(host, port)
     server = EmbeddedTemporal(binary, Path(settings.data_dir), temporal_port, ui_port, ui_port_option="--ui-port")
-    with stop_on_signals() as stop:
+    with listen(host, port) as listener, stop_on_signals() as stop:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(server)
             client = await connect(server.address)

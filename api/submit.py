@@ -44,6 +44,9 @@ def submit(
             batch = latest
             display.show(batch)
         return _finish(client, batch, output, errors, display.say)
+    except openai.APIConnectionError as error:
+        display.say(f"everbatch submit: no connection to {error.request.url} ({error.__cause__ or error})")
+        return NOT_COMPLETED
     except openai.OpenAIError as error:
         display.say(f"everbatch submit: {error}")
         return NOT_COMPLETED

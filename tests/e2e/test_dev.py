@@ -29,13 +29,14 @@ async def test_a_file_over_the_limit(cluster: Launcher) -> None:
         assert caught.value.type == "invalid_request_error"
         assert str(LIMIT) in caught.value.message
 
-        # Declared: refused before the body is read, by its length alone.
+        # Declared, by a client that asks first: refused by the length alone.
         url = httpx2.URL(str(client.base_url))
         reader, writer = await asyncio.open_connection(url.host, url.port)
         head = "POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=b\r\n"
-        writer.write(f"{head}content-length: {LIMIT * 1000}\r\n\r\n".encode())
+        writer.write(f"{head}expect: 100-continue\r\ncontent-length: {LIMIT * 1000}\r\n\r\n".encode())
         assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 413 ")
         writer.close()
+        await writer.wait_closed()
 
         # Chunked: nothing is declared, so it is refused when it gets too long.
         async def parts() -> AsyncIterator[bytes]:

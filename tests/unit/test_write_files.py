@@ -340,3 +340,21 @@ async def test_it_heartbeats_while_it_writes(batch: Batch, monkeypatch: pytest.M
     await batch.begin(300)
     await batch.write(BatchPhase.EXPIRED, MissingReason.EXPIRED)
     assert batch.beats
+
+
+async def test_the_deepest_line_that_is_accepted_can_be_read_again(batch: Batch) -> None:
+    # How deep a parser goes depends on the depth of its callers, and what one activity accepts all must read.
+    def nested(depth: int) -> bytes:
+        return request_line(1, messages="@").replace(b'"@"', b"[" * depth + b"]" * depth)
+
+    good, bad = 1, 100_000
+    while bad - good > 1:
+        depth = (good + bad) // 2
+        save_input(batch.store, nested(depth))
+        environment, _ = activity_environment()
+        result = await environment.run(ValidateInput(batch.store, FakeEngine().client).validate_input, SPEC)
+        good, bad = (depth, bad) if not result.errors else (good, depth)
+    assert good > 100
+    await batch.begin(1, nested(good))
+    status = await batch.write(BatchPhase.EXPIRED, MissingReason.EXPIRED)
+    assert batch.ids(status.error_file_id) == ["r1"]
