@@ -1,11 +1,11 @@
-"""Blocking work of an activity, in a thread, with heartbeats beside it."""
+"""Long work of an activity, in a thread where it blocks, with heartbeats beside it."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
-from typing import Final, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 from temporalio import activity
 
@@ -42,13 +42,26 @@ async def run_in_thread(work: Callable[[StopFlag], T]) -> T:
     flag = StopFlag()
     task = asyncio.ensure_future(asyncio.to_thread(work, flag))
     try:
-        while True:
-            done, _ = await asyncio.wait({task}, timeout=HEARTBEAT_SECONDS)
-            if done:
-                return task.result()
-            activity.heartbeat()
+        return await _with_heartbeats(task)
     except asyncio.CancelledError:
         flag.set()
         await asyncio.wait({task})
         task.exception()  # Stopped, or what came first; either way the cancel is the news
         raise
+
+
+async def run_beside_heartbeats(work: Coroutine[Any, Any, T]) -> T:
+    """Await something that may take longer than an activity may be silent."""
+    task = asyncio.create_task(work)
+    try:
+        return await _with_heartbeats(task)
+    finally:
+        task.cancel()
+
+
+async def _with_heartbeats(task: asyncio.Future[T]) -> T:
+    while True:
+        done, _ = await asyncio.wait({task}, timeout=HEARTBEAT_SECONDS)
+        if done:
+            return task.result()
+        activity.heartbeat()

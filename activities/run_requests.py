@@ -133,19 +133,28 @@ class _ShardRun:
                 await self._idle.wait()
             return await self._end()
         except asyncio.CancelledError:
-            details = activity.cancellation_details()
-            if details and details.paused:
-                # Those in flight are paid for, so they may end; only nothing more is sent.
-                self._limiter.withdraw(self._queue)
-                await asyncio.gather(*self._sending)
-                return await self._end("the batch is paused")
-            await self._drop()
-            if details and details.worker_shutdown:
-                raise self._try_again("the worker stopped") from None
-            raise
+            return await self._cancelled()
         finally:
             self._limiter.leave(self._hold_back)
             self._beat_timer.cancel()
+
+    async def _cancelled(self) -> ShardResult:
+        details = activity.cancellation_details()
+        if details and details.paused:
+            # Those in flight are paid for, so they may end; only nothing more is sent.
+            self._limiter.withdraw(self._queue)
+            try:
+                await asyncio.gather(*self._sending)
+                return await self._end("the batch is paused")
+            except asyncio.CancelledError:
+                details = activity.cancellation_details()  # cancelled for good meanwhile
+        await self._drop()
+        if details and details.worker_shutdown:
+            await self._log.commit()  # one try: a process that is to end cannot wait for the store
+            raise self._try_again("the worker stopped")
+        await self._until_stored(self._log.commit)
+        self._heartbeat()
+        raise asyncio.CancelledError
 
     async def _end(self, held_back: str = "") -> ShardResult:
         """Everything that was to be sent has been: commit, and finish the shard or ask for another attempt."""
@@ -228,7 +237,7 @@ class _ShardRun:
             self._idle.set()
 
     async def _drop(self) -> None:
-        """Cancelled: keep what is answered, drop what is in flight."""
+        """Drop what is in flight and put an end to committing in the background."""
         self._limiter.withdraw(self._queue)
         sending = list(self._sending)
         for task in sending:
@@ -239,8 +248,6 @@ class _ShardRun:
         if self._commit_task:
             self._commit_task.cancel()
             await asyncio.gather(self._commit_task, return_exceptions=True)
-        await self._log.commit()
-        self._heartbeat()
 
     # Committing
 

@@ -209,9 +209,8 @@ class LocalStore:
         return True
 
     def delete_prefix(self, prefix: str) -> None:
-        folder = self._path(prefix.rstrip("/"))
-        shutil.rmtree(folder, ignore_errors=True)  # what another process deletes meanwhile is no error
-        self._drop_empty_folders(folder.parent)
+        for key in self.list(prefix):
+            self.delete(key)
 
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
         folder = self._path(prefix.rstrip("/"))

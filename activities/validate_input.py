@@ -12,7 +12,7 @@ from temporalio import activity
 
 from activities import catalog
 from activities.catalog import Catalog, FileRecord
-from activities.in_thread import StopFlag, run_in_thread
+from activities.in_thread import StopFlag, run_beside_heartbeats, run_in_thread
 from activities.inference import InferenceClient
 from activities.jsonl import Line, read_lines
 from activities.request_rules import LineChecker
@@ -40,7 +40,9 @@ class ValidateInput(ValidateInputStub):
 
     @activity.defn(name=VALIDATE_INPUT)
     async def validate_input(self, spec: BatchSpec) -> ValidateResult:
-        known_models = await self._client.list_models() if spec.unknown_model == "batch" else None
+        known_models = None
+        if spec.unknown_model == "batch":
+            known_models = await run_beside_heartbeats(self._client.list_models())
         return await run_in_thread(lambda stop: self._validate(spec, known_models, stop))
 
     def _validate(self, spec: BatchSpec, known_models: frozenset[str] | None, stop: StopFlag) -> ValidateResult:

@@ -76,6 +76,8 @@ class WriteFiles(WriteFilesStub):
             )
             if counts.completed + counts.failed != counts.total:
                 raise StoreError(f"{counts.completed} + {counts.failed} result lines for {counts.total} requests")
+            if self._catalog.get_final(spec.tenant, spec.batch_id):
+                raise StoreError("another attempt has written the files")  # and the next one finds its record
             ids = files.publish(self._catalog, time.time_ns() // 1_000_000)
         return task.status.model_copy(
             update={

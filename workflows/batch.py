@@ -208,7 +208,7 @@ class BatchWorkflow:
                 priority=Priority(fairness_key=self._spec.batch_id, fairness_weight=1.0),
             )
         except ActivityError:
-            if self._status.cancelling_at is None:
+            if not self._stopping:
                 workflow.logger.exception("a shard ended without a result; what it committed still counts")
             return
         self._shard_finished(index, result)

@@ -44,8 +44,10 @@ MAX_RETRY_DELAY = timedelta(minutes=15)
 """Longest ``Retry-After`` that is honoured: Temporal clamps ``next_retry_delay`` to the policy's maximum."""
 
 SHARD_RETRY = RetryPolicy(
-    initial_interval=timedelta(seconds=1),
-    backoff_coefficient=2.0,
+    # An attempt that ends by itself says when to try again. What is left is a worker that died, or a bug: a delay that
+    # grew with the attempts, of which an outage makes many, would have the shards of a killed worker wait for minutes.
+    initial_interval=timedelta(seconds=2),
+    backoff_coefficient=1.0,
     maximum_interval=MAX_RETRY_DELAY,
     maximum_attempts=0,  # attempts are also spent by deploys and crashes; the window is what ends a batch
 )

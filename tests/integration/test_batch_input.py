@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -149,3 +150,21 @@ async def test_an_endpoint_that_the_input_does_not_fit(stack: MakeStack) -> None
     it = await stack()
     finished = await it.run(requests(2, "/v1/embeddings"), CHAT)
     assert check_failed(it, finished) == [(1, "invalid_url", "url"), (2, "invalid_url", "url")]
+
+
+async def test_an_engine_whose_model_list_does_not_come(stack: MakeStack) -> None:
+    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await closed.wait()
+        writer.close()
+
+    closed = asyncio.Event()
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        # Validation waits longer for the list than a worker may be silent.
+        it = await stack(upstream_url=f"http://127.0.0.1:{port}/v1", heartbeat_timeout=2.0)
+        batch_id = await it.submit([request("a", model="who-knows")])
+        batch = await it.until(batch_id, lambda batch: batch.status != "validating")
+        assert batch.status == "in_progress"  # an engine that cannot be asked is not guessed about
+        await it.openai.batches.cancel(batch_id)
+        await it.finished(batch_id)
+        closed.set()

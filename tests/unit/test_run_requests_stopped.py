@@ -179,13 +179,17 @@ async def test_a_finish_waits_for_the_store(tmp_path: Path) -> None:
     assert not worker.limiter.held_back
 
 
-async def test_cancel_while_the_store_is_away_frees_the_worker(worker: ShardWorker) -> None:
+async def test_cancel_while_the_store_is_away_loses_no_answer(worker: ShardWorker) -> None:
+    worker.engine.held = {1}
     worker.store.down = True
     running, environment = worker.start()
-    await until(lambda: worker.store.refused > 2)
+    await until(lambda: worker.store.refused > 1 and worker.engine.in_flight == 1)
     environment.cancel()
+    await until(lambda: worker.engine.cancelled == [1])
+    worker.store.down = False
     await asyncio.gather(running, return_exceptions=True)
-    assert running.done()
+    assert running.cancelled()
+    assert set(worker.committed().records) == set(worker.engine.sent) - {1}
     assert not worker.limiter.held_back
 
 
