@@ -38,6 +38,10 @@ STORE_THREADS: Final = 32
 FILE_ACTIVITIES: Final = 8
 """Inputs validated and result files written at once by one worker."""
 
+STICKY_PATIENCE: Final = timedelta(seconds=2)
+"""How long a workflow waits for the worker that has it in its cache before any other may take it. By default ten
+seconds, in which a batch whose worker was killed stands still, although its shards go on elsewhere."""
+
 HEARTBEAT_THROTTLE: Final = timedelta(seconds=1.5)
 """Between two heartbeats on the wire; also how late word of a cancel or a pause may come."""
 
@@ -95,6 +99,7 @@ class BatchWorker:
                 PauseShards(client).pause_shards,
             ],
             max_concurrent_activities=FILE_ACTIVITIES,
+            sticky_queue_schedule_to_start_timeout=STICKY_PATIENCE,
             disable_eager_activity_execution=True,
             max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
             graceful_shutdown_timeout=drain,

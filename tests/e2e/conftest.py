@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from activities.settings import Settings
 from api.temporal_binary import Progress, locate_temporal
+from tests.e2e.faults import COMMIT_INTERVAL, HEARTBEAT_TIMEOUT, Size, World, make_world
+from tests.e2e.faults_table import Matrix
 from tests.e2e.processes import Launcher, launcher
+
+MakeWorld = Callable[..., Awaitable[World]]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,3 +46,31 @@ def cluster(processes: Launcher, temporal: str) -> Launcher:
     """A launcher whose processes find the session's Temporal."""
     processes.env["TEMPORAL_ADDRESS"] = temporal
     return processes
+
+
+@pytest.fixture(scope="session")
+def _matrix(request: pytest.FixtureRequest) -> Generator[Matrix]:
+    """The rows of the fault matrix; the table is written where ``EVERBATCH_WRITE_FAULTS=1`` asks for it."""
+    cache = request.config.cache
+    assert cache
+    matrix = Matrix(cache)
+    yield matrix
+    if os.environ.get("EVERBATCH_WRITE_FAULTS") == "1":
+        matrix.write(HEARTBEAT_TIMEOUT, COMMIT_INTERVAL)
+
+
+@pytest.fixture
+def matrix(_matrix: Matrix, request: pytest.FixtureRequest) -> Matrix:
+    _matrix.begin(request.node.nodeid)
+    return _matrix
+
+
+@pytest.fixture
+async def world(cluster: Launcher, tmp_path: Path, matrix: Matrix) -> AsyncGenerator[MakeWorld]:
+    """Makes a running world: ``await world(SINGLE, workers=2)``, see :func:`tests.e2e.faults.make_world`."""
+    async with contextlib.AsyncExitStack() as exits:
+
+        async def make(size: Size, **options: Any) -> World:
+            return await exits.enter_async_context(make_world(cluster, tmp_path, matrix, size, **options))
+
+        yield make

@@ -150,13 +150,13 @@ class Launcher:
         }
         self._children: list[Child] = []
 
-    async def start(self, *arguments: str, env: dict[str, str] | None = None) -> Child:
+    async def start(self, *arguments: str, env: dict[str, str] | None = None, module: str = "api.cli") -> Child:
         number = len(self._children)
         output, errors = (self.folder / f"{number}-{arguments[0]}.{kind}" for kind in ("out", "err"))
         with output.open("wb") as to_output, errors.open("wb") as to_errors:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "api.cli", *arguments),
+                *("-m", module, *arguments),
                 cwd=ROOT,
                 env={**_clean_environment(), **self.env, **(env or {})},
                 stdin=asyncio.subprocess.DEVNULL,
@@ -201,6 +201,9 @@ def _clean_environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("EVERBATCH_", "TEMPORAL_"))}
     if binary := os.environ.get("EVERBATCH_TEMPORAL_CLI"):
         kept["EVERBATCH_TEMPORAL_CLI"] = binary
+    # Many processes start here, each a second or two slower where nothing compiled can be kept.
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
+    kept["PYTHONPYCACHEPREFIX"] = str(ROOT / ".pytest_cache" / "pycache")
     return kept
 
 
@@ -266,34 +269,40 @@ async def finished(client: AsyncOpenAI, batch_id: str, seconds: float = 60) -> F
 
 @dataclass(frozen=True)
 class Witness:
-    """What the engine's log says of a moment (of ``time.monotonic_ns``)."""
+    """What the engine's log says of the end of a process."""
 
     sent_twice: set[str]
     in_flight: set[str]
-    """At the moment."""
+    """Never answered before the end."""
     just_answered: set[str]
-    """In the time before it."""
 
 
-def witness(log: Path, at: int, seconds: float) -> Witness:
-    """Args: ``seconds`` is how long before ``at`` counts as just before."""
+def witness(log: Path, since: int, until: int, seconds: float) -> Witness:
+    """Look at a process's end, which came between two moments.
+
+    Args:
+        log: the engine's.
+        since: a moment before the end.
+        until: one after it.
+        seconds: how long before the end counts as just before.
+    """
     received: dict[str, int] = {}
-    open_at: set[str] = set()
+    in_flight: set[str] = set()
     just: set[str] = set()
     for line in log.read_text().splitlines():
         stamp, event, custom_id, status = line.split(" ")
+        at = int(stamp)
         if event == "recv":
             received[custom_id] = received.get(custom_id, 0) + 1
-        if int(stamp) > at:
-            continue
-        if event == "recv":
-            open_at.add(custom_id)
-            continue
-        open_at.discard(custom_id)
-        if event == "sent" and status == "200" and int(stamp) > at - seconds * 1e9:
-            just.add(custom_id)
-    return Witness({name for name, count in received.items() if count > 1}, open_at, just)
+            if at <= until:
+                in_flight.add(custom_id)
+        elif event == "sent" and status == "200" and at <= until:
+            in_flight.discard(custom_id)
+            if at > since - seconds * 1e9:
+                just.add(custom_id)
+    return Witness({name for name, count in received.items() if count > 1}, in_flight, just)
 
 
 def now() -> int:
+    """A moment, by the clock of the engine's log."""
     return time.monotonic_ns()

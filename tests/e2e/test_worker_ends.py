@@ -32,7 +32,7 @@ def check_undisturbed(result: Finished, count: int) -> None:
     assert [(line["custom_id"], line["response"]["body"]) for line in result.output] == undisturbed(count)
 
 
-@pytest.mark.parametrize("count", [200, 2000], ids=["single", "grouped"])
+@pytest.mark.parametrize("count", [200, 1500], ids=["single", "grouped"])
 async def test_kill_minus_nine(cluster: Launcher, tmp_path: Path, count: int) -> None:
     log = tmp_path / "engine.log"
     async with EngineProcess(latency=0.1, log=log) as engine:
@@ -43,8 +43,9 @@ async def test_kill_minus_nine(cluster: Launcher, tmp_path: Path, count: int) ->
         async with client:
             batch_id = await submit(client, requests(count))
             await until_batch(client, batch_id, lambda batch: done(batch) >= count / 4)
-            at = now()
+            since = now()
             await worker.kill()
+            until = now()
             before = await client.batches.retrieve(batch_id)
             assert before.status == "in_progress"
             assert count / 4 <= done(before) < count * 0.9
@@ -52,15 +53,14 @@ async def test_kill_minus_nine(cluster: Launcher, tmp_path: Path, count: int) ->
             result = await finished(client, batch_id)
         await engine.stop()
     check_undisturbed(result, count)
-    seen = witness(log, at, COMMIT_SECONDS)
+    seen = witness(log, since, until, COMMIT_SECONDS)
     assert seen.in_flight
     assert seen.sent_twice <= seen.in_flight | seen.just_answered
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_worker_that_is_stopped_drains(cluster: Launcher, tmp_path: Path, number: signal.Signals) -> None:
+async def test_a_worker_that_is_stopped_drains(cluster: Launcher, tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
-    async with EngineProcess(latency=0.3, log=log) as engine:
+    async with EngineProcess(latency=0.2, log=log) as engine:
         cluster.env["EVERBATCH_UPSTREAM_URL"] = engine.url
         _, client = await cluster.serve()
         worker = await cluster.worker()
@@ -68,14 +68,14 @@ async def test_a_worker_that_is_stopped_drains(cluster: Launcher, tmp_path: Path
             batch_id = await submit(client, requests(600))
             await until_batch(client, batch_id, lambda batch: done(batch) >= 100)
             family = worker.family()
-            worker.send(number)
+            worker.send(signal.SIGTERM)
             assert await worker.wait() == 0
             worker.check_clean_exit()
             assert not any(one.alive for one in family)
-            at = now()
+            stopped = now()
             assert (await client.batches.retrieve(batch_id)).status == "in_progress"
             await cluster.worker()
             result = await finished(client, batch_id)
         await engine.stop()
     check_undisturbed(result, 600)
-    assert not witness(log, at, 0).sent_twice
+    assert not witness(log, stopped, stopped, 0).sent_twice

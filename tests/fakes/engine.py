@@ -44,6 +44,8 @@ class EngineOptions:
     answer_bytes: int = 400
     """Size of an answer's body, at least what its shape needs."""
     models: tuple[str, ...] = ("fake",)
+    api_key: str = ""
+    """Requests without it are answered 401."""
     log: str = ""
     """File for a line per event: ``<monotonic ns> recv|sent|abort <custom_id> <status>``, status 0 where none is."""
 
@@ -52,6 +54,7 @@ class Engine:
     """The engine's state and its decisions. Use :meth:`start` and :meth:`close` inside one event loop."""
 
     def __init__(self, options: EngineOptions) -> None:
+        self.key = f"Bearer {options.api_key}\r\n".encode() if options.api_key else b""
         self._latency = options.latency
         self._sigma = options.lognormal
         self._max_concurrent = options.max_concurrent
@@ -133,6 +136,18 @@ class Engine:
         else:
             latency = self._latency
             connection.hold(pending, request_latency(custom_id, latency, self._sigma) if self._sigma else latency)
+
+    def unauthorized(self, connection: Connection, method: bytes, body: bytes) -> None:
+        """Refuse a request that lacks the key."""
+        refusal = http_error(401, "Incorrect API key provided.", "invalid_api_key")
+        if method != b"POST":
+            connection.send(refusal)
+            return
+        custom_id = string_member(body, b"user") or b"-"
+        self._received[custom_id] = self._received.get(custom_id, 0) + 1
+        self._received_total += 1
+        self._note(b"recv", custom_id, 0)
+        self._refuse(connection, custom_id, 401, refusal)
 
     def due(self, connection: Connection, pending: Pending) -> None:
         """The request's time has come: send its answer."""
@@ -285,6 +300,7 @@ def parse_options(argv: list[str]) -> tuple[EngineOptions, int]:
     parser.add_argument("--retry-after", type=float, default=None)
     parser.add_argument("--answer-bytes", type=int, default=400)
     parser.add_argument("--model", action="append", default=[])
+    parser.add_argument("--api-key", default="")
     parser.add_argument("--log", default="")
     args = parser.parse_args(argv)
     options = EngineOptions(
@@ -294,6 +310,7 @@ def parse_options(argv: list[str]) -> tuple[EngineOptions, int]:
         retry_after=args.retry_after,
         answer_bytes=args.answer_bytes,
         models=("fake", *args.model),
+        api_key=args.api_key,
         log=args.log,
     )
     return options, args.port

@@ -26,9 +26,13 @@ class Pending(NamedTuple):
 class Handler(Protocol):
     """What a connection serves."""
 
+    key: bytes
+    """A line end of the head that a request under ``/v1/`` must have; empty where none is asked for."""
+
     def opened(self, connection: Connection) -> None: ...
     def closed(self, connection: Connection) -> None: ...
     def receive(self, connection: Connection, path: bytes, body: bytes) -> None: ...
+    def unauthorized(self, connection: Connection, method: bytes, body: bytes) -> None: ...
     def due(self, connection: Connection, pending: Pending) -> None: ...
     def abandoned(self, pending: Pending) -> None: ...
     def other(self, method: bytes, path: bytes, body: bytes) -> bytes: ...
@@ -84,7 +88,9 @@ class Connection(asyncio.Protocol):
 
     def _handle(self, head: bytes, body: bytes) -> None:
         method, path, _ = head.split(b" ", 2)
-        if method != b"POST" or not path.startswith(b"/v1/"):
+        if self._handler.key and path.startswith(b"/v1/") and self._handler.key not in head:
+            self._handler.unauthorized(self, method, body)
+        elif method != b"POST" or not path.startswith(b"/v1/"):
             self.send(self._handler.other(method, path, body))
         elif b"\r\ntransfer-encoding:" in head.lower():
             self._closing = True

@@ -152,7 +152,7 @@ async def test_an_endpoint_that_the_input_does_not_fit(stack: MakeStack) -> None
     assert check_failed(it, finished) == [(1, "invalid_url", "url"), (2, "invalid_url", "url")]
 
 
-async def test_an_engine_whose_model_list_does_not_come(stack: MakeStack) -> None:
+async def test_an_engine_whose_model_list_does_not_come(stack: MakeStack, monkeypatch: pytest.MonkeyPatch) -> None:
     async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await closed.wait()
         writer.close()
@@ -161,7 +161,8 @@ async def test_an_engine_whose_model_list_does_not_come(stack: MakeStack) -> Non
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         # Validation waits longer for the list than a worker may be silent.
-        it = await stack(upstream_url=f"http://127.0.0.1:{port}/v1", heartbeat_timeout=2.0)
+        it = await stack(upstream_url=f"http://127.0.0.1:{port}/v1", heartbeat_timeout=1.5)
+        monkeypatch.setattr("activities.inference.MODEL_LIST_TIMEOUT", 2.5)
         batch_id = await it.submit([request("a", model="who-knows")])
         batch = await it.until(batch_id, lambda batch: batch.status != "validating")
         assert batch.status == "in_progress"  # an engine that cannot be asked is not guessed about

@@ -1,0 +1,123 @@
+"""What the fault matrix found, as a table for people: ``docs/faults.md``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+PATH: Final = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
+_CACHE: Final = "everbatch/faults"
+GROUPS: Final = (
+    "Nothing",
+    "Worker",
+    "API",
+    "Temporal",
+    "Everything",
+    "Store",
+    "Engine",
+    "Cancel",
+    "Expiry",
+    "Create",
+)
+ELSEWHERE: Final = (
+    ("cancel before validation, and before any worker is up", "tests/integration/test_status.py, tests/histories"),
+    ("cancel while validating, by the API and from Temporal", "tests/integration/test_batch_ends.py"),
+    ("cancel too late for validation", "tests/integration/test_batch_ends.py"),
+    ("cancel during finalizing: it completes", "tests/integration/test_batch_ends.py"),
+    ("cancel after the end: 409", "tests/integration/test_batch_ends.py"),
+    ("cancel while the engine is down", "tests/integration/test_batch_ends.py"),
+    ("terminate from the Temporal UI", "tests/integration/test_batch_ends.py"),
+    ("expiry before a worker came", "tests/integration/test_batch_ends.py"),
+    ("pause and resume, cancel and expiry while paused", "tests/integration/test_pause.py"),
+    ("`kill -9` of `everbatch dev` with all in it", "tests/e2e/test_dev.py"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    group: str
+    fault: str
+    requests: int
+    lost: int
+    duplicates: int
+    allowed: int
+    back: float | None
+    took: float
+    note: str = ""
+
+
+class Cache(Protocol):
+    """Pytest's, which outlives a session."""
+
+    def get(self, key: str, default: Any) -> Any: ...
+    def set(self, key: str, value: object) -> None: ...
+
+
+class Matrix:
+    """The rows of this session's tests, and of earlier sessions for those that did not run in this one."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._rows: dict[str, list[dict[str, Any]]] = cache.get(_CACHE, {})
+        self._test = ""
+
+    def begin(self, test: str) -> None:
+        """A test begins: what it found before counts no more."""
+        self._test = test
+        self._rows.pop(test, None)
+        self._cache.set(_CACHE, self._rows)
+
+    def add(self, row: Row) -> None:
+        self._rows.setdefault(self._test, []).append(dataclasses.asdict(row))
+        self._cache.set(_CACHE, self._rows)
+
+    def rows(self) -> list[Row]:
+        rows = [Row(**row) for found in self._rows.values() for row in found]
+        return sorted(rows, key=lambda row: (GROUPS.index(row.group), row.fault, row.requests))
+
+    def write(self, heartbeat_timeout: float, commit_interval: float) -> None:
+        PATH.write_text(_page(self.rows(), heartbeat_timeout, commit_interval))
+
+
+def _page(rows: list[Row], heartbeat_timeout: float, commit_interval: float) -> str:
+    table = [
+        "| | Fault, mid-batch | Requests | Lines lost | Sent twice | May be | Next answer after | Batch took |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    group = ""
+    for row in rows:
+        back = "" if row.back is None else f"{row.back:.1f} s"
+        note = f" ({row.note})" if row.note else ""
+        heading = "" if row.group == group else f"**{row.group}**"
+        group = row.group
+        table.append(
+            f"| {heading} | {row.fault}{note} | {row.requests:,} | {row.lost} | {row.duplicates} | {row.allowed} "
+            f"| {back} | {row.took:.1f} s |"
+        )
+    elsewhere = [f"| {fault} | {where} |" for fault, where in ELSEWHERE]
+    return f"""\
+# Faults
+
+Written by the tests of the fault matrix from what they found (`make faults`, then `EVERBATCH_WRITE_FAULTS=1`). Each row
+runs API, worker, Temporal and a fake inference engine as processes, does the harm in the middle of a batch, and holds
+the result files against those of an undisturbed run, line by line. What was sent, and what was sent again, is said by
+the engine's own log. All along a client asks for the batch and for the list of batches: counts never go back, and
+there is no 5xx but 503 with `Retry-After` while the store is away.
+
+*May be*: sent twice at most, the requests in flight at the fault and those answered just before it, whose answers may
+not have been committed. *Next answer after*: seconds from the moment that the fault is lifted (a process is started
+again, the engine answers again) to the next answer of a request that had none; the start of a Python process takes a
+second or two of that. *Batch took*: from its creation to its end, the fault included; compare the first rows.
+{os.cpu_count()} cores, heartbeat timeout {heartbeat_timeout:g} s, commit interval {commit_interval:g} s.
+
+{chr(10).join(table)}
+
+Proven by other tests, with the engine or Temporal in other roles:
+
+| Case | Where |
+|---|---|
+{chr(10).join(elsewhere)}
+"""

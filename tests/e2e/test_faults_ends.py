@@ -1,0 +1,111 @@
+"""The fault matrix, part four: batches that are ended early, seen from the engine."""
+
+from __future__ import annotations
+
+import pytest
+from temporalio.client import Client
+
+from tests.e2e.conftest import MakeWorld
+from tests.e2e.engine_log import SECOND
+from tests.e2e.faults import GROUPED, SINGLE, Size, World
+from tests.e2e.processes import now
+from tests.integration.stack import until
+
+pytestmark = pytest.mark.faults
+slow = pytest.mark.slow_faults
+both = pytest.mark.parametrize("size", [SINGLE, GROUPED], ids=str)
+
+
+def missing(it: World, code: str) -> dict[str, str]:
+    """Requests without an answer, by the engine's log."""
+    return {line["custom_id"]: code for line in it.lines if line["custom_id"] not in it.log.read().answered}
+
+
+async def some_hang(it: World) -> None:
+    """So many that about at the middle of the batch all that is in flight hangs."""
+    await it.engine.control(mode="hang", fraction=2 * it.size.in_flight / it.size.count)
+
+
+async def all_hang(it: World) -> None:
+    in_flight = it.size.in_flight
+
+    async def look() -> bool:
+        return (await it.engine.counters()).in_flight >= in_flight
+
+    await until(look, "as many in flight as may be, all of which hang", 30)
+
+    async def quiet() -> bool:
+        return now() - max(it.log.read().answered.values(), default=now()) > SECOND / 2
+
+    await until(quiet, "no more answers, and all committed")
+
+
+@pytest.mark.parametrize("how", ["api", pytest.param("twice", marks=slow), pytest.param("temporal", marks=slow)])
+@pytest.mark.parametrize("size", [pytest.param(SINGLE, marks=slow), GROUPED], ids=str)
+async def test_cancelled_mid_run(world: MakeWorld, temporal: str, size: Size, how: str) -> None:
+    it = await world(size)
+    await some_hang(it)
+    await it.submit()
+    await all_hang(it)
+    with it.fault():
+        if how == "temporal":
+            await (await Client.connect(temporal)).get_workflow_handle(it.batch_id).cancel()
+        else:
+            await it.client.batches.cancel(it.batch_id)
+            if how == "twice":
+                await it.client.batches.cancel(it.batch_id)
+    await it.until_ended(30)
+    last = it.log.read().last(lambda event: event.kind == "abort")
+    latency = (last - it.since) / SECOND
+    assert it.log.count("abort") == size.in_flight
+    assert it.log.count("recv", since=it.until + 3 * SECOND) == 0
+    assert not it.log.open_at(now())
+    name = {"api": "mid-run", "twice": "mid-run, twice", "temporal": "mid-run, from Temporal"}[how]
+    note = f"last engine connection closed after {latency:.1f} s"
+    await it.end("Cancel", name, status="cancelled", errors=missing(it, "batch_cancelled"), note=note)
+    assert latency <= 3
+
+
+@slow
+@both
+async def test_cancelled_while_no_worker_is_up(world: MakeWorld, size: Size) -> None:
+    it = await world(size)
+    await some_hang(it)
+    await it.submit()
+    await all_hang(it)
+    with it.fault():
+        await it.worker.kill()
+        assert (await it.client.batches.cancel(it.batch_id)).status == "cancelling"
+    received = it.log.read().count("recv")
+    it.lift()
+    await it.start_worker()
+    await it.end(
+        "Cancel",
+        "while no worker is up",
+        status="cancelled",
+        errors=missing(it, "batch_cancelled"),
+        note="when one comes",
+    )
+    assert it.log.count("recv") == received
+
+
+@slow
+@both
+async def test_expired(world: MakeWorld, size: Size) -> None:
+    it = await world(size)
+    await some_hang(it)
+    await it.submit(window="5s")
+    await all_hang(it)
+    await it.end("Expiry", "window of 5 s, mid-run", status="expired", errors=missing(it, "batch_expired"))
+    assert not it.log.open_at(now())
+    assert it.log.count("abort") == size.in_flight
+
+
+@slow
+@both
+async def test_expired_while_the_engine_is_down(world: MakeWorld, size: Size) -> None:
+    it = await world(size)
+    await it.submit(window="5s")
+    await it.until_answered(0.1)
+    await it.engine.stop()
+    await it.end("Expiry", "window of 5 s, engine down", status="expired", errors=missing(it, "batch_expired"))

@@ -1,0 +1,167 @@
+"""The fault matrix, part two: the inference engine."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import MakeWorld
+from tests.e2e.engine_log import SECOND
+from tests.e2e.faults import GROUPED, SINGLE, Size, World, signalled
+from tests.e2e.processes import now
+from tests.fakes.engine_script import uniform
+from tests.integration.stack import request, requests, until
+
+pytestmark = pytest.mark.faults
+slow = pytest.mark.slow_faults
+both = pytest.mark.parametrize("size", [SINGLE, GROUPED], ids=str)
+
+
+async def until_told(it: World, *words: str) -> None:
+    """Wait until the batch says why it waits."""
+
+    async def look() -> bool:
+        reason = it.poller.progress.get("waiting_reason") or ""
+        return all(word in reason for word in words)
+
+    try:
+        await until(look, "a reason", 15)
+    except AssertionError:
+        raise AssertionError(f"it says {it.poller.latest}") from None
+
+
+@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=[slow, pytest.mark.timeout(180)])])
+@pytest.mark.parametrize("size", [pytest.param(SINGLE, marks=slow), GROUPED], ids=str)
+async def test_engine_is_down(world: MakeWorld, size: Size, seconds: int) -> None:
+    it = await world(size)
+    await it.submit()
+    await it.until_answered(0.3)
+    with it.fault():
+        await it.engine.stop()
+        it.struck()
+        await until_told(it, "connection refused")
+        await asyncio.sleep(max(0, seconds - (now() - it.since) / SECOND))
+        await it.engine.start()
+    it.lift()
+    await it.end("Engine", f"down for {seconds} s", allowed=it.at_risk(), seconds=60 + seconds)
+    full = it.log.full_rate_after(it.lifted, 0.9 * size.rate)
+    assert full is not None
+    assert full <= 5
+
+
+@slow
+@both
+async def test_503_with_retry_after(world: MakeWorld, size: Size) -> None:
+    it = await world(size)
+    await it.submit()
+    await it.until_answered(0.3)
+    with it.fault():
+        await it.engine.control(mode="status", status=503, retry_after=20)
+        refused = await first_refusal(it, 503)
+        await asyncio.sleep(3)
+        await it.engine.control()
+    it.lift()
+    await until_told(it, "HTTP 503")
+    assert 0 < it.poller.progress["next_attempt_at"] - it.poller.latest["created_at"] < 60
+    await it.end("Engine", "503 with `Retry-After: 20`")
+    # A volley may still be answered; then nothing is sent.
+    asked = it.log.count("recv", refused + SECOND, refused + 19 * SECOND)
+    assert asked == 0
+    assert it.log.count("recv", refused + 19 * SECOND, refused + 24 * SECOND)
+
+
+async def first_refusal(it: World, status: int) -> int:
+    async def look() -> bool:
+        return any(event.status == status for event in it.log.read().events)
+
+    await until(look, f"an answer {status}")
+    return it.log.first(lambda event: event.status == status)
+
+
+async def test_429_storm(world: MakeWorld) -> None:
+    """The engine takes fewer at once than the worker may send."""
+    admitted = 48
+    it = await world(GROUPED, engine={"max_concurrent": admitted})
+    await it.submit()
+    await it.until_answered(1)
+    first, last = it.log.events[0].at, max(it.log.answered.values())
+    rate = len(it.log.answered) / ((last - first) / SECOND)
+    wanted = admitted / GROUPED.latency
+    refused = sum(event.status == 429 for event in it.log.events)
+    note = f"{rate / wanted:.0%} of what the engine admits, {refused} times 429"
+    await it.end("Engine", f"429 storm: takes {admitted} at once of {GROUPED.in_flight}", note=note)
+    assert refused
+    assert rate >= 0.9 * wanted
+
+
+def struck(it: World, fraction: float) -> set[str]:
+    """The requests that a script with this fraction strikes at their first attempt, or at a second one."""
+    names = [line["custom_id"] for line in it.lines]
+    return {name for name in names if any(uniform(name.encode(), b"%d" % nth) < fraction for nth in (1, 2, 3))}
+
+
+@slow
+@both
+@pytest.mark.parametrize(
+    ("script", "fault"),
+    [
+        ({"mode": "status", "status": 500}, "5 % random 500"),
+        ({"mode": "reset"}, "5 % connection reset mid-answer"),
+        ({"mode": "hang"}, "5 % hang, timeout 2 s"),
+        ({"mode": "not_json"}, "5 % answers that are not JSON"),
+    ],
+    ids=["500", "reset", "hang", "not_json"],
+)
+async def test_some_answers_are_bad(world: MakeWorld, size: Size, script: dict[str, Any], fault: str) -> None:
+    it = await world(size, request_timeout="2")
+    await it.engine.control(**script, fraction=0.05)
+    await it.submit()
+    # A hanging request is given up and sent again, and one that is not JSON counts as answered in the engine's log.
+    allowed = struck(it, 0.05) if script["mode"] in ("hang", "not_json") else None
+    await it.end("Engine", fault, allowed=allowed)
+
+
+@pytest.mark.parametrize("size", [SINGLE, pytest.param(GROUPED, marks=slow)], ids=str)
+async def test_a_poison_request(world: MakeWorld, size: Size) -> None:
+    it = await world(size)
+    await it.engine.control(mode="status", status=500, match="poison")
+    lines = requests(size.count)
+    lines[size.count // 2] = request("poison")
+    await it.submit(lines)
+    await it.end("Engine", "one request always fails with 500", errors={"poison": "500"}, note="an error line")
+    assert sum(event.kind == "recv" and event.custom_id == "poison" for event in it.log.events) == 5
+
+
+@slow
+@both
+async def test_a_slow_start(world: MakeWorld, size: Size) -> None:
+    """Not there, then there but loading its model, then slow, then up to speed."""
+    it = await world(size, engine_runs=False)
+    with it.fault():
+        await it.submit()
+        await until_told(it, "connection refused")
+        await it.engine.start()
+        await it.engine.control(mode="status", status=503, latency=1.0)
+        await until_told(it, "HTTP 503")
+        await it.engine.control()
+        it.lift()
+        await it.until_answered(0.01)
+        await it.engine.control(latency=size.latency)
+    await it.end("Engine", "slow start: refused, 503, slow")
+
+
+@slow
+@both
+async def test_a_wrong_key(world: MakeWorld, size: Size) -> None:
+    it = await world(size, workers=0, engine={"api_key": "right"})
+    wrong = await it.start_worker(EVERBATCH_UPSTREAM_API_KEY="wrong")
+    with it.fault():
+        await it.submit()
+        await until_told(it, "HTTP 401")
+        await signalled(wrong, signal.SIGTERM)
+    it.lift()
+    await it.start_worker(EVERBATCH_UPSTREAM_API_KEY="right")
+    await it.end("Engine", "wrong API key, then a worker with the right one", note="waits, says HTTP 401")
