@@ -1,7 +1,7 @@
 # `make` lists the targets. Each sets up .venv first where that is needed; a second run starts at once.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test check lock clean
+.PHONY: help setup demo dev test faults check lock clean
 
 STAMP := .venv/.everbatch-setup
 
@@ -20,6 +20,10 @@ dev: $(STAMP) ## run everything on this machine: Temporal, worker and API
 test: $(STAMP) ## run the tests; the first time this may build the Temporal binary
 	@.venv/bin/python -m api.temporal_binary
 	.venv/bin/pytest
+
+faults: $(STAMP) ## run the whole fault matrix, which takes some minutes
+	@.venv/bin/python -m api.temporal_binary
+	EVERBATCH_WRITE_FAULTS=1 .venv/bin/pytest tests/e2e -m faults
 
 check: $(STAMP) ## check format, lint and types
 	.venv/bin/ruff format --check
