@@ -102,7 +102,7 @@ class TemporalGateway:
         if status:
             return await self._shown(record.spec, status, pending)
         status = await _status_without_worker(record, description)
-        return await self._shown(record.spec, status, pending, Progress(waiting_reason="no worker is running"))
+        return await self._shown(record.spec, status, pending, Progress(waiting_reason="no worker answers"))
 
     async def cancel(self, tenant: str, batch_id: str) -> BatchView:
         record = await asyncio.to_thread(self._catalog.get_batch, tenant, batch_id)

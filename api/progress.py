@@ -47,6 +47,8 @@ def _read(activity: PendingActivityInfo) -> Pending:
     next_attempt_at = None
     if not running:
         in_flight, waits_for = 0, activity.last_failure.message
+        if activity.last_failure.HasField("timeout_failure_info"):
+            waits_for = "a worker was lost; what it had not committed is sent again"
         if waits_for and activity.HasField("next_attempt_schedule_time"):
             next_attempt_at = activity.next_attempt_schedule_time.ToNanoseconds() / 1e9
     return Pending(
@@ -80,12 +82,15 @@ def progress_of(status: BatchStatus, counts: Counts, pending: list[Pending], now
     waiting = sorted(
         (item for item in pending if item.waits_for), key=lambda item: item.next_attempt_at or float("inf")
     )
+    in_flight = sum(item.in_flight for item in pending)
     if status.paused_at is not None:
-        return Progress(in_flight=sum(item.in_flight for item in pending), waiting_reason="the batch is paused")
+        return Progress(in_flight=in_flight, waiting_reason="the batch is paused")
+    if in_flight and not any((item.next_attempt_at or 0) > now for item in waiting):
+        waiting = []  # on its way again: what is left of an outage is only its place in the queue
     return Progress(
         requests_per_second=round(rate, 2) if rate is not None else None,
         eta_seconds=round((counts.total - done) / rate) if rate else None,
-        in_flight=sum(item.in_flight for item in pending),
+        in_flight=in_flight,
         waiting_reason=waiting[0].waits_for if waiting else None,
         next_attempt_at=int(waiting[0].next_attempt_at) if waiting and waiting[0].next_attempt_at else None,
     )

@@ -21,32 +21,24 @@ def missing(it: World, code: str) -> dict[str, str]:
     return {line["custom_id"]: code for line in it.lines if line["custom_id"] not in it.log.read().answered}
 
 
-async def some_hang(it: World) -> None:
-    """So many that about at the middle of the batch all that is in flight hangs."""
-    await it.engine.control(mode="hang", fraction=2 * it.size.in_flight / it.size.count)
-
-
-async def all_hang(it: World) -> None:
-    in_flight = it.size.in_flight
+async def until_all_hang(it: World, fraction: float = 0.3) -> None:
+    """Submitted, and so much answered; what is in flight then, as much as may be, gets no answer any more."""
+    await it.until_answered(fraction)
+    await it.engine.control(mode="hang")
 
     async def look() -> bool:
-        return (await it.engine.counters()).in_flight >= in_flight
+        quiet = now() - max(it.log.read().answered.values()) > SECOND / 2  # so what is answered is committed
+        return quiet and len(it.log.open_at(now())) >= it.size.in_flight
 
     await until(look, "as many in flight as may be, all of which hang", 30)
-
-    async def quiet() -> bool:
-        return now() - max(it.log.read().answered.values(), default=now()) > SECOND / 2
-
-    await until(quiet, "no more answers, and all committed")
 
 
 @pytest.mark.parametrize("how", ["api", pytest.param("twice", marks=slow), pytest.param("temporal", marks=slow)])
 @pytest.mark.parametrize("size", [pytest.param(SINGLE, marks=slow), GROUPED], ids=str)
 async def test_cancelled_mid_run(world: MakeWorld, temporal: str, size: Size, how: str) -> None:
     it = await world(size)
-    await some_hang(it)
     await it.submit()
-    await all_hang(it)
+    await until_all_hang(it)
     with it.fault():
         if how == "temporal":
             await (await Client.connect(temporal)).get_workflow_handle(it.batch_id).cancel()
@@ -57,7 +49,7 @@ async def test_cancelled_mid_run(world: MakeWorld, temporal: str, size: Size, ho
     await it.until_ended(30)
     last = it.log.read().last(lambda event: event.kind == "abort")
     latency = (last - it.since) / SECOND
-    assert it.log.count("abort") == size.in_flight
+    assert it.log.count("abort") >= size.in_flight
     assert it.log.count("recv", since=it.until + 3 * SECOND) == 0
     assert not it.log.open_at(now())
     name = {"api": "mid-run", "twice": "mid-run, twice", "temporal": "mid-run, from Temporal"}[how]
@@ -70,9 +62,8 @@ async def test_cancelled_mid_run(world: MakeWorld, temporal: str, size: Size, ho
 @both
 async def test_cancelled_while_no_worker_is_up(world: MakeWorld, size: Size) -> None:
     it = await world(size)
-    await some_hang(it)
     await it.submit()
-    await all_hang(it)
+    await until_all_hang(it)
     with it.fault():
         await it.worker.kill()
         assert (await it.client.batches.cancel(it.batch_id)).status == "cancelling"
@@ -93,12 +84,11 @@ async def test_cancelled_while_no_worker_is_up(world: MakeWorld, size: Size) -> 
 @both
 async def test_expired(world: MakeWorld, size: Size) -> None:
     it = await world(size)
-    await some_hang(it)
     await it.submit(window="5s")
-    await all_hang(it)
+    await until_all_hang(it)
     await it.end("Expiry", "window of 5 s, mid-run", status="expired", errors=missing(it, "batch_expired"))
     assert not it.log.open_at(now())
-    assert it.log.count("abort") == size.in_flight
+    assert it.log.count("abort") >= size.in_flight
 
 
 @slow

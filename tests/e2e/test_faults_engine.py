@@ -83,18 +83,20 @@ async def first_refusal(it: World, status: int) -> int:
 
 async def test_429_storm(world: MakeWorld) -> None:
     """The engine takes fewer at once than the worker may send."""
-    admitted = 48
-    it = await world(GROUPED, engine={"max_concurrent": admitted})
+    admitted, latency = 96, 0.2
+    it = await world(GROUPED, workers=0, engine={"max_concurrent": admitted, "latency": latency})
+    await it.start_worker(128)
     await it.submit()
     await it.until_answered(1)
-    first, last = it.log.events[0].at, max(it.log.answered.values())
-    rate = len(it.log.answered) / ((last - first) / SECOND)
-    wanted = admitted / GROUPED.latency
+    answers = sorted(it.log.answered.values())
     refused = sum(event.status == 429 for event in it.log.events)
-    note = f"{rate / wanted:.0%} of what the engine admits, {refused} times 429"
-    await it.end("Engine", f"429 storm: takes {admitted} at once of {GROUPED.in_flight}", note=note)
+    # Without the first shards, in which it learns the limit, and the last, which is too few to keep an engine busy.
+    rate = it.log.rate(answers[500], answers[4500]) / (admitted / latency)
+    whole = len(answers) / ((answers[-1] - it.log.events[0].at) / SECOND) / (admitted / latency)
+    note = f"{rate:.0%} of what it admits, {whole:.0%} with the start and the end; {refused} times 429"
+    await it.end("Engine", f"429 storm: takes {admitted} at once of 128", note=note)
     assert refused
-    assert rate >= 0.9 * wanted
+    assert rate >= 0.9, note
 
 
 def struck(it: World, fraction: float) -> set[str]:
@@ -126,13 +128,13 @@ async def test_some_answers_are_bad(world: MakeWorld, size: Size, script: dict[s
 
 @pytest.mark.parametrize("size", [SINGLE, pytest.param(GROUPED, marks=slow)], ids=str)
 async def test_a_poison_request(world: MakeWorld, size: Size) -> None:
-    it = await world(size)
+    it = await world(size, max_attempts="3")
     await it.engine.control(mode="status", status=500, match="poison")
     lines = requests(size.count)
     lines[size.count // 2] = request("poison")
     await it.submit(lines)
-    await it.end("Engine", "one request always fails with 500", errors={"poison": "500"}, note="an error line")
-    assert sum(event.kind == "recv" and event.custom_id == "poison" for event in it.log.events) == 5
+    await it.end("Engine", "one request always fails with 500", errors={"poison": "server_error"}, note="an error line")
+    assert sum(event.kind == "recv" and event.custom_id == "poison" for event in it.log.events) == 3
 
 
 @slow

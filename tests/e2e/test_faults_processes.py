@@ -276,19 +276,17 @@ async def test_two_apis_create_with_the_same_key(world: MakeWorld) -> None:
     await it.start_api()
     started = now()
     made: list[str] = []
+    file_id = await it.upload(requests(1))
     for number in range(50):
-        file_id = await it.upload(requests(1, prefix=f"round-{number}"))
         ids = await asyncio.gather(*(it.create(file_id, key=f"{number}", client=api) for api in (first, it.client)))
         assert ids[0] == ids[1]
         made.append(ids[0])
-    assert [batch.id async for batch in it.client.batches.list()] == made[::-1]
+    assert [batch.id async for batch in it.client.batches.list(limit=100)] == made[::-1]
 
     async def all_ended() -> bool:
-        return {batch.status async for batch in it.client.batches.list()} == {"completed"}
+        return {batch.status async for batch in it.client.batches.list(limit=100)} == {"completed"}
 
     await until(all_ended, "the end of all", 30)
-    again = it.log.read().sent_again()
-    assert it.log.count("recv") == 50
-    assert not again
+    assert it.log.read().count("recv") == 50
     name = "two APIs, the same idempotency key at once, 50 times"
     it.matrix.add(Row("Create", name, 50, 0, 0, 0, None, (now() - started) / SECOND))

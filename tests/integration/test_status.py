@@ -28,7 +28,7 @@ async def test_without_a_worker_the_status_is_told_and_why_nothing_moves(stack: 
     answers = await asyncio.gather(*(it.get(batch_id) for _ in range(8)))
     assert time.monotonic() - asked < 4
     assert {(batch.status, progress_of(batch)["waiting_reason"]) for batch in answers} == {
-        ("validating", "no worker is running")
+        ("validating", "no worker answers")
     }
     assert (await it.http.get("/health")).status_code == 200
     ready = await it.http.get("/ready")
@@ -52,7 +52,7 @@ async def test_a_cancel_without_a_worker_takes_effect_when_one_comes(stack: Make
     cancelled = await it.openai.batches.cancel(batch_id)
     assert cancelled.status == "cancelling"
     assert cancelled.cancelling_at
-    assert progress_of(cancelled)["waiting_reason"] == "no worker is running"
+    assert progress_of(cancelled)["waiting_reason"] == "no worker answers"
     assert counts_of(cancelled) == (4, 2, 0)
     # Another API process, which has no memory of what was shown before, says the same.
     elsewhere = await it.another_api().batches.retrieve(batch_id)
