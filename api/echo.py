@@ -12,19 +12,19 @@ import contextlib
 import hashlib
 import json
 import math
-import socket
 import struct
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
+
+from api.http_server import listen, serve
 
 ECHO_MODEL = "echo"
 EMBEDDING_MODEL = "echo-embedding"
@@ -75,28 +75,16 @@ def create_echo_app(latency: float = 0.05) -> ASGIApp:
 
 @contextlib.asynccontextmanager
 async def run_echo_model(latency: float = 0.05) -> AsyncGenerator[str]:
-    """Serve the echo model from the running event loop, on a free port of the loopback; yields its base URL.
-
-    It takes no signals and leaves the process's logging alone, whose uvicorn loggers it shares.
-    """
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        create_echo_app(latency), lifespan="off", log_config=None, ws="none", timeout_graceful_shutdown=1
-    )
-    server = _Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    """Serve the echo model from the running event loop, on a free port of the loopback; yields its base URL."""
+    listener = listen("127.0.0.1", 0)
+    stop = asyncio.Event()
+    serving = asyncio.create_task(serve(create_echo_app(latency), listener, stop))
     try:
         # The socket listens already, so a request that comes before the server is up waits in its backlog.
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
     finally:
-        server.should_exit = True
+        stop.set()
         await serving
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield  # they belong to the program around it
 
 
 def _parse(raw: bytes) -> Json:
