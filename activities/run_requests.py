@@ -123,6 +123,8 @@ class _ShardRun:
         self._commit_timer: asyncio.TimerHandle | None = None
         self._commit_task: asyncio.Task[None] | None = None
         self._beat_timer: asyncio.TimerHandle | None = None
+        self._beat_at = self._loop.time()
+        self._lapsed = False
 
     async def run(self) -> ShardResult:
         # A batch is cancelled through its heartbeats; one that ends within the first second never needs any.
@@ -131,7 +133,7 @@ class _ShardRun:
             if self._requests:
                 self._limiter.add(self._queue, self._hold_back)
                 await self._idle.wait()
-            return await self._end()
+            return await self._end("the worker was suspended" if self._lapsed else "")
         except asyncio.CancelledError:
             return await self._cancelled()
         finally:
@@ -286,6 +288,13 @@ class _ShardRun:
                 self._limiter.unblock()
 
     def _beat(self) -> None:
+        # A process that was suspended for long is thought dead, and its shards run elsewhere: what they have not sent
+        # yet is not theirs to send any more. This runs before any answer that came meanwhile makes room for more.
+        silence, self._beat_at = self._loop.time() - self._beat_at, self._loop.time()
+        limit = activity.info().heartbeat_timeout
+        if limit and silence > HEARTBEAT_SECONDS + limit.total_seconds() / 2:
+            self._lapsed = True
+            self._hold_back()
         self._heartbeat()
         self._beat_timer = self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
 

@@ -67,7 +67,10 @@ async def connect_when_there(stop: asyncio.Event) -> Client | None:
     said = False
     while not stop.is_set():
         try:
-            return await connect()
+            client = await connect()
+            if said:
+                log.warning("Temporal at %s is there", temporal_address())
+            return client
         except (RuntimeError, RPCError):
             if not said:
                 log.warning("waiting for Temporal at %s", temporal_address())

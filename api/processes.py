@@ -90,14 +90,16 @@ def _is_own_host(upstream: str, host: str) -> bool:
 
 
 async def run_api(settings: Settings, host: str, port: int, say: Say) -> None:
-    """The API alone, until a signal. It does not wait for Temporal: until that is there it says so in its answers."""
+    """The API alone, until a signal. Until Temporal is there it serves what it can and answers the rest with 503."""
     check_upstream(settings, host, port)
     store = open_store(settings)
     with listen(host, port) as listener, stop_on_signals() as stop:
         client = await connect(lazy=True)
         async with _inference(settings) as inference:
             say(f"Everbatch API on http://{host}:{listener.getsockname()[1]}/v1")
+            telling = asyncio.create_task(connect_when_there(stop))  # for what it says; the API has its own client
             await _serve_api(settings, client, temporal_address(), store, inference, listener, stop)
+            await telling
 
 
 async def run_worker(settings: Settings, say: Say) -> None:

@@ -106,6 +106,7 @@ class World:
         self.api, self.client = await self.launcher.serve()
         self._closing.append(self.client)
         if self.batch_id:
+            self.poller.api_is_new = True
             self.poller.root = str(self.client.base_url).rstrip("/")
 
     async def start_held_api(self, mark: Path) -> tuple[Child, AsyncOpenAI]:

@@ -24,6 +24,9 @@ class Poller:
         self.answers: Counter[str] = Counter()
         """Of each kind: a status, or ``lost`` where there was none."""
         self.wrong: list[str] = []
+        self.api_is_new = False
+        """Set it when the API was started again: what it had seen of running shards it knows no more, and while Temporal
+        or the workers are away too it cannot ask, so its counts may be older ones then."""
         self._down: Counter[str] = Counter()
         self._highest: dict[str, Any] = {"done": (0, 0, 0), "status": 0}
 
@@ -95,6 +98,10 @@ class Poller:
         self.latest = batch
         counts = _counts(batch)
         before = self._highest["done"]
+        reason = self.progress.get("waiting_reason") or ""
+        if self.api_is_new and (reason == "no worker is running" or reason.endswith("does not answer")):
+            return
+        self.api_is_new = False
         if any(now < then for now, then in zip(counts, before, strict=True)):
             self.wrong.append(f"{path}: completed, failed and total went from {before} to {counts}")
         rank = _ORDER.index(batch["status"]) if batch["status"] in _ORDER else len(_ORDER)
