@@ -299,4 +299,4 @@ class _ShardRun:
         self._beat_timer = self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
 
     def _heartbeat(self) -> None:
-        activity.heartbeat([*self._log.committed, len(self._sending), self._store_error])
+        activity.heartbeat([*self._log.committed, len(self._sending), self._store_error, int(self._limiter.limit)])

@@ -64,6 +64,9 @@ class Settings(BaseSettings):
         description="Temporal task queue; inference uses the same name with `-inference` behind it.",
     )
     temporal_cli: str = Field("", description="Path of the `temporal` binary for the embedded server.")
+    metrics_address: str = Field(
+        "", description="Where a worker serves Prometheus metrics, for example `127.0.0.1:9464`. Default: nowhere."
+    )
     heartbeat_timeout: float = Field(
         30.0, ge=1, description="Seconds of silence after which a worker counts as dead and its shards move on."
     )

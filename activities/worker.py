@@ -13,11 +13,13 @@ from typing import Final
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig, ClientConnectConfig
+from temporalio.runtime import Runtime
 from temporalio.service import RPCError
 from temporalio.worker import FixedSizeSlotSupplier, Worker, WorkerTuner
 
 from activities.inference import InferenceClient
 from activities.limiter import Limiter, RoomForRequests
+from activities.metrics import report_limiter
 from activities.pause_shards import PauseShards
 from activities.run_requests import RunRequests
 from activities.settings import Settings
@@ -51,7 +53,7 @@ def temporal_address() -> str:
     return ClientConfig.load_client_connect_config().get("target_host") or DEFAULT_TEMPORAL_ADDRESS
 
 
-async def connect(address: str | None = None, *, lazy: bool = False) -> Client:
+async def connect(address: str | None = None, *, lazy: bool = False, runtime: Runtime | None = None) -> Client:
     """A client of the server at ``address``, or else by the SDK's own environment variables and profiles.
 
     Raises:
@@ -59,15 +61,15 @@ async def connect(address: str | None = None, *, lazy: bool = False) -> Client:
     """
     config: ClientConnectConfig = {} if address else ClientConfig.load_client_connect_config()
     config["target_host"] = address or config.get("target_host") or DEFAULT_TEMPORAL_ADDRESS
-    return await Client.connect(**config, data_converter=pydantic_data_converter, lazy=lazy)
+    return await Client.connect(**config, data_converter=pydantic_data_converter, lazy=lazy, runtime=runtime)
 
 
-async def connect_when_there(stop: asyncio.Event) -> Client | None:
+async def connect_when_there(stop: asyncio.Event, runtime: Runtime | None = None) -> Client | None:
     """Wait for Temporal, saying so, and connect; ``None`` if ``stop`` is set before."""
     said = False
     while not stop.is_set():
         try:
-            client = await connect()
+            client = await connect(runtime=runtime)
             if said:
                 log.warning("Temporal at %s is there", temporal_address())
             return client
@@ -85,6 +87,7 @@ class BatchWorker:
 
     def __init__(self, client: Client, settings: Settings, store: ObjectStore, inference: InferenceClient) -> None:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(STORE_THREADS, "store"))
+        self._client = client
         self._limiter = Limiter(settings.max_in_flight)
         room = RoomForRequests(self._limiter)
         run_requests = RunRequests(store, inference, self._limiter, room, settings.commit_interval)
@@ -130,10 +133,13 @@ class BatchWorker:
         Raises:
             Exception: a worker failed for good, for example because Temporal refuses its credentials.
         """
+        meter = self._client.service_client.config.runtime or Runtime.default()
+        reporting = asyncio.create_task(report_limiter(self._limiter, meter.metric_meter))
         runs = [asyncio.create_task(worker.run()) for worker in (self._batch_worker, self._inference_worker)]
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([stopping, *runs], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
+        reporting.cancel()
         self._limiter.drain()
         # Inference first: what it hands back is then settled by a workflow worker that still runs.
         await self._inference_worker.shutdown()

@@ -16,9 +16,11 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from temporalio.client import Client
+from temporalio.runtime import Runtime
 from temporalio.service import RPCError
 
 from activities.inference import InferenceClient
+from activities.metrics import serve_metrics
 from activities.namespace import prepare_namespace
 from activities.settings import Settings
 from activities.storage import ObjectStore, open_store
@@ -107,7 +109,7 @@ async def run_worker(settings: Settings, say: Say) -> None:
     check_upstream(settings, "", -1)
     store = open_store(settings)
     with stop_on_signals() as stop:
-        client = await connect_when_there(stop)
+        client = await connect_when_there(stop, _runtime(settings))
         if client is None:
             return
         await _prepare(client)
@@ -138,7 +140,7 @@ async def run_dev(
     with listen(host, port) as listener, stop_on_signals() as stop:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(server)
-            client = await connect(server.address)
+            client = await connect(server.address, runtime=_runtime(settings))
             await prepare_namespace(client, retention=RETENTION)
             if not settings.upstream_url:
                 url = await stack.enter_async_context(run_echo_model())
@@ -199,6 +201,15 @@ async def _inference(settings: Settings) -> AsyncGenerator[InferenceClient]:
         yield client
     finally:
         await client.close()
+
+
+def _runtime(settings: Settings) -> Runtime | None:
+    if not settings.metrics_address:
+        return None
+    try:
+        return serve_metrics(settings.metrics_address)
+    except (RuntimeError, ValueError) as error:
+        raise StartError(f"EVERBATCH_METRICS_ADDRESS={settings.metrics_address}: {error}") from error
 
 
 async def _prepare(client: Client) -> None:

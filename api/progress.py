@@ -28,6 +28,8 @@ class Pending:
     completed: int
     failed: int
     in_flight: int
+    limit: int | None
+    """Of the worker that runs it."""
     waits_for: str
     """Why its last attempt ended, when it waits for the next; or what its answers wait for, to be stored."""
     next_attempt_at: float | None
@@ -41,12 +43,12 @@ def read_pending(activities: Sequence[PendingActivityInfo]) -> list[Pending]:
 def _read(activity: PendingActivityInfo) -> Pending:
     kind, _, number = activity.activity_id.partition("-")
     running = activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
-    completed, failed, in_flight, waits_for = 0, 0, 1 if kind == "line" else 0, ""
+    completed, failed, in_flight, waits_for, limit = 0, 0, 1 if kind == "line" else 0, "", None
     if kind in ("shard", "line") and activity.heartbeat_details.payloads:
-        completed, failed, in_flight, waits_for = json.loads(activity.heartbeat_details.payloads[0].data)
+        completed, failed, in_flight, waits_for, limit = json.loads(activity.heartbeat_details.payloads[0].data)
     next_attempt_at = None
     if not running:
-        in_flight, waits_for = 0, activity.last_failure.message
+        in_flight, waits_for, limit = 0, activity.last_failure.message, None
         if activity.last_failure.HasField("timeout_failure_info"):
             waits_for = "a worker was lost; what it had not committed is sent again"
         if waits_for and activity.HasField("next_attempt_schedule_time"):
@@ -56,6 +58,7 @@ def _read(activity: PendingActivityInfo) -> Pending:
         completed=completed if kind == "shard" else 0,
         failed=failed if kind == "shard" else 0,
         in_flight=in_flight,
+        limit=limit,
         waits_for=waits_for,
         next_attempt_at=next_attempt_at,
     )
@@ -86,11 +89,13 @@ def progress_of(status: BatchStatus, counts: Counts, pending: list[Pending], now
     if status.paused_at is not None:
         return Progress(in_flight=in_flight, waiting_reason="the batch is paused")
     if in_flight and not any((item.next_attempt_at or 0) > now for item in waiting):
-        waiting = []  # on its way again: what is left of an outage is only its place in the queue
+        # On its way again: what is left of an outage is only a place in the queue. Answers may still wait for the store.
+        waiting = [item for item in waiting if item.limit is not None]
     return Progress(
         requests_per_second=round(rate, 2) if rate is not None else None,
         eta_seconds=round((counts.total - done) / rate) if rate else None,
         in_flight=in_flight,
+        in_flight_limit=min((item.limit for item in pending if item.limit is not None), default=None),
         waiting_reason=waiting[0].waits_for if waiting else None,
         next_attempt_at=int(waiting[0].next_attempt_at) if waiting and waiting[0].next_attempt_at else None,
     )

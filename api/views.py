@@ -34,6 +34,8 @@ class Progress(BaseModel):
     requests_per_second: float | None = None
     eta_seconds: int | None = None
     in_flight: int | None = None
+    in_flight_limit: int | None = None
+    """How many the upstream is sent at once just now, by the slowest of the workers that run the batch."""
     waiting_reason: str | None = None
     next_attempt_at: int | None = None
     """Unix seconds."""

@@ -25,8 +25,8 @@ class Poller:
         """Of each kind: a status, or ``lost`` where there was none."""
         self.wrong: list[str] = []
         self.api_is_new = False
-        """Set it when the API was started again: what it had seen of running shards it knows no more, and while Temporal
-        or the workers are away too it cannot ask, so its counts may be older ones then."""
+        """Set when the API was started again: what it had seen of running shards it knows no more, and while Temporal
+        or the workers are away too it cannot ask, so its counts may be older then."""
         self._down: Counter[str] = Counter()
         self._highest: dict[str, Any] = {"done": (0, 0, 0), "status": 0}
 

@@ -29,7 +29,7 @@ ONLY_IN: dict[str, set[str]] = {
 }
 API_MAY_IMPORT_OF_ACTIVITIES = {"activities.settings", "activities.storage", "activities.catalog"}
 API_MAY_ALSO: dict[str, set[str]] = {
-    "api.processes": {"activities.worker", "activities.namespace", "activities.inference"},
+    "api.processes": {"activities.worker", "activities.namespace", "activities.inference", "activities.metrics"},
     "api.cli": {"activities", "activities.worker", "activities.namespace", "activities.inference"},
     "api.models": {"activities.inference"},
 }
