@@ -122,16 +122,23 @@ class Catalog:
 
     # Files
 
-    def save_file(self, tenant: str, record: FileRecord) -> None:
-        """Publish a file whose content is in the store already."""
-        self.store.put(f"files/{tenant}/{record.id}/object.json", record.model_dump_json().encode())
+    # An index entry without its record is passed over, so the record, which makes a thing be there, is written last.
+
+    def save_file(self, tenant: str, record: FileRecord, replaced: FileRecord | None = None) -> None:
+        """Publish a file whose content is in the store already, in the place of one with its id."""
+        if replaced:
+            self.store.delete(_index_key(tenant, "files", replaced.id, replaced.created_ms))
         self.store.put(_index_key(tenant, "files", record.id, record.created_ms), b"")
+        self.store.put(f"files/{tenant}/{record.id}/object.json", record.model_dump_json().encode())
 
     def get_file(self, tenant: str, file_id: str) -> FileRecord:
         return FileRecord.model_validate_json(self.store.get(f"files/{tenant}/{_checked(file_id)}/object.json"))
 
     def delete_file(self, tenant: str, file_id: str) -> None:
-        record = self.get_file(tenant, file_id)
+        self.drop_file(tenant, self.get_file(tenant, file_id))
+
+    def drop_file(self, tenant: str, record: FileRecord) -> None:
+        """Delete a file, however much of it there is."""
         # The record goes first: a crash between the steps leaves bytes nobody can name, not a name without bytes.
         self.store.delete(f"files/{tenant}/{record.id}/object.json")
         self.store.delete(_index_key(tenant, "files", record.id, record.created_ms))
@@ -140,11 +147,13 @@ class Catalog:
     def list_files(self, tenant: str, *, after: FileRecord | None, ascending: bool = False) -> Iterator[FileRecord]:
         """Files created before ``after`` (behind it, where ``ascending``), newest first unless ``ascending``."""
         position = (after.id, after.created_ms) if after else None
-        for file_id in self._list(tenant, "files", position, ascending):
+        for file_id, created_ms in self._list(tenant, "files", position, ascending):
             try:
-                yield self.get_file(tenant, file_id)
+                record = self.get_file(tenant, file_id)
             except ObjectNotFound:
                 continue  # deleted since it was listed
+            if record.created_ms == created_ms:  # else left over from an earlier file of this id, or an earlier try
+                yield record
 
     # Batches
 
@@ -153,8 +162,8 @@ class Catalog:
 
     def create_batch(self, spec: BatchSpec) -> None:
         """Make a batch known and listed. Doing it again changes nothing."""
-        self._save("created.json", BatchRecord(spec=spec, status=BatchStatus()))
         self.store.put(_index_key(spec.tenant, "batches", spec.batch_id, spec.created_ms), b"")
+        self._save("created.json", BatchRecord(spec=spec, status=BatchStatus()))
 
     def save_running(self, record: BatchRecord) -> None:
         self._save("running.json", record)
@@ -186,7 +195,7 @@ class Catalog:
     def list_batches(self, tenant: str, *, after: BatchRecord | None, ascending: bool = False) -> Iterator[BatchRecord]:
         """As :meth:`list_files`."""
         position = (after.spec.batch_id, after.spec.created_ms) if after else None
-        for batch_id in self._list(tenant, "batches", position, ascending):
+        for batch_id, _ in self._list(tenant, "batches", position, ascending):
             try:
                 yield self.get_batch(tenant, batch_id)
             except ObjectNotFound:
@@ -219,12 +228,16 @@ class Catalog:
         self.store.delete_prefix(f"{prefix}parts/")
         self.store.delete_prefix(f"{prefix}results/")
 
-    def _list(self, tenant: str, kind: Kind, after: tuple[str, int] | None, ascending: bool) -> Iterator[str]:
+    def _list(
+        self, tenant: str, kind: Kind, after: tuple[str, int] | None, ascending: bool
+    ) -> Iterator[tuple[str, int]]:
+        """Ids and the milliseconds they were made in."""
         prefix = _index_prefix(tenant, kind)
         position = _index_key(tenant, kind, *after) if after else ""
         if ascending:  # keys sort newest first, so this order costs a full listing
             keys = reversed([key for key in self.store.list(prefix) if not position or key < position])
         else:
             keys = self.store.list(prefix, after=position)
-        skip = len(prefix) + len(f"{_LAST_MS}-")
-        return (key[skip:] for key in keys)
+        for key in keys:
+            inverted, _, object_id = key.removeprefix(prefix).partition("-")
+            yield object_id, _LAST_MS - int(inverted)

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import aiohttp
 import msgspec
 from yarl import URL
 
+from activities.lenient_json import loads_object
 from workflows.contract import MAX_RETRY_DELAY
 from workflows.types import Usage
 
@@ -29,7 +30,7 @@ MODEL_LIST_TIMEOUT: Final = 5.0
 KEEP_ALIVE: Final = 4.0
 
 _RETRIED: Final = frozenset({408, 409, 425})
-_UNAVAILABLE: Final = frozenset({401, 429, 503})
+_OVERLOADED: Final = frozenset({429, 503})
 
 
 class Verdict(Enum):
@@ -118,7 +119,7 @@ def read_usage(body: bytes) -> Usage | None:
     """
     try:
         if not body.isascii():
-            body.decode()  # the decoder below does not look into strings that it skips
+            body.decode()  # the decoder below takes any bytes in strings that it skips
         usage = _decode_usage(body).usage
     except msgspec.ValidationError:
         try:
@@ -126,8 +127,13 @@ def read_usage(body: bytes) -> Usage | None:
         except (msgspec.DecodeError, RecursionError):
             return None
         return _NO_USAGE
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UnicodeDecodeError:
         return None
+    except (msgspec.DecodeError, RecursionError):
+        value = loads_object(body)
+        if value is None:
+            return None
+        usage = _usage_of(value)
     if usage is None:
         return _NO_USAGE
     cached = usage.prompt_tokens_details or usage.input_tokens_details
@@ -138,6 +144,13 @@ def read_usage(body: bytes) -> Usage | None:
         output_tokens=usage.completion_tokens or usage.output_tokens or 0,
         reasoning_tokens=(reasoning.reasoning_tokens or 0) if reasoning else 0,
     )
+
+
+def _usage_of(answer: dict[str, Any]) -> _Usage | None:
+    try:
+        return msgspec.convert({"usage": answer.get("usage")}, _WithUsage).usage
+    except msgspec.ValidationError:
+        return None
 
 
 def one_line(body: bytes) -> bytes:
@@ -171,6 +184,8 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
 def classify(status: int, headers: Mapping[str, str], body: bytes, now: float) -> Answer:
     """The meaning of an HTTP answer: the table of DESIGN.md section 3."""
     request_id = headers.get("x-request-id", "")
+    if not request_id.isascii():
+        request_id = ""
     usage = read_usage(body)
     if 200 <= status < 300:
         if usage is not None:
@@ -179,8 +194,10 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now: float) -
         return Answer(
             Verdict.RETRY, code="server_error", message=message, reason=f"HTTP {status} with a body that is not JSON"
         )
-    if status in _UNAVAILABLE:
-        verdict = Verdict.UNREACHABLE if status == HTTPStatus.UNAUTHORIZED else Verdict.OVERLOADED
+    if status in _OVERLOADED:
+        verdict = Verdict.OVERLOADED
+    elif status == HTTPStatus.UNAUTHORIZED or status < 400:  # a wrong key, or a redirect: a wrong address
+        verdict = Verdict.UNREACHABLE
     elif status in _RETRIED or status >= 500:
         verdict = Verdict.RETRY
     else:

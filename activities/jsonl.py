@@ -7,6 +7,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from activities.lenient_json import loads_object, raw_members
+
 MAX_LINE_BYTES: Final = 16 << 20
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
@@ -71,7 +73,10 @@ def parse_line(data: bytes) -> RequestLine:
     """
     try:
         if not data.isascii():
-            data.decode()  # the decoder does not look into strings that it skips
+            data.decode()  # the decoder takes any bytes in strings that it skips
         return _decode_line(data)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise ValueError("not a JSON object") from error
+        members = loads_object(data)
+        if members is None:
+            raise ValueError("not a JSON object") from error
+        return RequestLine(**raw_members(members, RequestLine))

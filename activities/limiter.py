@@ -46,7 +46,6 @@ class Queue:
         self.batch_id = batch_id
         self.pending = deque(pending)
         self.start = start
-        self.size = len(pending)
 
 
 class Limiter:
@@ -60,6 +59,8 @@ class Limiter:
         self.reason = ""
         """Why nothing is sent, for people; of the last pause."""
         self._blocked = 0
+        self._drained_at = float("inf")
+        self._answered_at = float("-inf")
         self._clock = clock
         self._batches: dict[str, deque[Queue]] = {}
         self._turns: deque[str] = deque()
@@ -87,7 +88,7 @@ class Limiter:
         self.waiting += len(queue.pending)
         self._dispatch()
 
-    def withdraw(self, queue: Queue) -> list[int]:
+    def withdraw(self, queue: Queue) -> None:
         """Take a shard's waiting requests back; those in flight stay."""
         queues = self._batches.get(queue.batch_id)
         if queues and queue in queues:
@@ -95,10 +96,8 @@ class Limiter:
             self.waiting -= len(queue.pending)
             if not queues:
                 self._forget(queue.batch_id)
-        left = list(queue.pending)
         queue.pending.clear()
         self.on_change()
-        return left
 
     def leave(self, held_back: Callable[[], None]) -> None:
         self._held_back.discard(held_back)
@@ -117,6 +116,7 @@ class Limiter:
             self.reason = reason
         self._measure()
         if signal is Signal.ANSWERED:
+            self._answered_at = self._clock()
             self._adaptive.answered(sent_at)
         elif signal is Signal.OVERLOADED:
             self._pause(self._adaptive.overloaded(sent_at, self.in_flight, retry_after))
@@ -142,6 +142,14 @@ class Limiter:
     def held_back(self) -> bool:
         return self.draining or self._blocked > 0 or self.pause_left > 0
 
+    @property
+    def drain_is_over(self) -> bool:
+        return self.draining and self._clock() >= self._drained_at
+
+    def answered_since(self, sent_at: float) -> bool:
+        """Whether the upstream has answered anything of late, as seen from a request that was sent at this time."""
+        return self._answered_at >= sent_at
+
     def block(self) -> None:
         """Send nothing until :meth:`unblock`: answers could not be stored. Calls nest."""
         self._blocked += 1
@@ -151,9 +159,10 @@ class Limiter:
         self._blocked -= 1
         self.on_change()
 
-    def drain(self) -> None:
-        """Send nothing more: the process is about to stop."""
+    def drain(self, seconds: float) -> None:
+        """Send nothing more: the process is about to stop. Requests in flight have so long to end."""
         self.draining = True
+        self._drained_at = self._clock() + seconds
         self._hold_back()
 
     def room(self, expected: int) -> bool:

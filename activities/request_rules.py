@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Final
 
 import msgspec
 
 from activities.jsonl import MAX_LINE_BYTES, Line, RequestLine, parse_line
+from activities.lenient_json import loads_object, printable, raw_members
 from workflows.types import BatchError, BatchSpec
 
 REQUIRED_FIELDS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
@@ -97,7 +99,7 @@ class LineChecker:
             raise _missing("body")
         if _type_of(raw) != "object":
             raise _wrong_type("body", "object", raw)
-        body = _decode_body(raw)
+        body = _parse_body(raw)
         members = {"model": body.model, "messages": body.messages, "prompt": body.prompt, "input": body.input}
         for name, expected in REQUIRED_FIELDS.get(self._endpoint, ()):
             if not members[name] or _type_of(members[name]) == "null":
@@ -135,12 +137,22 @@ def _parse(line: Line) -> RequestLine:
         raise _Refused("invalid_json_line", "This line is not parseable as valid JSON.", None) from None
 
 
+def _parse_body(raw: msgspec.Raw) -> _Body:
+    try:
+        return _decode_body(raw)
+    except msgspec.DecodeError:
+        return _Body(**raw_members(loads_object(bytes(raw)) or {}, _Body))
+
+
 def _string(raw: msgspec.Raw, param: str) -> str:
     if not raw:
         raise _missing(param)
     if _type_of(raw) != "string":
         raise _wrong_type(param, "string", raw)
-    return _decode_string(raw)
+    try:
+        return _decode_string(raw)
+    except msgspec.DecodeError:
+        return json.loads(bytes(raw))  # with half of a surrogate pair
 
 
 def _missing(param: str, name: str | None = None) -> _Refused:
@@ -173,4 +185,4 @@ def _count_inputs(raw: msgspec.Raw) -> int:
 
 
 def _quoted(text: str) -> str:
-    return text if len(text) <= QUOTED_LENGTH else text[: QUOTED_LENGTH - 1] + "…"
+    return printable(text if len(text) <= QUOTED_LENGTH else text[: QUOTED_LENGTH - 1] + "…")

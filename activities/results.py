@@ -26,8 +26,9 @@ from workflows.types import ShardResult, Usage
 
 Kind = Literal["output", "error"]
 
-HOLD_BYTES: Final = 8 << 20
-"""Committed answers that a running shard keeps in memory; beyond, they are read back from their parts."""
+HOLD_BYTES: Final = 1 << 20
+"""Committed answers that a running shard keeps in memory; beyond, they are read back from their parts. As many shards
+may run as requests may be in flight, so a worker holds 64 MiB of them at the most by default."""
 
 _NO_USAGE: Final = Usage()
 _LOOK_AGAIN: Final = 3

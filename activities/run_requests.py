@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextvars import copy_context
 from datetime import timedelta
+from http import HTTPStatus
 from typing import Final, NamedTuple, TypeVar
 
 from temporalio import activity
@@ -19,14 +20,12 @@ from activities.jsonl import parse_line, read_lines
 from activities.limiter import Limiter, Queue, RoomForRequests, Signal
 from activities.output_lines import OutputLines
 from activities.results import ShardLog
+from activities.shard_heartbeat import BEAT_SECONDS, ShardHeartbeat
 from activities.storage import ObjectNotFound, ObjectStore, StoreError
 from workflows.contract import RUN_REQUESTS, RunRequestsStub
-from workflows.types import RunRequestsInput, ShardResult
+from workflows.types import RunRequestsInput, ShardProgress, ShardResult
 
 T = TypeVar("T")
-
-HEARTBEAT_SECONDS: Final = 1.0
-"""Between two heartbeats. The SDK sends fewer; with each comes word of a cancel."""
 
 FIRST_BACKOFF: Final = 0.5
 LONGEST_BACKOFF: Final = 30.0
@@ -66,20 +65,23 @@ class RunRequests(RunRequestsStub):
 
     @activity.defn(name=RUN_REQUESTS)
     async def run_requests(self, task: RunRequestsInput) -> ShardResult:
-        attempt = catalog.attempt_name(activity.info().attempt)
-        log = ShardLog(self._store, task.tenant, task.batch_id, task.index, attempt)
+        log = ShardLog(
+            self._store, task.tenant, task.batch_id, task.index, catalog.attempt_name(activity.info().attempt)
+        )
+        run = _ShardRun(task, log, self._client, self._limiter, self._commit_interval)
         try:
             if result := await log.load():
                 return result
             requests = await asyncio.to_thread(self._read, task, log)
+            with self._room.running(task.shard.requests):
+                return await run.run(requests)
         except StoreError as error:
-            # Nothing is lost yet; the policy's own delays would grow to minutes.
+            # Nothing is lost: answers wait in memory as long as their attempt lives.
             raise ApplicationError(
                 str(error), type="StoreError", next_retry_delay=timedelta(seconds=STORE_RETRY_SECONDS)
             ) from error
-        run = _ShardRun(task, log, requests, self._client, self._limiter, self._commit_interval)
-        with self._room.running(task.shard.requests):
-            return await run.run()
+        finally:
+            run.heartbeat.stop()
 
     def _read(self, task: RunRequestsInput, log: ShardLog) -> dict[int, _Request]:
         """The requests of the shard that have no committed answer."""
@@ -100,19 +102,18 @@ class _ShardRun:
         self,
         task: RunRequestsInput,
         log: ShardLog,
-        requests: dict[int, _Request],
         client: InferenceClient,
         limiter: Limiter,
         commit_interval: float,
     ) -> None:
         self._task = task
         self._log = log
-        self._requests = requests
         self._client = client
         self._limiter = limiter
         self._commit_interval = commit_interval
         self._lines = OutputLines(task.batch_id)
-        self._queue = Queue(task.batch_id, list(requests), self._start)
+        self._requests: dict[int, _Request] = {}
+        self._queue = Queue(task.batch_id, [], self._start)
         self._sending: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._again: Counter[str] = Counter()  # reasons of those to be tried again
@@ -122,41 +123,49 @@ class _ShardRun:
         self._loop = asyncio.get_running_loop()
         self._commit_timer: asyncio.TimerHandle | None = None
         self._commit_task: asyncio.Task[None] | None = None
-        self._beat_timer: asyncio.TimerHandle | None = None
-        self._beat_at = self._loop.time()
-        self._lapsed = False
+        # From here on, not from the first request on: a store that hangs is no reason to take the worker for dead.
+        self.heartbeat = ShardHeartbeat(self._progress, self._hold_back)
 
-    async def run(self) -> ShardResult:
-        # A batch is cancelled through its heartbeats; one that ends within the first second never needs any.
-        self._beat_timer = self._loop.call_later(HEARTBEAT_SECONDS, self._beat, context=copy_context())
+    async def run(self, requests: dict[int, _Request]) -> ShardResult:
+        """Send ``requests``, by line number: those without a committed answer."""
+        self._requests = requests
+        self._queue.pending.extend(requests)
         try:
-            if self._requests:
+            if requests and not self.heartbeat.lapsed:
                 self._limiter.add(self._queue, self._hold_back)
                 await self._idle.wait()
-            return await self._end("the worker was suspended" if self._lapsed else "")
+            return await self._end("the worker was suspended" if self.heartbeat.lapsed else "")
         except asyncio.CancelledError:
             return await self._cancelled()
         finally:
             self._limiter.leave(self._hold_back)
-            self._beat_timer.cancel()
 
     async def _cancelled(self) -> ShardResult:
         details = activity.cancellation_details()
-        if details and details.paused:
-            # Those in flight are paid for, so they may end; only nothing more is sent.
-            self._limiter.withdraw(self._queue)
-            try:
-                await asyncio.gather(*self._sending)
-                return await self._end("the batch is paused")
-            except asyncio.CancelledError:
-                details = activity.cancellation_details()  # cancelled for good meanwhile
+        if details and details.paused and await self._in_flight_has_ended():
+            return await self._end("the batch is paused")
         await self._drop()
-        if details and details.worker_shutdown:
+        details = activity.cancellation_details()
+        if self._limiter.draining or (details and details.worker_shutdown):
             await self._log.commit()  # one try: a process that is to end cannot wait for the store
             raise self._try_again("the worker stopped")
         await self._until_stored(self._log.commit)
-        self._heartbeat()
+        self.heartbeat.beat()
         raise asyncio.CancelledError
+
+    async def _in_flight_has_ended(self) -> bool:
+        """Paused: nothing more is sent, but what is in flight is paid for and may end, unless the batch is cancelled
+        or the worker's time to drain is over.
+        """
+        self._limiter.withdraw(self._queue)
+        try:
+            while self._sending:
+                await asyncio.wait(self._sending, timeout=BEAT_SECONDS)
+                if self._sending and (self._limiter.drain_is_over or await self.heartbeat.hears_cancel()):
+                    return False
+        except asyncio.CancelledError:
+            return False
+        return True
 
     async def _end(self, held_back: str = "") -> ShardResult:
         """Everything that was to be sent has been: commit, and finish the shard or ask for another attempt."""
@@ -170,7 +179,7 @@ class _ShardRun:
         if self._log.done == self._task.shard.requests:
             return await self._until_stored(self._log.finish)
         await self._until_stored(self._log.commit)
-        self._heartbeat()  # its details stay with the waiting activity, so that the counts hold meanwhile
+        self.heartbeat.beat()  # its details stay with the waiting activity, so that the counts hold meanwhile
         if self._limiter.draining:
             raise self._try_again("the worker is stopping")
         reason = held_back or (self._again.most_common(1)[0][0] if self._again else self._limiter.reason)
@@ -200,6 +209,9 @@ class _ShardRun:
         signal, wait, reason = Signal.UNCLEAR, None, ""
         try:
             answer = await self._client.send(self._task.endpoint, self._requests[line].body)
+            if answer.status == HTTPStatus.BAD_GATEWAY and not self._limiter.answered_since(sent_at):
+                # A proxy says that the engine behind it is away, and nothing says otherwise: not this request's fault.
+                answer = dataclasses.replace(answer, verdict=Verdict.UNREACHABLE)
             signal, wait, reason = _SIGNALS[answer.verdict], answer.retry_after, answer.reason
             self._take(line, answer)
         except Exception as error:  # a bug of ours: end the attempt with it instead of losing it in a task
@@ -287,16 +299,12 @@ class _ShardRun:
                 self._store_error = ""
                 self._limiter.unblock()
 
-    def _beat(self) -> None:
-        # A process that was suspended for long is thought dead, and its shards run elsewhere: what they have not sent
-        # yet is not theirs to send any more. This runs before any answer that came meanwhile makes room for more.
-        silence, self._beat_at = self._loop.time() - self._beat_at, self._loop.time()
-        limit = activity.info().heartbeat_timeout
-        if limit and silence > HEARTBEAT_SECONDS + limit.total_seconds() / 2:
-            self._lapsed = True
-            self._hold_back()
-        self._heartbeat()
-        self._beat_timer = self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
-
-    def _heartbeat(self) -> None:
-        activity.heartbeat([*self._log.committed, len(self._sending), self._store_error, int(self._limiter.limit)])
+    def _progress(self) -> ShardProgress:
+        completed, failed = self._log.committed
+        return ShardProgress(
+            completed=completed,
+            failed=failed,
+            in_flight=len(self._sending),
+            limit=int(self._limiter.limit),
+            waits_for=self._store_error,
+        )

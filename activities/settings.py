@@ -68,7 +68,7 @@ class Settings(BaseSettings):
         "", description="Where a worker serves Prometheus metrics, for example `127.0.0.1:9464`. Default: nowhere."
     )
     heartbeat_timeout: float = Field(
-        30.0, ge=1, description="Seconds of silence after which a worker counts as dead and its shards move on."
+        30.0, ge=1.5, description="Seconds of silence after which a worker counts as dead and its shards move on."
     )
     commit_interval: float = Field(
         0.1, ge=0, le=60, description="Seconds that an answer may wait for others before it is committed."

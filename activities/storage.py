@@ -101,4 +101,6 @@ def open_store(settings: Settings) -> ObjectStore:
         raise ValueError(f"EVERBATCH_STORE={settings.store_address!r}: only a folder is supported")
     from activities.storage_local import LocalStore
 
-    return LocalStore(settings.store_address)
+    store = LocalStore(settings.store_address)
+    store.delete_stale()
+    return store

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Final
@@ -22,22 +23,15 @@ _PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 RENAME_TRIES: Final = 100
 
-
-@contextlib.contextmanager
-def _reading(key: str) -> Generator[None]:
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise ObjectNotFound(key) from error
-    except OSError as error:
-        raise _failure(key, error) from error
+STALE_SECONDS: Final = 24 * 3600
+"""Without a write to it, a temporary file has nobody left who writes it."""
 
 
 @contextlib.contextmanager
-def _writing(key: str) -> Generator[None]:
+def _failing(key: str) -> Generator[None]:
     try:
         yield
-    except OSError as error:  # also one that says "not found": it is a folder that is missing then, no object
+    except OSError as error:  # also one that says "not found": it is a folder that is missing here, no object
         raise _failure(key, error) from error
 
 
@@ -68,12 +62,13 @@ def _move(source: str, target: Path) -> None:
     """Move a file into its place, durably. Folders on the way are made; a delete that empties one removes it."""
     for tries_left in reversed(range(RENAME_TRIES)):
         try:
-            _make_folder(target.parent)
             os.replace(source, target)
             break
-        except FileNotFoundError:  # a folder went in between
-            if not tries_left:
+        except FileNotFoundError:  # no folder yet, or it went in between; unless the whole store has gone
+            if not tries_left or not os.path.exists(source):
                 raise
+        with contextlib.suppress(FileNotFoundError):  # the one above it went
+            _make_folder(target.parent)
     with contextlib.suppress(FileNotFoundError):  # deleted already, and its folder too
         _sync_folder(target.parent)
 
@@ -87,13 +82,13 @@ class _LocalWriter:
         self.size = 0
 
     def write(self, data: bytes) -> None:
-        with _writing(self._key):
+        with _failing(self._key):
             self._file.write(data)
         self.size += len(data)
 
     def commit(self) -> None:
         assert self._temporary, "a writer commits once"
-        with _writing(self._key):
+        with _failing(self._key):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
@@ -110,7 +105,7 @@ class _LocalWriter:
 
 
 class _Chunks:
-    """A file's bytes. Whoever drops it, read to its end or not, closes it."""
+    """A file's bytes. Whoever closes or drops it, read to its end or not, closes the file."""
 
     def __init__(self, key: str, descriptor: int, offset: int, length: int | None) -> None:
         self._key = key
@@ -123,7 +118,7 @@ class _Chunks:
         return self
 
     def __next__(self) -> bytes:
-        with _reading(self._key):
+        with _failing(self._key):
             data = os.pread(self._descriptor, CHUNK if self._left is None else min(CHUNK, self._left), self._offset)
         if not data:
             raise StopIteration
@@ -132,8 +127,13 @@ class _Chunks:
             self._left -= len(data)
         return data
 
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
     def __del__(self) -> None:
-        os.close(self._descriptor)
+        self.close()
 
 
 class LocalStore:
@@ -142,6 +142,34 @@ class LocalStore:
     def __init__(self, root: str) -> None:
         self._root = Path(root).absolute()
         self._temporary = self._root / ".tmp"
+        self._was_there = False
+
+    def _check_there(self) -> None:
+        """Tell an object that is missing from a store that is: an empty mount point looks like an empty store.
+
+        Raises:
+            StoreError: the root had our folder for temporary files, and has nothing at all now.
+        """
+        if self._temporary.is_dir():
+            self._was_there = True
+        elif self._was_there and not (self._root.is_dir() and any(self._root.iterdir())):
+            raise StoreError("the store's folder is empty or gone")
+
+    @contextlib.contextmanager
+    def _reading(self, key: str) -> Generator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            with _failing(key):
+                self._check_there()
+            raise ObjectNotFound(key) from error
+        except OSError as error:
+            raise _failure(key, error) from error
+
+    def _make_temporary(self) -> None:
+        self._check_there()
+        _make_folder(self._temporary)
+        self._was_there = True
 
     def _path(self, key: str) -> Path:
         if not all(_PART.fullmatch(part) for part in key.split("/")):
@@ -149,8 +177,22 @@ class LocalStore:
         return self._root / key
 
     def check(self) -> None:
-        with self.writer("check") as writer:
-            writer.write(b"")
+        with _failing("check"):
+            self._make_temporary()
+            with tempfile.TemporaryFile(dir=self._temporary, buffering=0) as file:
+                file.write(bytes(4096))  # a full disk takes an empty file still
+
+    def delete_stale(self) -> None:
+        """Delete what processes that were killed while they wrote have left, where that can be done."""
+        with contextlib.suppress(OSError), os.scandir(self._temporary) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime < STALE_SECONDS:
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path)
+                    else:
+                        os.unlink(entry.path)
 
     def put(self, key: str, data: bytes) -> None:
         with self.writer(key) as writer:
@@ -158,23 +200,23 @@ class LocalStore:
             writer.commit()
 
     def get(self, key: str) -> bytes:
-        with _reading(key):
+        with self._reading(key):
             return self._path(key).read_bytes()
 
     def size(self, key: str) -> int:
-        with _reading(key):
+        with self._reading(key):
             return self._path(key).stat().st_size
 
     def stream(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         path = self._path(key)
-        with _reading(key):
+        with self._reading(key):
             return _Chunks(key, os.open(path, os.O_RDONLY), offset, length)
 
     @contextlib.contextmanager
     def writer(self, key: str) -> Generator[ObjectWriter]:
         target = self._path(key)
-        with _writing(key):
-            _make_folder(self._temporary)
+        with _failing(key):
+            self._make_temporary()
             descriptor, temporary = tempfile.mkstemp(dir=self._temporary)
         writer = _LocalWriter(key, target, descriptor, temporary)
         try:
@@ -185,11 +227,11 @@ class LocalStore:
     def copy(self, source: str, target: str) -> None:
         # Objects are replaced whole and never changed in place, so a second name for the same bytes is a copy.
         original, path = self._path(source), self._path(target)
-        with _writing(target):
-            _make_folder(self._temporary)
+        with _failing(target):
+            self._make_temporary()
             with tempfile.TemporaryDirectory(dir=self._temporary) as folder:
                 name = f"{folder}/copy"
-                with _reading(source):
+                with self._reading(source):
                     try:
                         os.link(original, name)
                     except FileNotFoundError:
@@ -201,7 +243,7 @@ class LocalStore:
     def delete(self, key: str) -> bool:
         path = self._path(key)
         try:
-            with _reading(key):
+            with self._reading(key):
                 path.unlink()
         except ObjectNotFound:
             return False
@@ -221,7 +263,7 @@ class LocalStore:
 
     def _walk(self, folder: Path) -> Iterator[str]:
         try:
-            with _reading(str(folder.relative_to(self._root))), os.scandir(folder) as entries:
+            with self._reading(str(folder.relative_to(self._root))), os.scandir(folder) as entries:
                 # A folder sorts as its keys do, with the slash: `a.b` is before `a/b`, as in S3.
                 names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in entries)
         except ObjectNotFound:

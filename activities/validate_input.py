@@ -15,6 +15,7 @@ from activities.catalog import Catalog, FileRecord
 from activities.in_thread import StopFlag, run_beside_heartbeats, run_in_thread
 from activities.inference import InferenceClient
 from activities.jsonl import Line, read_lines
+from activities.lenient_json import printable
 from activities.request_rules import LineChecker
 from activities.storage import ObjectNotFound, ObjectStore
 from workflows.contract import VALIDATE_INPUT, ValidateInputStub
@@ -174,7 +175,7 @@ class _Scan:
         self._offsets.append(line.offset)
         self._lines.append(line.number)
         if self.requests <= SINGLE_REQUESTS:
-            self.labels.append(label[:LABEL_LENGTH])
+            self.labels.append(printable(label[:LABEL_LENGTH]))
 
     def cut(self) -> list[Shard]:
         size = 1

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from importlib.metadata import version
-from typing import Final
+from typing import Final, TypeVar
 
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
@@ -31,8 +32,11 @@ from workflows.contract import inference_task_queue
 
 log = logging.getLogger("everbatch.worker")
 
+T = TypeVar("T")
+
 DEFAULT_TEMPORAL_ADDRESS: Final = "localhost:7233"
 CONNECT_RETRY_SECONDS: Final = 1.0
+REASON_LENGTH: Final = 300
 
 STORE_THREADS: Final = 32
 """Blocking store calls at once. Most of their time is waiting for the disk or the network."""
@@ -65,18 +69,28 @@ async def connect(address: str | None = None, *, lazy: bool = False, runtime: Ru
 
 
 async def connect_when_there(stop: asyncio.Event, runtime: Runtime | None = None) -> Client | None:
-    """Wait for Temporal, saying so, and connect; ``None`` if ``stop`` is set before."""
-    said = False
+    """Wait for Temporal, saying so, and connect; ``None`` if ``stop`` is set before.
+
+    Raises:
+        ValueError: its address cannot be one.
+    """
+    return await when_there(lambda: connect(runtime=runtime), stop)
+
+
+async def when_there(ask: Callable[[], Awaitable[T]], stop: asyncio.Event) -> T | None:
+    """What Temporal answers once it does, saying meanwhile why it does not; ``None`` if ``stop`` is set before."""
+    said = ""
     while not stop.is_set():
         try:
-            client = await connect(runtime=runtime)
+            answer = await ask()
             if said:
                 log.warning("Temporal at %s is there", temporal_address())
-            return client
-        except (RuntimeError, RPCError):
-            if not said:
-                log.warning("waiting for Temporal at %s", temporal_address())
-                said = True
+            return answer
+        except (RuntimeError, RPCError) as error:
+            reason = " ".join(str(error).split())[:REASON_LENGTH]
+            if reason != said:  # it may be away at first, and then refuse our key
+                log.warning("waiting for Temporal at %s: %s", temporal_address(), reason)
+                said = reason
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), CONNECT_RETRY_SECONDS)
     return None
@@ -91,6 +105,7 @@ class BatchWorker:
         self._limiter = Limiter(settings.max_in_flight)
         room = RoomForRequests(self._limiter)
         run_requests = RunRequests(store, inference, self._limiter, room, settings.commit_interval)
+        self._drain_seconds = settings.drain_timeout
         drain = timedelta(seconds=settings.drain_timeout)
         # The SDK's default is a hash over the code of all loaded modules: most of a second at each start.
         build_id = f"everbatch-{version('everbatch')}"
@@ -140,7 +155,7 @@ class BatchWorker:
         await asyncio.wait([stopping, *runs], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         reporting.cancel()
-        self._limiter.drain()
+        self._limiter.drain(self._drain_seconds)
         # Inference first: what it hands back is then settled by a workflow worker that still runs.
         await self._inference_worker.shutdown()
         await self._batch_worker.shutdown()

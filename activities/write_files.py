@@ -98,7 +98,7 @@ class WriteFiles(WriteFilesStub):
         shard: Shard,
         attempt: str | None,
     ) -> None:
-        if attempt is None:
+        if attempt is None or not self._has(spec, index, attempt):
             found = look_up(self._store, spec.tenant, spec.batch_id, index)
             if isinstance(found, Committed):
                 self._merge_unfinished(files, spec, missing, shard, found)
@@ -108,6 +108,14 @@ class WriteFiles(WriteFilesStub):
         reader.shard_head()
         for record in reader.records():
             files.copy(record.kind, record.usage, reader.line())
+
+    def _has(self, spec: BatchSpec, shard: int, attempt: str) -> bool:
+        """Whether the object that is to count is there. Without it the shard is as one that never finished."""
+        try:
+            self._store.stream(catalog.result_key(spec.tenant, spec.batch_id, shard, attempt), 0, 1)
+        except ObjectNotFound:
+            return False
+        return True
 
     def _merge_unfinished(
         self, files: _ResultFiles, spec: BatchSpec, missing: MissingReason, shard: Shard, committed: Committed

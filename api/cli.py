@@ -48,7 +48,7 @@ def run(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         asyncio.run(start())
-    except (StartError, EmbeddedTemporalError, PortTaken, ValueError) as error:
+    except (StartError, EmbeddedTemporalError, PortTaken) as error:
         raise click.ClickException(str(error)) from None
 
 

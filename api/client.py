@@ -7,8 +7,9 @@ import time
 import uuid
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
+import httpx2
 import msgspec
 from openai import APIConnectionError, InternalServerError, OpenAI
 from openai.types import Batch
@@ -85,15 +86,37 @@ class BatchClient:
                     return
             time.sleep(POLL_SECONDS)
 
-    def download(self, file_id: str | None, path: Path) -> None:
-        """Write a result file to ``path``, whole or not at all; an empty one where there is no such file."""
+    def download(self, file_id: str | None, path: Path, away: Callable[[Exception], None] = lambda _: None) -> None:
+        """Write a result file to ``path``, whole or not at all; an empty one where there is no such file.
+
+        A server that is away, or goes on the way, is waited for; ``away`` is told each time.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         partial = path.with_name(path.name + ".part")
+        failed_at = 0.0
         try:
-            with partial.open("wb") as target:
-                if file_id:
-                    with self._openai.files.with_streaming_response.content(file_id) as response:
-                        for chunk in response.iter_bytes(1 << 20):
-                            target.write(chunk)
-            os.replace(partial, path)
+            while True:
+                try:
+                    with partial.open("wb") as target:
+                        if file_id:
+                            self._fetch(file_id, target)
+                    os.replace(partial, path)
+                    return
+                except (APIConnectionError, InternalServerError) as error:
+                    failed_at = failed_at or time.monotonic()
+                    if time.monotonic() - failed_at > PATIENCE_SECONDS:
+                        raise
+                    away(error)
+                time.sleep(POLL_SECONDS)
         finally:
             partial.unlink(missing_ok=True)
+
+    def _fetch(self, file_id: str, target: BinaryIO) -> None:
+        with self._openai.files.with_streaming_response.content(file_id) as response:
+            try:
+                for chunk in response.iter_bytes(1 << 20):
+                    target.write(chunk)
+            except httpx2.HTTPError as error:  # while a body is streamed the SDK lets these through
+                raise APIConnectionError(request=error.request) from error

@@ -31,7 +31,7 @@ class Reader:
     def close(self) -> None:
         """Let go of what is open, once a read that is under way in another thread has ended."""
         with self._lock:
-            # Stores answer with generators, though an iterator is all that they promise.
+            # An iterator is all that stores promise, but what holds a file open can be closed.
             close: Callable[[], None] | None = getattr(self._chunks, "close", None)
             if close:
                 close()

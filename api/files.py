@@ -77,17 +77,18 @@ class _Files:
         key = content_key(tenant, file_id)
         async with receive_upload(request, self._store, key, self._max_bytes) as upload:
             record = _record(file_id, upload)
-            if idempotency_key and (before := await asyncio.to_thread(self._uploaded, tenant, file_id)):
+            before = await asyncio.to_thread(self._uploaded, tenant, file_id) if idempotency_key else None
+            if before and not _is_expired(before):
                 if before.digest != record.digest:
                     message = "Conflict: this idempotency key was used for another file."
                     raise permanent_conflict(message, code="idempotency_conflict")
                 return file_object(before)
             await upload.commit()
         try:
-            await asyncio.to_thread(self._catalog.save_file, tenant, record)
+            await asyncio.to_thread(self._catalog.save_file, tenant, record, before)
         except StoreError:
             with contextlib.suppress(StoreError):
-                await asyncio.to_thread(self._store.delete, key)
+                await asyncio.to_thread(self._catalog.drop_file, tenant, record)
             raise
         return file_object(record)
 

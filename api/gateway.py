@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeGuard
 
 from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import (
@@ -30,7 +32,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.catalog import Catalog
-from activities.storage import ObjectNotFound, ObjectStore
+from activities.storage import ObjectNotFound, ObjectStore, StoreError
 from api.progress import HighWater, Pending, live_counts, progress_of, read_pending
 from api.views import BatchHasEnded, BatchView, IdempotencyConflict, Progress, TemporalUnavailable
 from workflows import contract
@@ -47,6 +49,8 @@ CALL_LIMIT: Final = timedelta(seconds=5)
 POLLER_SECONDS: Final = 70.0
 """A worker's poll lasts a minute, so one that has not begun another since is gone."""
 
+_BATCH_ID: Final = re.compile(r"batch_[0-9a-f]{32}")
+"""As the API makes them; others are not worth a call."""
 _CALL_ERRORS: Final = (RPCError, RuntimeError)  # a lazy client that cannot connect raises the latter
 
 Handle = WorkflowHandle[BatchWorkflow, BatchStatus]
@@ -72,11 +76,10 @@ class TemporalGateway:
             return await self._same(await self._started_record(spec), spec)
         except _CALL_ERRORS as error:
             raise self._unavailable(error) from error
-        await asyncio.to_thread(self._catalog.create_batch, spec)
-        return BatchView(BatchRecord(spec=spec, status=BatchStatus()), Progress())
+        return BatchView(await self._created(spec), Progress())
 
     async def find(self, tenant: str, batch_id: str) -> BatchView:
-        return await self.view(await asyncio.to_thread(self._catalog.get_batch, tenant, batch_id))
+        return await self.view(await self._known(tenant, batch_id))
 
     async def view(self, record: BatchRecord) -> BatchView:
         """Climbs down a ladder: final record, workflow, what Temporal knows without a worker, last record."""
@@ -88,9 +91,9 @@ class TemporalGateway:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + STATUS_SECONDS):
                 description = await self._handle(record.spec.batch_id).describe()
         except (TimeoutError, *_CALL_ERRORS) as error:
-            if isinstance(error, RPCError) and error.status is RPCStatusCode.NOT_FOUND:
+            if _is_unknown(error):
                 return await self._ended(record, None)
-            progress = Progress(waiting_reason=f"Temporal at {self._address} does not answer")
+            progress = Progress(waiting_reason=self._reason(error))
             return await self._shown(record.spec, record.status, [], progress)
         if description.status is not WorkflowExecutionStatus.RUNNING:
             return await self._ended(record, description)
@@ -105,7 +108,7 @@ class TemporalGateway:
         return await self._shown(record.spec, status, pending, Progress(waiting_reason="no worker answers"))
 
     async def cancel(self, tenant: str, batch_id: str) -> BatchView:
-        record = await asyncio.to_thread(self._catalog.get_batch, tenant, batch_id)
+        record = await self._known(tenant, batch_id)
         if not record.status.phase.is_terminal and await self._signal(batch_id, contract.CANCEL_SIGNAL):
             await asyncio.to_thread(self._catalog.request_cancel, tenant, batch_id, int(time.time()))
         view = await self.find(tenant, batch_id)
@@ -115,7 +118,7 @@ class TemporalGateway:
         return view
 
     async def set_paused(self, tenant: str, batch_id: str, paused: bool) -> BatchView:
-        record = await asyncio.to_thread(self._catalog.get_batch, tenant, batch_id)
+        record = await self._known(tenant, batch_id)
         if not record.status.phase.is_terminal:
             await self._signal(batch_id, contract.PAUSE_SIGNAL if paused else contract.RESUME_SIGNAL)
         view = await self.find(tenant, batch_id)
@@ -132,8 +135,8 @@ class TemporalGateway:
         try:
             async with asyncio.timeout(STATUS_SECONDS):
                 answer = await self._client.workflow_service.describe_task_queue(request)
-        except (TimeoutError, *_CALL_ERRORS):
-            return [f"Temporal at {self._address} does not answer"]
+        except (TimeoutError, *_CALL_ERRORS) as error:
+            return [self._reason(error)]
         oldest = time.time() - POLLER_SECONDS
         if any(poller.last_access_time.ToNanoseconds() / 1e9 > oldest for poller in answer.pollers):
             return []
@@ -174,17 +177,48 @@ class TemporalGateway:
 
     async def _started_record(self, spec: BatchSpec) -> BatchRecord:
         """The record of a batch that is started; made from its history where nobody has written it yet."""
-        if record := await self._record(spec.tenant, spec.batch_id):
-            return record
         try:
-            async for event in self._handle(spec.batch_id).fetch_history_events(page_size=1):
-                payloads = event.workflow_execution_started_event_attributes.input.payloads
-                (started,) = await self._client.data_converter.decode(payloads, [BatchSpec])
-                await asyncio.to_thread(self._catalog.create_batch, started)
-                return BatchRecord(spec=started, status=BatchStatus())
-        except _CALL_ERRORS as error:
-            raise self._unavailable(error) from error
-        raise TemporalUnavailable("a batch that was started has no history")
+            return await self._known(spec.tenant, spec.batch_id)
+        except ObjectNotFound:
+            raise TemporalUnavailable("a batch that was started has no history") from None
+
+    async def _created(self, spec: BatchSpec) -> BatchRecord:
+        """The first record of a batch whose workflow is started."""
+        try:
+            await asyncio.to_thread(self._catalog.create_batch, spec)
+        except StoreError as error:
+            # Its worker writes it as well. An error here would have the client create another batch.
+            log.warning("the record of batch %s is left to its worker: %s", spec.batch_id, error)
+        return BatchRecord(spec=spec, status=BatchStatus())
+
+    async def _known(self, tenant: str, batch_id: str) -> BatchRecord:
+        """The newest record of a batch; of one that is started and has none yet, from its history.
+
+        Raises:
+            ObjectNotFound: neither the store nor Temporal knows it, or it is another tenant's.
+            TemporalUnavailable: the store does not know it, and Temporal cannot be asked.
+        """
+        if record := await self._record(tenant, batch_id):
+            return record
+        spec = await self._started_spec(batch_id) if _BATCH_ID.fullmatch(batch_id) else None
+        if spec is None or spec.tenant != tenant:
+            raise ObjectNotFound(batch_id[:80])
+        return await self._created(spec)
+
+    async def _started_spec(self, batch_id: str) -> BatchSpec | None:
+        """What the workflow of this id was started with, if it is a batch's."""
+        try:
+            async with asyncio.timeout(STATUS_SECONDS):
+                async for event in self._handle(batch_id).fetch_history_events(page_size=1):
+                    started = event.workflow_execution_started_event_attributes
+                    if started.workflow_type.name != contract.BATCH_WORKFLOW:
+                        return None
+                    (spec,) = await self._client.data_converter.decode(started.input.payloads, [BatchSpec])
+                    return spec
+        except (TimeoutError, *_CALL_ERRORS) as error:
+            if not _is_unknown(error):
+                raise self._unavailable(error) from error
+        return None
 
     async def _record(self, tenant: str, batch_id: str) -> BatchRecord | None:
         try:
@@ -253,12 +287,10 @@ class TemporalGateway:
         """Whether the workflow was there to be told."""
         try:
             await self._handle(batch_id).signal(signal, rpc_timeout=CALL_LIMIT)
-        except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
+        except _CALL_ERRORS as error:
+            if not _is_unknown(error):
                 raise self._unavailable(error) from error
             return False
-        except RuntimeError as error:
-            raise self._unavailable(error) from error
         return True
 
     def _handle(self, batch_id: str) -> Handle:
@@ -266,7 +298,24 @@ class TemporalGateway:
 
     def _unavailable(self, error: Exception) -> TemporalUnavailable:
         log.warning("Temporal at %s: %s", self._address, error)
-        return TemporalUnavailable(f"Temporal at {self._address} does not answer")
+        return TemporalUnavailable(self._reason(error))
+
+    def _reason(self, error: Exception) -> str:
+        """Why Temporal is of no use just now."""
+        if _is_not_found(error) and not _is_unknown(error):
+            return f"Temporal at {self._address} has no namespace {self._client.namespace}"
+        return f"Temporal at {self._address} does not answer"
+
+
+def _is_not_found(error: Exception) -> TypeGuard[RPCError]:
+    return isinstance(error, RPCError) and error.status is RPCStatusCode.NOT_FOUND
+
+
+def _is_unknown(error: Exception) -> bool:
+    """Whether Temporal does not know the workflow; where it lacks our namespace it says "not found" of that as well."""
+    return _is_not_found(error) and not any(
+        detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details
+    )
 
 
 def _as_failed(record: BatchRecord, status: BatchStatus, error: BatchError, failed_at: int) -> BatchRecord:

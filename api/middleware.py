@@ -14,7 +14,7 @@ from api.errors import ApiError, error_response, server_error
 
 log = logging.getLogger("everbatch.api")
 
-_QUIET = ("/health", "/ready", "/metrics")
+_QUIET = ("/health", "/ready")
 """Paths that something polls every few seconds."""
 _LONGEST_CLIENT_ID = 512
 _CLIENT_GONE = 499

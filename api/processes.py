@@ -24,7 +24,7 @@ from activities.metrics import serve_metrics
 from activities.namespace import prepare_namespace
 from activities.settings import Settings
 from activities.storage import ObjectStore, open_store
-from activities.worker import BatchWorker, connect, connect_when_there, temporal_address
+from activities.worker import BatchWorker, connect, connect_when_there, temporal_address, when_there
 from api.app import create_app
 from api.echo import run_echo_model
 from api.gateway import TemporalGateway
@@ -36,6 +36,7 @@ log = logging.getLogger("everbatch")
 
 RETENTION: Final = timedelta(days=7)
 """How long the embedded server remembers closed workflows. Records in the store outlive it."""
+CONNECT_LIMIT: Final = timedelta(seconds=5)
 
 Say = Callable[[str], None]
 
@@ -73,7 +74,10 @@ def check_upstream(settings: Settings, host: str, port: int) -> None:
     if not settings.upstream_url:
         raise StartError("no inference server: set EVERBATCH_UPSTREAM_URL, for example http://127.0.0.1:8001/v1")
     parts = urlsplit(settings.upstream_url)
-    upstream_port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        upstream_port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        raise StartError(f"EVERBATCH_UPSTREAM_URL={settings.upstream_url}: {error}") from error
     if upstream_port == port and _is_own_host(parts.hostname or "", host):
         raise StartError(
             f"the inference server {settings.upstream_url} is this server's own address; "
@@ -94,22 +98,36 @@ def _is_own_host(upstream: str, host: str) -> bool:
 async def run_api(settings: Settings, host: str, port: int, say: Say) -> None:
     """The API alone, until a signal. Until Temporal is there it serves what it can and answers the rest with 503."""
     check_upstream(settings, host, port)
-    store = open_store(settings)
+    store = _open_store(settings)
     with listen(host, port) as listener, stop_on_signals() as stop:
         client = await connect(lazy=True)
         async with _inference(settings) as inference:
             say(f"Everbatch API on http://{host}:{listener.getsockname()[1]}/v1")
-            telling = asyncio.create_task(connect_when_there(stop))  # for what it says; the API has its own client
-            await _serve_api(settings, client, temporal_address(), store, inference, listener, stop)
-            await telling
+            telling = asyncio.create_task(_tell_of_temporal(client, stop))
+            try:
+                await _serve_api(settings, client, temporal_address(), store, inference, listener, stop)
+            finally:
+                telling.cancel()
+
+
+async def _tell_of_temporal(client: Client, stop: asyncio.Event) -> None:
+    """Say that Temporal is not there, and when it is. For the log alone: the API serves without it too."""
+    try:
+        await when_there(lambda: client.service_client.check_health(timeout=CONNECT_LIMIT), stop)
+    except Exception as error:
+        log.error("Temporal at %s cannot be reached: %s", temporal_address(), error)
 
 
 async def run_worker(settings: Settings, say: Say) -> None:
     """A worker alone, until a signal. Waits for Temporal where that is not there yet."""
     check_upstream(settings, "", -1)
-    store = open_store(settings)
+    store = _open_store(settings)
     with stop_on_signals() as stop:
-        client = await connect_when_there(stop, _runtime(settings))
+        runtime = _runtime(settings)
+        try:
+            client = await connect_when_there(stop, runtime)
+        except ValueError as error:
+            raise StartError(f"TEMPORAL_ADDRESS={temporal_address()}: {error}") from error
         if client is None:
             return
         await _prepare(client)
@@ -121,7 +139,7 @@ async def run_worker(settings: Settings, say: Say) -> None:
 
 async def run_temporal(binary: TemporalBinary, data_dir: Path, port: int, ui_port: int, say: Say) -> None:
     """The embedded Temporal alone, until a signal."""
-    server = EmbeddedTemporal(binary, data_dir, port, ui_port, port_option="--port", ui_port_option="--ui-port")
+    server = EmbeddedTemporal(binary, data_dir, port, ui_port, port_option="--port")
     with stop_on_signals() as stop:
         async with server:
             await prepare_namespace(await connect(server.address), retention=RETENTION)
@@ -135,8 +153,8 @@ async def run_dev(
     """All of it in one process and one child, until a signal."""
     if settings.upstream_url:
         check_upstream(settings, host, port)
-    store = open_store(settings)
-    server = EmbeddedTemporal(binary, Path(settings.data_dir), temporal_port, ui_port, ui_port_option="--ui-port")
+    store = _open_store(settings)
+    server = EmbeddedTemporal(binary, Path(settings.data_dir), temporal_port, ui_port)
     with listen(host, port) as listener, stop_on_signals() as stop:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(server)
@@ -163,11 +181,14 @@ async def run_dev(
 
 
 async def _all_until_stop(stop: asyncio.Event, *parts: Coroutine[None, None, None]) -> None:
-    """Run all parts; when one ends, tell the others to."""
+    """Run all parts; when one ends, tell the others to, and wait until they have. The first failure is raised."""
     tasks = [asyncio.create_task(part) for part in parts]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    first, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     stop.set()
-    await asyncio.gather(*tasks)
+    # Whatever failed: the caller closes what the others need to end well.
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for task in sorted(tasks, key=lambda task: task not in first):
+        task.result()
 
 
 async def _until_stop_or_end(server: EmbeddedTemporal, stop: asyncio.Event) -> None:
@@ -191,6 +212,13 @@ async def _serve_api(
 ) -> None:
     gateway = TemporalGateway(client, store, settings.task_queue, address)
     await serve(create_app(settings, gateway, store, inference), listener, stop)
+
+
+def _open_store(settings: Settings) -> ObjectStore:
+    try:
+        return open_store(settings)
+    except ValueError as error:
+        raise StartError(str(error)) from error
 
 
 @contextlib.asynccontextmanager

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from pydantic import ValidationError
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.api.workflow.v1 import PendingActivityInfo
 
 from api.views import Progress
 from workflows.ids import parse_ranges
-from workflows.types import BatchStatus, Counts
+from workflows.types import BatchStatus, Counts, ShardProgress
 
 REMEMBERED: Final = 10_000
 """Batches whose last counts one API process keeps in mind."""
+
+
+_WAITING: Final = (
+    PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED,
+    PendingActivityState.PENDING_ACTIVITY_STATE_PAUSED,
+)
 
 
 @dataclass(frozen=True)
@@ -42,26 +49,34 @@ def read_pending(activities: Sequence[PendingActivityInfo]) -> list[Pending]:
 
 def _read(activity: PendingActivityInfo) -> Pending:
     kind, _, number = activity.activity_id.partition("-")
-    running = activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
-    completed, failed, in_flight, waits_for, limit = 0, 0, 1 if kind == "line" else 0, "", None
-    if kind in ("shard", "line") and activity.heartbeat_details.payloads:
-        completed, failed, in_flight, waits_for, limit = json.loads(activity.heartbeat_details.payloads[0].data)
-    next_attempt_at = None
-    if not running:
-        in_flight, waits_for, limit = 0, activity.last_failure.message, None
+    said = _heartbeat(activity) if kind in ("shard", "line") else ShardProgress()
+    waits_for, next_attempt_at, in_flight = said.waits_for, None, said.in_flight
+    is_waiting = activity.state in _WAITING
+    if is_waiting:
+        in_flight, waits_for = 0, activity.last_failure.message
         if activity.last_failure.HasField("timeout_failure_info"):
             waits_for = "a worker was lost; what it had not committed is sent again"
         if waits_for and activity.HasField("next_attempt_schedule_time"):
             next_attempt_at = activity.next_attempt_schedule_time.ToNanoseconds() / 1e9
+    elif kind == "line":
+        in_flight = 1
     return Pending(
         shard=int(number) if kind == "shard" else None,
-        completed=completed if kind == "shard" else 0,
-        failed=failed if kind == "shard" else 0,
+        completed=said.completed if kind == "shard" else 0,
+        failed=said.failed if kind == "shard" else 0,
         in_flight=in_flight,
-        limit=limit,
+        limit=None if is_waiting else said.limit,
         waits_for=waits_for,
         next_attempt_at=next_attempt_at,
     )
+
+
+def _heartbeat(activity: PendingActivityInfo) -> ShardProgress:
+    """What a shard last said. Another version of the worker may have said it: what cannot be read was not said."""
+    if activity.heartbeat_details.payloads:
+        with contextlib.suppress(ValidationError):
+            return ShardProgress.model_validate_json(activity.heartbeat_details.payloads[0].data)
+    return ShardProgress()
 
 
 def live_counts(status: BatchStatus, pending: list[Pending]) -> Counts:
@@ -89,7 +104,7 @@ def progress_of(status: BatchStatus, counts: Counts, pending: list[Pending], now
     if status.paused_at is not None:
         return Progress(in_flight=in_flight, waiting_reason="the batch is paused")
     if in_flight and not any((item.next_attempt_at or 0) > now for item in waiting):
-        # On its way again: what is left of an outage is only a place in the queue. Answers may still wait for the store.
+        # On its way again: what is left of an outage is a place in the queue. Answers may still wait for the store.
         waiting = [item for item in waiting if item.limit is not None]
     return Progress(
         requests_per_second=round(rate, 2) if rate is not None else None,

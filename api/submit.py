@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -36,26 +37,42 @@ def submit(
     if not endpoint:
         display.say(f"{source}: the first line names no url; say which --endpoint")
         return NOT_COMPLETED
+    for path in filter(None, (output, errors)):  # at the end, perhaps a day later, it would be too late to ask
+        is_folder = path.parent.is_dir()
+        if not is_folder or not os.access(path.parent, os.W_OK | os.X_OK):
+            display.say(f"{path}: {path.parent} {'cannot be written to' if is_folder else 'is no folder'}")
+            return NOT_COMPLETED
     batch = None
+
+    def away(error: Exception) -> None:
+        display.say(f"the server is away ({error.__cause__ or error}); waiting")
+
     try:
         batch = client.submit(source, endpoint, window, idempotency_key)
         display.say(f"batch {batch.id}")
-        for latest in client.follow(batch.id, lambda error: display.say(f"the server is away ({error}); waiting")):
+        for latest in client.follow(batch.id, away):
             batch = latest
             display.show(batch)
-        return _finish(client, batch, output, errors, display.say)
-    except openai.APIConnectionError as error:
-        display.say(f"everbatch submit: no connection to {error.request.url} ({error.__cause__ or error})")
-        return NOT_COMPLETED
-    except openai.OpenAIError as error:
-        display.say(f"everbatch submit: {error}")
+        return _finish(client, batch, output, errors, display.say, away)
+    except (openai.OpenAIError, OSError) as error:
+        problem = str(error)
+        if isinstance(error, openai.APIConnectionError):
+            problem = f"no connection to {error.request.url} ({error.__cause__ or error})"
+        display.say(f"everbatch submit: {problem}{f'; the batch is {batch.id}' if batch else ''}")
         return NOT_COMPLETED
     except KeyboardInterrupt:
         display.say(f"stopped; the batch goes on: {batch.id}" if batch and batch.status not in TERMINAL else "stopped")
         return 130
 
 
-def _finish(client: BatchClient, batch: Batch, output: Path, errors: Path | None, say: Callable[[str], None]) -> int:
+def _finish(
+    client: BatchClient,
+    batch: Batch,
+    output: Path,
+    errors: Path | None,
+    say: Callable[[str], None],
+    away: Callable[[Exception], None],
+) -> int:
     counts = batch.request_counts
     failed = counts.failed if counts else 0
     for problem in (batch.errors and batch.errors.data) or []:
@@ -64,10 +81,10 @@ def _finish(client: BatchClient, batch: Batch, output: Path, errors: Path | None
     if counts:
         say(f"{batch.status}: {counts.total} requests, {counts.completed} completed, {failed} failed")
     if batch.status != "failed":
-        client.download(batch.output_file_id, output)
+        client.download(batch.output_file_id, output, away)
         say(f"results: {output}")
         if errors:
-            client.download(batch.error_file_id, errors)
+            client.download(batch.error_file_id, errors, away)
             say(f"errors: {errors}")
         elif batch.error_file_id:
             say(f"errors: file {batch.error_file_id} on the server (--errors FILE fetches it)")

@@ -21,8 +21,6 @@ from api.temporal_binary import EmbeddedTemporalError, TemporalBinary
 from api.temporal_data import TemporalData
 
 IP = "127.0.0.1"
-DEFAULT_PORT = 7233
-DEFAULT_UI_PORT = 8233
 
 _HEALTHY_SECONDS = 60.0
 _STOP_SECONDS = 10
@@ -83,11 +81,10 @@ class EmbeddedTemporal:
         self,
         binary: TemporalBinary,
         data_dir: Path,
-        port: int = DEFAULT_PORT,
-        ui_port: int = DEFAULT_UI_PORT,
+        port: int,
+        ui_port: int,
         *,
         port_option: str = "--temporal-port",
-        ui_port_option: str = "--temporal-ui-port",
         runtime: Runtime | None = None,
     ) -> None:
         self.port = port
@@ -95,7 +92,6 @@ class EmbeddedTemporal:
         self._binary = binary
         self._data = TemporalData(data_dir)
         self._port_option = port_option
-        self._ui_port_option = ui_port_option
         self._runtime = runtime
         self._process: asyncio.subprocess.Process | None = None
         self._lifeline = -1
@@ -135,7 +131,7 @@ class EmbeddedTemporal:
             self._lock = await self._take_lock()
             self._data.prepare(self._binary)
             self.port = _free_port(self.port, "Temporal", self._port_option)
-            self.ui_port = _free_port(self.ui_port, "the Temporal UI", self._ui_port_option, taken=self.port)
+            self.ui_port = _free_port(self.ui_port, "the Temporal UI", "--ui-port", taken=self.port)
             log_start = self._data.log.stat().st_size if self._data.log.exists() else 0
             self._process = await self._spawn()
             await self._until_healthy(self._process, log_start)

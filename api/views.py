@@ -75,6 +75,7 @@ class Gateway(Protocol):
 
         Raises:
             ObjectNotFound: there is none.
+            TemporalUnavailable: the store has no record of it, and whether it is started is not known.
         """
         ...
 

@@ -152,6 +152,21 @@ class ShardResult(Model):
     usage: Usage = Usage()
 
 
+class ShardProgress(Model):
+    """What a running shard says in its heartbeats. They outlive the worker that sent them, so every field has a
+    default.
+    """
+
+    completed: int = 0
+    """Committed; as ``failed``."""
+    failed: int = 0
+    in_flight: int = 0
+    limit: int | None = None
+    """How many requests its worker sends the upstream at once just now."""
+    waits_for: str = ""
+    """What its answers wait for, to be stored."""
+
+
 class MissingReason(StrEnum):
     """Why requests without an answer have none. The values are the codes of their error lines."""
 

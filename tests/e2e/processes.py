@@ -264,45 +264,6 @@ async def finished(client: AsyncOpenAI, batch_id: str, seconds: float = 60) -> F
     return result
 
 
-# The fake engine's witness
-
-
-@dataclass(frozen=True)
-class Witness:
-    """What the engine's log says of the end of a process."""
-
-    sent_twice: set[str]
-    in_flight: set[str]
-    """Never answered before the end."""
-    just_answered: set[str]
-
-
-def witness(log: Path, since: int, until: int, seconds: float) -> Witness:
-    """Look at a process's end, which came between two moments.
-
-    Args:
-        log: the engine's.
-        since: a moment before the end.
-        until: one after it.
-        seconds: how long before the end counts as just before.
-    """
-    received: dict[str, int] = {}
-    in_flight: set[str] = set()
-    just: set[str] = set()
-    for line in log.read_text().splitlines():
-        stamp, event, custom_id, status = line.split(" ")
-        at = int(stamp)
-        if event == "recv":
-            received[custom_id] = received.get(custom_id, 0) + 1
-            if at <= until:
-                in_flight.add(custom_id)
-        elif event == "sent" and status == "200" and at <= until:
-            in_flight.discard(custom_id)
-            if at > since - seconds * 1e9:
-                just.add(custom_id)
-    return Witness({name for name, count in received.items() if count > 1}, in_flight, just)
-
-
 def now() -> int:
     """A moment, by the clock of the engine's log."""
     return time.monotonic_ns()

@@ -10,8 +10,8 @@ import httpx2
 import openai
 import pytest
 
+from tests.e2e.faults import undisturbed
 from tests.e2e.processes import Launcher, done, finished, gone, submit, until_batch
-from tests.e2e.test_worker_ends import check_undisturbed
 from tests.fakes.engine_process import EngineProcess
 from tests.integration.stack import requests
 
@@ -73,7 +73,9 @@ async def test_kill_minus_nine_of_everything(processes: Launcher) -> None:
             result = await finished(client, batch_id, 90)
             assert [batch.id async for batch in client.batches.list()] == [batch_id]
         counters = await engine.counters()
-    check_undisturbed(result, 1000)
+    assert result.counts == (1000, 1000, 0)
+    answers = {line["custom_id"]: line["response"]["body"] for line in result.output}
+    assert answers == undisturbed((f"r-{number}" for number in range(1000)), 400)
     # At most what was in flight, what had just been answered, and each of those once more.
     twice = [name for name, count in counters.received.items() if count > 1]
     assert len(twice) <= 32 + 32 * 2

@@ -8,8 +8,9 @@ from temporalio.client import Client
 from tests.e2e.conftest import MakeWorld
 from tests.e2e.engine_log import SECOND
 from tests.e2e.faults import GROUPED, SINGLE, Size, World
+from tests.e2e.faults_table import Row
 from tests.e2e.processes import now
-from tests.integration.stack import until
+from tests.integration.stack import jsonl, request, until
 
 pytestmark = pytest.mark.faults
 slow = pytest.mark.slow_faults
@@ -56,6 +57,30 @@ async def test_cancelled_mid_run(world: MakeWorld, temporal: str, size: Size, ho
     note = f"last engine connection closed after {latency:.1f} s"
     await it.end("Cancel", name, status="cancelled", errors=missing(it, "batch_cancelled"), note=note)
     assert latency <= 3
+
+
+@slow
+async def test_cancelled_while_validating_a_large_file(world: MakeWorld) -> None:
+    it = await world(GROUPED)
+    count = 20_000
+    lines = jsonl(request(f"r-{number}", prompt="x" * 5000) for number in range(count))
+    file = await it.client.files.create(file=("in.jsonl", lines), purpose="batch")
+    await it.watch(await it.create(file.id))
+
+    async def begun() -> bool:
+        return any(it.store.glob("batches/*/*/input"))
+
+    await until(begun, "the validation")
+    since = now()
+    assert (await it.client.batches.cancel(it.batch_id)).status == "cancelling"
+    await it.until_ended(30)
+    seconds = (now() - since) / SECOND
+    result = await it.finished()
+    assert (result.batch.status, result.counts, result.raw_errors) == ("cancelled", (0, 0, 0), b"")
+    assert it.log.read().count("recv") == 0
+    assert it.poller.wrong == []
+    name, note = f"while validating {len(lines) >> 20} MiB", f"ended after {seconds:.1f} s"
+    it.matrix.add(Row("Cancel", name, count, 0, 0, 0, None, (now() - it.started) / SECOND, note))
 
 
 @slow

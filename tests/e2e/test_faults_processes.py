@@ -48,17 +48,18 @@ async def test_worker_is_killed(world: MakeWorld, size: Size) -> None:
     await it.end("Worker", "`kill -9`", allowed=it.at_risk())
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=slow)], ids=["TERM", "INT"])
 @either
-async def test_worker_drains(world: MakeWorld, size: Size) -> None:
+async def test_worker_drains(world: MakeWorld, size: Size, number: signal.Signals) -> None:
     it = await world(size)
     await it.submit()
     await it.until_answered(0.3)
     with it.fault():
-        seconds = await signalled(it.worker, signal.SIGTERM)
+        seconds = await signalled(it.worker, number)
     it.lift()
     assert it.log.read().count("abort") == 0
     await it.start_worker()
-    await it.end("Worker", "SIGTERM", note=f"gone in {seconds:.1f} s")
+    await it.end("Worker", number.name, note=f"gone in {seconds:.1f} s")
 
 
 @slow

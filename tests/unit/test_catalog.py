@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from activities import catalog
 from activities.catalog import Catalog, FileRecord
-from activities.storage import ObjectNotFound
+from activities.storage import ObjectNotFound, StoreError
 from activities.storage_local import LocalStore
-from tests.fakes.worker import BATCH, FILE, TENANT, make_spec, save_input
+from tests.fakes.worker import BATCH, FILE, TENANT, ShakyStore, make_spec, save_input
 from workflows.types import BatchPhase, BatchRecord, BatchStatus, Shard
 
 
@@ -158,3 +159,41 @@ def test_parts_and_results_sort_by_shard_and_attempt() -> None:
     assert keys == sorted(keys)
     assert all(key.startswith(catalog.parts_prefix(TENANT, BATCH, 2)) for key in keys)
     assert catalog.attempt_of(catalog.result_key(TENANT, BATCH, 2, names[0])) == names[0]
+
+
+def test_of_a_save_that_fails_nothing_is_seen(tmp_path: Path) -> None:
+    store = ShakyStore(str(tmp_path))
+    files = Catalog(store)
+    record = FileRecord(id=FILE, bytes=0, created_ms=1, filename="f", purpose="batch")
+    saves: list[Callable[[], None]] = [
+        lambda: files.save_file(TENANT, record),
+        lambda: files.create_batch(make_spec()),
+    ]
+
+    def full_after_one(_: str) -> None:
+        store.down = bool(store.written)
+
+    for save in saves:
+        store.written.clear()
+        store.on_write = full_after_one
+        with pytest.raises(StoreError):
+            save()
+        assert len(store.written) == 1
+    for get in (lambda: files.get_file(TENANT, FILE), lambda: files.get_batch(TENANT, BATCH)):
+        with pytest.raises(ObjectNotFound):
+            get()
+    assert list(files.list_files(TENANT, after=None)) == []
+    assert list(files.list_batches(TENANT, after=None)) == []
+    store.on_write, store.down = lambda _: None, False
+    again = record.model_copy(update={"created_ms": 2})
+    files.save_file(TENANT, again)
+    assert list(files.list_files(TENANT, after=None)) == [again]
+    assert list(files.list_files(TENANT, after=None, ascending=True)) == [again]
+
+
+def test_a_file_in_the_place_of_another_leaves_no_trace_of_it(files: Catalog, store: LocalStore) -> None:
+    before = save_input(store, b"x")
+    after = before.model_copy(update={"created_ms": before.created_ms + 1})
+    files.save_file(TENANT, after, before)
+    assert list(files.list_files(TENANT, after=None)) == [after]
+    assert len(list(store.list("index/"))) == 1

@@ -230,3 +230,19 @@ def test_error_answers_that_are_no_json_object_are_wrapped(body: bytes) -> None:
     }
     assert (answer.code, answer.message) == ("http_400", "The inference server answered HTTP 400 Bad Request.")
     assert len(answer.body) < 20_000
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_a_wrong_address_and_no_answer(status: int) -> None:
+    answer = classify(status, {"location": "https://elsewhere/v1"}, b"", 0.0)
+    assert answer.verdict is Verdict.UNREACHABLE
+    assert answer.reason.startswith(f"HTTP {status}")
+
+
+def test_half_of_a_surrogate_pair_in_an_answer_is_json() -> None:
+    body = b'{"choices":["\\ud83d"],"usage":{"prompt_tokens":3,"completion_tokens":4}}'
+    assert read_usage(body) == Usage(input_tokens=3, output_tokens=4)
+
+
+def test_a_request_id_that_is_not_ascii_is_not_taken() -> None:
+    assert classify(200, {"x-request-id": "\udcff"}, b"{}", 0.0).request_id == ""

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -11,22 +10,26 @@ from temporalio.api.workflow.v1 import PendingActivityInfo
 
 from api.progress import HighWater, live_counts, progress_of, read_pending
 from api.views import Progress
-from workflows.types import BatchStatus, Counts
+from workflows.types import BatchStatus, Counts, ShardProgress
 
 NOW = 1_800_000_000.0
 
 
-def pending(activity_id: str, heartbeat: list[Any] | None = None, **fields: Any) -> PendingActivityInfo:
+def pending(activity_id: str, heartbeat: ShardProgress | None = None, **fields: Any) -> PendingActivityInfo:
     info = PendingActivityInfo(
         activity_id=activity_id, state=PendingActivityState.PENDING_ACTIVITY_STATE_STARTED, **fields
     )
     if heartbeat:
-        info.heartbeat_details.CopyFrom(Payloads(payloads=[Payload(data=json.dumps(heartbeat).encode())]))
+        info.heartbeat_details.CopyFrom(Payloads(payloads=[Payload(data=heartbeat.model_dump_json().encode())]))
     return info
 
 
+def said(completed: int, failed: int, in_flight: int, waits_for: str, limit: int) -> ShardProgress:
+    return ShardProgress(completed=completed, failed=failed, in_flight=in_flight, waits_for=waits_for, limit=limit)
+
+
 def waiting(
-    activity_id: str, failure: Failure, seconds: int, heartbeat: list[Any] | None = None
+    activity_id: str, failure: Failure, seconds: int, heartbeat: ShardProgress | None = None
 ) -> PendingActivityInfo:
     info = pending(activity_id, heartbeat, last_failure=failure)
     info.state = PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
@@ -43,7 +46,10 @@ def progress(status: BatchStatus, *infos: PendingActivityInfo) -> tuple[Counts, 
 def test_running_shards_count_and_finished_ones_count_once() -> None:
     status = BatchStatus(counts=Counts(total=300, completed=100), finished_shards="0")
     counts, shown = progress(
-        status, pending("shard-0", [99, 0, 1, "", 64]), pending("shard-1", [40, 2, 58, "", 32]), pending("shard-2")
+        status,
+        pending("shard-0", said(99, 0, 1, "", 64)),
+        pending("shard-1", said(40, 2, 58, "", 32)),
+        pending("shard-2"),
     )
     assert counts == Counts(total=300, completed=140, failed=2)
     assert (shown.in_flight, shown.in_flight_limit) == (59, 32)
@@ -54,7 +60,7 @@ def test_a_shard_that_waits_keeps_its_counts_and_says_why_and_until_when() -> No
     failure = Failure(message="3 of 100 requests to retry: HTTP 503 Service Unavailable")
     counts, shown = progress(
         status,
-        waiting("shard-0", failure, 40, [97, 0, 9, "", 64]),
+        waiting("shard-0", failure, 40, said(97, 0, 9, "", 64)),
         waiting("shard-1", Failure(message="sooner"), 12),
     )
     assert counts.completed == 97
@@ -78,7 +84,7 @@ def test_a_lost_worker_is_called_that() -> None:
 def test_answers_that_wait_for_the_store_are_named() -> None:
     status = BatchStatus(counts=Counts(total=100))
     assert (
-        progress(status, pending("shard-0", [0, 0, 5, "the store is full", 64]))[1].waiting_reason
+        progress(status, pending("shard-0", said(0, 0, 5, "the store is full", 64)))[1].waiting_reason
         == "the store is full"
     )
 
@@ -105,3 +111,15 @@ def test_counts_shown_never_go_back() -> None:
     assert marks.raise_to("batch_1", Counts(total=10, completed=3)) == Counts(total=10, completed=5, failed=1)
     marks.forget("batch_1")
     assert marks.raise_to("batch_1", Counts(total=10, completed=3)) == Counts(total=10, completed=3)
+
+
+def test_a_heartbeat_of_another_version_is_none() -> None:
+    info = pending("shard-0")
+    info.heartbeat_details.CopyFrom(Payloads(payloads=[Payload(data=b"[1, 2, 3]")]))
+    assert progress(BatchStatus(counts=Counts(total=5)), info)[0] == Counts(total=5)
+
+
+def test_a_shard_that_is_pausing_still_has_requests_in_flight() -> None:
+    info = pending("shard-0", said(1, 0, 8, "", 64))
+    info.state = PendingActivityState.PENDING_ACTIVITY_STATE_PAUSE_REQUESTED
+    assert progress(BatchStatus(counts=Counts(total=100)), info)[1].in_flight == 8

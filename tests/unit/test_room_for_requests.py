@@ -181,7 +181,7 @@ async def test_nothing_is_fetched_while_blocked_or_draining() -> None:
     poller.limiter.unblock()
     await poller.settle()
     assert len(poller.out) == 2
-    poller.limiter.drain()
+    poller.limiter.drain(0)
     await poller.poll(1)
     assert len(poller.waiting) == 1
     await poller.stop()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from activities import catalog, run_requests
+from activities import catalog, run_requests, shard_heartbeat
 from activities.inference import Answer, Verdict
 from tests.fakes.shard_worker import ShardWorker
 from tests.fakes.worker import (
@@ -108,7 +108,7 @@ async def test_too_many_failures_make_an_error_line_with_the_last_answer(worker:
 
 @pytest.mark.parametrize("last", [TIMEOUT, reply(200, b"<html>")], ids=["timeout", "not JSON"])
 async def test_failures_without_an_answer_make_a_line_without_a_response(worker: ShardWorker, last: Answer) -> None:
-    worker.engine.fail([3], refusal(500), refusal(502), last)
+    worker.engine.fail([3], refusal(500), refusal(504), last)
     for attempt in (1, 2):
         await worker.run_to_retry(attempt)
     result = await worker.run(attempt=3)
@@ -173,12 +173,12 @@ async def test_a_reset_workflow_counts_attempts_anew_and_loses_nothing(worker: S
 async def test_heartbeats_tell_what_is_committed_and_in_flight(
     worker: ShardWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_requests, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(shard_heartbeat, "BEAT_SECONDS", 0.01)
     worker.engine.held = {4, 9}
     worker.engine.fail([2], refusal(400))
     running, _ = worker.start()
-    await until(lambda: [7, 1, 2] in [beat[:3] for beat in worker.beats])
-    assert all(beat[0] + beat[1] + beat[2] <= 10 for beat in worker.beats)
+    await until(lambda: (7, 1, 2) in [(beat.completed, beat.failed, beat.in_flight) for beat in worker.beats])
+    assert all(beat.completed + beat.failed + beat.in_flight <= 10 for beat in worker.beats)
     worker.engine.release()
     await running
 
@@ -200,3 +200,15 @@ async def test_answers_that_arrive_together_share_a_part(tmp_path: Path) -> None
     assert len(worker.committed().parts) < 10
     worker.engine.release()
     await running
+
+
+async def test_a_bad_gateway_counts_only_where_the_engine_answers_others(tmp_path: Path) -> None:
+    # A proxy in front of an engine that restarts: nothing is answered, and no request is to blame.
+    worker = ShardWorker(tmp_path, 2)
+    worker.engine.fail([1, 2], *[refusal(502)] * 9)
+    for attempt in (1, 2, 3, 4):
+        await worker.run_to_retry(attempt)
+        worker.limiter._paused_until = 0  # pyright: ignore[reportPrivateUsage] - the pause passes
+    assert not worker.committed().tried
+    worker.engine.script.clear()
+    assert (await worker.run(attempt=5)).completed == 2

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import threading
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from temporalio.activity import ActivityCancellationDetails
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities import catalog, run_requests
+from activities import catalog, run_requests, shard_heartbeat
 from tests.fakes.shard_worker import ShardWorker
 from tests.fakes.worker import BATCH, TENANT, refusal, request_line, until
 from workflows.types import Shard, ShardResult
@@ -45,7 +47,8 @@ async def test_cancel_drops_what_is_in_flight_and_commits_what_is_answered(tmp_p
     assert sorted(worker.committed().records) == [1, 3]
     assert sorted(worker.engine.cancelled) == [2, 4, 5, 6]
     assert worker.engine.sent == [1, 2, 3, 4, 5, 6]
-    assert worker.beats[-1][:3] == [2, 0, 0]
+    last = worker.beats[-1]
+    assert (last.completed, last.failed, last.in_flight) == (2, 0, 0)
     worker.settled()
 
 
@@ -53,7 +56,7 @@ async def test_a_worker_that_stops_hands_the_shard_back(worker: ShardWorker) -> 
     worker.engine.held = {4}
     running, environment = worker.start()
     await until(lambda: len(worker.committed().records) == 9)
-    worker.limiter.drain()
+    worker.limiter.drain(0)
     environment.cancel(ActivityCancellationDetails(worker_shutdown=True))
     with pytest.raises(ApplicationError) as caught:
         await running
@@ -67,7 +70,7 @@ async def test_a_draining_worker_lets_requests_in_flight_end(tmp_path: Path) -> 
     worker.engine.held = {1, 2, 3, 4}
     running, _ = worker.start()
     await until(lambda: worker.engine.in_flight == 4)
-    worker.limiter.drain()
+    worker.limiter.drain(0)
     worker.engine.release()
     with pytest.raises(ApplicationError, match="6 of 10 requests to retry: the worker is stopping"):
         await running
@@ -90,6 +93,23 @@ async def test_cancelling_many_shards_at_once_leaves_no_request_counted(tmp_path
         environment.cancel()
         await asyncio.sleep(0)
     await asyncio.gather(*(task for task, _ in running), return_exceptions=True)
+    worker.settled()
+
+
+async def test_a_worker_that_was_suspended_sends_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_heartbeat, "BEAT_SECONDS", 0.05)
+    worker = ShardWorker(tmp_path, 10, in_flight=4)
+    worker.engine.held = {1, 2, 3, 4}
+    running, environment = worker.start()
+    environment.info = dataclasses.replace(environment.info, heartbeat_timeout=timedelta(seconds=0.4))
+    await until(lambda: worker.engine.in_flight == 4 and len(worker.beats) > 0)
+    threading.Event().wait(0.5)  # the shard is taken for lost, and runs elsewhere
+    await asyncio.sleep(0)
+    worker.engine.release()
+    with pytest.raises(ApplicationError, match="6 of 10 requests to retry: the worker was suspended"):
+        await running
+    assert worker.engine.sent == [1, 2, 3, 4]
+    assert sorted(worker.committed().records) == [1, 2, 3, 4]
     worker.settled()
 
 

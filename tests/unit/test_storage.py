@@ -340,6 +340,36 @@ def test_a_root_that_cannot_be_made_is_a_store_error(tmp_path: Path) -> None:
     assert str(tmp_path) not in str(caught.value)
 
 
+@pytest.mark.parametrize("mount_point", [False, True])
+def test_a_store_that_has_gone_is_not_an_empty_one(tmp_path: Path, mount_point: bool) -> None:
+    root = tmp_path / "store"
+    store = LocalStore(str(root))
+    store.put("a/b", b"there")
+    away = root.rename(tmp_path / "away")
+    if mount_point:
+        root.mkdir()
+    calls: list[Callable[[], object]] = [
+        lambda: store.get("a/b"),
+        lambda: store.size("a/b"),
+        lambda: store.stream("a/b"),
+        lambda: list(store.list("a/")),
+        lambda: store.delete("a/b"),
+        lambda: store.put("a/c", b"new"),
+        lambda: store.copy("a/b", "a/c"),
+        store.check,
+    ]
+    for call in calls:
+        with pytest.raises(StoreError) as caught:
+            call()
+        assert not isinstance(caught.value, ObjectNotFound)
+    if mount_point:
+        root.rmdir()  # and so it is empty still
+    assert not root.exists()
+    away.rename(root)
+    store.put("a/c", b"new")
+    assert (store.get("a/b"), store.get("a/c")) == (b"there", b"new")
+
+
 def settings_of(store: str) -> Settings:
     return Settings.model_validate({"store": store})
 

@@ -213,7 +213,7 @@ def test_a_data_folder_that_cannot_be_is_an_error(tmp_path: Path) -> None:
         TemporalData(tmp_path / "file").lock()
 
 
-@pytest.mark.parametrize(("option", "ui"), [("--temporal-port", False), ("--temporal-ui-port", True)])
+@pytest.mark.parametrize(("option", "ui"), [("--temporal-port", False), ("--ui-port", True)])
 async def test_a_taken_port_names_itself_and_the_option(tmp_path: Path, option: str, ui: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
