@@ -61,22 +61,25 @@ class Matrix:
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        self._rows: dict[str, list[dict[str, Any]]] = cache.get(_CACHE, {})
         self._test = ""
 
     def begin(self, test: str) -> None:
         """A test begins: what it found before counts no more."""
         self._test = test
-        self._rows.pop(test, None)
-        self._cache.set(_CACHE, self._rows)
+        self._save([])
 
     def add(self, row: Row) -> None:
-        self._rows.setdefault(self._test, []).append(dataclasses.asdict(row))
-        self._cache.set(_CACHE, self._rows)
+        self._save([*self._found().get(self._test, []), dataclasses.asdict(row)])
 
     def rows(self) -> list[Row]:
-        rows = [Row(**row) for found in self._rows.values() for row in found]
+        rows = [Row(**row) for found in self._found().values() for row in found]
         return sorted(rows, key=lambda row: (GROUPS.index(row.group), row.fault, row.requests))
+
+    def _found(self) -> dict[str, list[dict[str, Any]]]:
+        return self._cache.get(_CACHE, {})  # read anew each time: another session may be at work
+
+    def _save(self, rows: list[dict[str, Any]]) -> None:
+        self._cache.set(_CACHE, {**self._found(), self._test: rows})
 
     def write(self, heartbeat_timeout: float, commit_interval: float) -> None:
         PATH.write_text(_page(self.rows(), heartbeat_timeout, commit_interval))

@@ -12,6 +12,10 @@ from openai.types import Batch
 from temporalio.client import Client
 from temporalio.service import RPCError
 
+from activities.catalog import Catalog
+from activities.storage import ObjectNotFound, StoreError
+from activities.worker import connect
+from api.gateway import TemporalGateway
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import CHAT, requests, until
 
@@ -59,6 +63,49 @@ async def test_without_a_key_each_create_is_a_batch(stack: MakeStack) -> None:
     it = await stack(worker=False)
     file_id = await it.upload(requests(1))
     assert len({(await it.create(file_id)).id for _ in range(3)}) == 3
+
+
+async def test_a_create_whose_record_cannot_be_written_has_happened(
+    stack: MakeStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = await stack(worker=False, latency=0.1)
+    file_id = await it.upload(requests(2))
+
+    def full(*_: object) -> None:
+        raise StoreError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalog, "create_batch", full)
+        stock = it.another_api(max_retries=2)
+        batch = await stock.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
+        assert batch.status == "validating"
+        # As yet only Temporal knows it; another tenant's it is not, and what is no batch is none.
+        assert (await it.get(batch.id)).created_at == batch.created_at
+        gateway = TemporalGateway(it.temporal, it.store, it.settings.task_queue, "")
+        for tenant, batch_id in (("other", batch.id), ("default", "batch_" + "0" * 32), ("default", "else")):
+            with pytest.raises(ObjectNotFound):
+                await gateway.find(tenant, batch_id)
+            with pytest.raises(ObjectNotFound):
+                await gateway.cancel(tenant, batch_id)
+        assert (await gateway.set_paused("default", batch.id, True)).record.spec.batch_id == batch.id
+        await gateway.set_paused("default", batch.id, False)
+        assert [one.id async for one in it.openai.batches.list()] == []
+    assert await workflows_of(it.temporal, it.settings.task_queue, 1) == [batch.id]
+    assert (await it.get(batch.id)).status == "validating"  # and its record is written by the way
+    assert [one.id async for one in it.openai.batches.list()] == [batch.id]
+    await it.start_worker()
+    assert (await it.finished(batch.id)).counts == (2, 2, 0)
+
+
+async def test_a_batch_that_only_temporal_knows_can_be_cancelled(stack: MakeStack) -> None:
+    it = await stack(worker=False)
+    batch_id = await it.submit(requests(1))
+    it.store.delete_prefix("batches/default/")
+    assert (await it.openai.batches.cancel(batch_id)).status == "cancelling"
+    it.store.delete_prefix("batches/default/")
+    nowhere = it.another_api(temporal=await connect("127.0.0.1:1", lazy=True))
+    with pytest.raises(openai.InternalServerError):  # it may well be there
+        await nowhere.batches.retrieve(batch_id)
 
 
 async def test_many_creates_at_once_through_two_apis_make_one_batch(stack: MakeStack, key: str) -> None:

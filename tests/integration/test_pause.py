@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -61,6 +62,31 @@ async def test_a_paused_batch_can_be_cancelled(stack: MakeStack) -> None:
     finished = await it.finished(batch_id)
     assert finished.batch.status == "cancelled"
     assert finished.counts == (100, received, 100 - received)
+
+
+async def test_a_cancel_reaches_what_a_pause_left_in_flight(stack: MakeStack) -> None:
+    it = await stack(latency=60.0, max_in_flight=8)
+    batch_id = await it.submit(requests(20))
+
+    async def in_flight() -> bool:
+        return it.engine.counters().in_flight == 8
+
+    await until(in_flight, "in flight")
+    await tell(it, batch_id, "pause")
+
+    paused_at = time.time()
+
+    async def heard() -> bool:
+        """The answer to the first heartbeat after the pause tells of it; this is one of those behind that."""
+        pending = (await it.workflow(batch_id).describe()).raw_description.pending_activities
+        running = [one for one in pending if one.state == PendingActivityState.PENDING_ACTIVITY_STATE_PAUSE_REQUESTED]
+        return len(running) == 8 and all(one.last_heartbeat_time.seconds > paused_at + 3 for one in running)
+
+    await until(heard, "heard of the pause")
+    await it.openai.batches.cancel(batch_id)
+    finished = await it.finished(batch_id, seconds=20)  # and not when the engine answers
+    assert (finished.batch.status, finished.counts) == ("cancelled", (20, 0, 20))
+    assert it.engine.counters().in_flight == 0
 
 
 async def test_the_window_runs_on_while_a_batch_is_paused(stack: MakeStack) -> None:

@@ -6,12 +6,15 @@ import asyncio
 import time
 from datetime import timedelta
 
+import openai
+import pytest
 from openai.types import Batch
 from temporalio.client import Client
 
 from activities.worker import connect
+from api.gateway import TemporalGateway
 from tests.integration.conftest import MakeStack
-from tests.integration.stack import progress_of, request, requests, until
+from tests.integration.stack import CHAT, progress_of, request, requests, until
 
 
 def counts_of(batch: Batch) -> tuple[int, int, int]:
@@ -140,6 +143,22 @@ async def test_a_batch_that_temporal_has_lost(stack: MakeStack, empty_temporal: 
     assert it.catalog.get_final("default", batch_id) is None
     await it.start_worker()
     assert (await it.finished(batch_id)).counts == (2, 2, 0)
+
+
+async def test_a_wrong_namespace_is_no_end_of_a_batch(stack: MakeStack) -> None:
+    it = await stack(worker=False)
+    batch_id = await it.submit(requests(2))
+    client = Client(it.temporal.service_client, namespace="nowhere", data_converter=it.temporal.data_converter)
+    astray = it.another_api(temporal=client)
+    reason = "Temporal at temporal.example:7233 has no namespace nowhere"
+    batch = await astray.batches.retrieve(batch_id)
+    assert (batch.status, progress_of(batch)["waiting_reason"]) == ("validating", reason)
+    with pytest.raises(openai.InternalServerError):
+        await astray.batches.cancel(batch_id)
+    with pytest.raises(openai.InternalServerError):
+        await astray.batches.create(input_file_id="file-x", endpoint=CHAT, completion_window="24h")
+    gateway = TemporalGateway(client, it.store, it.settings.task_queue, "temporal.example:7233")
+    assert await gateway.missing() == [reason]
 
 
 async def test_the_workflow_knows_when_its_time_is_over(stack: MakeStack) -> None:

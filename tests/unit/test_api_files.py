@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import pytest
 
 from activities.catalog import Catalog, FileRecord, content_key
 from activities.storage import CHUNK, StoreError
+from activities.storage_local import LocalStore
+from api.download import Reader
 from tests.fakes.api import Api, error_of, field, file, form, open_api
 
 KEYS = {"id", "object", "bytes", "created_at", "expires_at", "filename", "purpose", "status", "status_details"}
@@ -342,3 +345,55 @@ async def test_an_upload_repeated_with_its_key_makes_one_file(api: Api) -> None:
         await files.create(file=("a.jsonl", b"other"), purpose="batch", extra_headers=headers)
     assert caught.value.response.headers["x-should-retry"] == "false"
     assert (await files.content(first.id)).content == b"{}\n{}"
+
+
+async def test_an_upload_with_the_key_of_an_expired_file_is_a_new_one(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, headers = api.openai.files, {"Idempotency-Key": "monthly"}
+    first = await files.create(file=("a.jsonl", b"{}"), purpose="batch", extra_headers=headers)
+    now = time.time() + 31 * DAY
+    monkeypatch.setattr(time, "time", lambda: now)
+    monkeypatch.setattr(time, "time_ns", lambda: int(now * 1e9))
+    again = await files.create(file=("a.jsonl", b"other"), purpose="batch", extra_headers=headers)
+    assert (again.id, again.created_at) == (first.id, int(now))
+    assert again.expires_at == int(now) + 30 * DAY
+    assert (await files.content(again.id)).content == b"other"
+    assert [file.id async for file in files.list()] == [first.id]
+    assert len([name for name in api.stored() if name.startswith("index/")]) == 1
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+async def test_a_record_that_cannot_be_written_leaves_no_file(
+    api: Api, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    put, puts = api.store.put, 0
+
+    def failing(key: str, data: bytes) -> None:
+        nonlocal puts
+        puts += 1
+        if puts == fails_at:
+            raise StoreError("disk full")
+        put(key, data)
+
+    monkeypatch.setattr(api.store, "put", failing)
+    files, headers = api.openai.files, {"Idempotency-Key": "nightly"}
+    with pytest.raises(openai.InternalServerError):
+        await files.create(file=("a.jsonl", b"{}"), purpose="batch", extra_headers=headers)
+    assert api.stored() == []
+    created = await files.create(file=("a.jsonl", b"{}"), purpose="batch", extra_headers=headers)
+    assert (await files.content(created.id)).content == b"{}"
+
+
+def test_a_reader_that_is_closed_has_closed_its_file(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    store.put("a/b", b"x")
+    before = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
+    chunks = store.stream("a/b")
+    reader = Reader(chunks)
+    reader.close()
+    reader.close()
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == len(before)
+    with pytest.raises(StoreError):
+        next(chunks)

@@ -184,7 +184,9 @@ def test_of_a_save_that_fails_nothing_is_seen(tmp_path: Path) -> None:
             get()
     assert list(files.list_files(TENANT, after=None)) == []
     assert list(files.list_batches(TENANT, after=None)) == []
-    store.on_write, store.down = lambda _: None, False
+    store.written.clear()
+    store.on_write = lambda key: None
+    store.down = False
     again = record.model_copy(update={"created_ms": 2})
     files.save_file(TENANT, again)
     assert list(files.list_files(TENANT, after=None)) == [again]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import resource
+import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -338,6 +341,37 @@ def test_a_root_that_cannot_be_made_is_a_store_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as caught:
         store.check()
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_check_sees_a_disk_that_takes_names_but_no_bytes(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(StoreError):
+            store.check()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    store.check()
+    assert all_files(tmp_path) == []
+
+
+def test_what_killed_writers_left_goes_after_a_day(tmp_path: Path) -> None:
+    old, new, folder = (tmp_path / ".tmp" / name for name in ("old", "new", "folder"))
+    folder.mkdir(parents=True)
+    for path in (old, new, folder / "copy"):
+        path.write_bytes(b"x")
+    for path in (old, folder):
+        os.utime(path, (0, time.time() - 25 * 3600))
+    store = open_store(settings_of(str(tmp_path)))
+    assert list((tmp_path / ".tmp").iterdir()) == [new]
+    store.put("a", b"x")
+    open_store(settings_of(str(tmp_path / "new")))  # nothing there yet
+    (tmp_path / "file").touch()
+    open_store(settings_of(str(tmp_path / "file")))
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("mount_point", [False, True])

@@ -1,0 +1,126 @@
+"""How processes start and end, and what they say of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from activities import worker
+from activities.settings import Settings
+from activities.worker import connect, when_there
+from api import cli, processes
+from api.processes import StartError
+
+
+async def test_when_a_part_fails_the_others_end_well_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = asyncio.Event()
+    ended: list[str] = []
+
+    async def fails() -> None:
+        raise StartError("first")
+
+    async def drains(error: Exception | None) -> None:
+        await stop.wait()
+        await asyncio.sleep(0.01)
+        ended.append("drained")
+        if error:
+            raise error
+
+    with pytest.raises(StartError, match="first"):
+        await processes._all_until_stop(stop, drains(RuntimeError("second")), fails(), drains(None))  # pyright: ignore[reportPrivateUsage]
+    assert ended == ["drained", "drained"]
+
+
+async def test_each_new_reason_why_temporal_is_not_there_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker, "CONNECT_RETRY_SECONDS", 0.0)
+    answers: list[Exception | str] = [
+        *(RuntimeError("no\n route"), RuntimeError("no\n route"), RuntimeError("bad key" + "!" * 1000)),
+        "there",
+    ]
+
+    async def ask() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with caplog.at_level(logging.WARNING, "everbatch.worker"):
+        assert await when_there(ask, asyncio.Event()) == "there"
+    said = [record.getMessage().partition(": ")[2] for record in caplog.records]
+    assert said == ["no route", ("bad key" + "!" * 1000)[: worker.REASON_LENGTH], ""]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "bad host:1"])
+async def test_telling_of_temporal_is_for_the_log_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, address: str
+) -> None:
+    ended: list[str] = []
+
+    async def serve(*_: object) -> None:
+        while not caplog.records:  # noqa: ASYNC110 - a log line sets no event
+            await asyncio.sleep(0.01)
+        ended.append("served")
+
+    async def lazily(**_: object) -> Any:
+        return await connect(address, lazy=True)
+
+    monkeypatch.setenv("TEMPORAL_ADDRESS", address)
+    monkeypatch.setattr(processes, "_serve_api", serve)
+    monkeypatch.setattr(processes, "connect", lazily)
+    settings = Settings.model_validate({"upstream_url": "http://127.0.0.1:1/v1"})
+    with caplog.at_level(logging.WARNING, "everbatch"):
+        await processes.run_api(settings, "127.0.0.1", 0, lambda _: None)
+    assert ended == ["served"]
+    assert address in caplog.text
+    await asyncio.sleep(0.05)
+    assert not any("_tell_of_temporal" in repr(task) for task in asyncio.all_tasks())
+
+
+STARTS: list[Callable[[Settings], Awaitable[None]]] = [
+    lambda settings: processes.run_api(settings, "127.0.0.1", 0, lambda _: None),
+    lambda settings: processes.run_worker(settings, lambda _: None),
+]
+
+
+@pytest.mark.parametrize("start", STARTS, ids=["api", "worker"])
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [({"store": "s3://x"}, "EVERBATCH_STORE"), ({"upstream_url": "http://x:99999/v1"}, "EVERBATCH_UPSTREAM_URL")],
+)
+async def test_settings_that_cannot_be_are_said(
+    start: Callable[[Settings], Awaitable[None]], wrong: dict[str, str], name: str
+) -> None:
+    settings = Settings.model_validate({"upstream_url": "http://127.0.0.1:1/v1", **wrong})
+    with pytest.raises(StartError, match=name):
+        await start(settings)
+
+
+async def test_a_worker_says_that_an_address_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "bad host:1")
+    settings = Settings.model_validate({"upstream_url": "http://127.0.0.1:1/v1", "store": str(tmp_path)})
+    with pytest.raises(StartError, match="TEMPORAL_ADDRESS=bad host:1"):
+        await processes.run_worker(settings, lambda _: None)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(failing: Coroutine[Any, Any, None]) -> None:
+        failing.close()
+        raise error
+
+    async def start() -> None: ...
+
+    monkeypatch.setattr(cli.asyncio, "run", run)
+    error: Exception = ValueError("a bug")
+    with pytest.raises(ValueError, match="a bug"):
+        cli.run(start)
+    error = StartError("no port")
+    with pytest.raises(click.ClickException, match="no port"):
+        cli.run(start)
