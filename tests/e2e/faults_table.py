@@ -11,7 +11,6 @@ from typing import Any, Final, Protocol
 PATH: Final = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 _CACHE: Final = "everbatch/faults"
 GROUPS: Final = (
-    "Nothing",
     "Worker",
     "API",
     "Temporal",
@@ -21,6 +20,7 @@ GROUPS: Final = (
     "Cancel",
     "Expiry",
     "Create",
+    "Nothing",
 )
 ELSEWHERE: Final = (
     ("cancel before validation, and before any worker is up", "tests/integration/test_status.py, tests/histories"),
@@ -104,16 +104,19 @@ def _page(rows: list[Row], heartbeat_timeout: float, commit_interval: float) -> 
     return f"""\
 # Faults
 
-Written by the tests of the fault matrix from what they found (`make faults`, then `EVERBATCH_WRITE_FAULTS=1`). Each row
-runs API, worker, Temporal and a fake inference engine as processes, does the harm in the middle of a batch, and holds
-the result files against those of an undisturbed run, line by line. What was sent, and what was sent again, is said by
-the engine's own log. All along a client asks for the batch and for the list of batches: counts never go back, and
-there is no 5xx but 503 with `Retry-After` while the store is away.
+Written by the tests of the fault matrix from what they found (`make faults`). Each row runs API, worker, Temporal and a
+fake inference engine as processes, does the harm in the middle of a batch, and holds the result files against those of
+an undisturbed run, line by line. What was sent, and what was sent again, is told by the engine's own log. All along a
+client asks for the batch and for the list of batches: counts never go back, and there is no 5xx but 503 with
+`Retry-After` while the store is away. Batches of 300 requests are one activity per request, those of 5,000 are groups.
 
-*May be*: sent twice at most, the requests in flight at the fault and those answered just before it, whose answers may
-not have been committed. *Next answer after*: seconds from the moment that the fault is lifted (a process is started
-again, the engine answers again) to the next answer of a request that had none; the start of a Python process takes a
-second or two of that. *Batch took*: from its creation to its end, the fault included; compare the first rows.
+- *Sent twice*: requests that the engine got once more although it had answered, or was about to.
+- *May be*: those in flight at the fault and those answered in the 100 ms before it, whose answers may not have been
+  committed. (The tests grant 100 ms more, for the commit itself.)
+- *Next answer after*: seconds from the moment that the fault is lifted (a process is started again, the engine answers
+  again) to the next answer of a request that had none. The start of a Python process takes a second or two of that.
+- *Batch took*: from its creation to its end, the fault included; compare the last rows, of undisturbed runs.
+
 {os.cpu_count()} cores, heartbeat timeout {heartbeat_timeout:g} s, commit interval {commit_interval:g} s.
 
 {chr(10).join(table)}

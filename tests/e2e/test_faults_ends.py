@@ -92,17 +92,18 @@ async def test_cancelled_while_no_worker_is_up(world: MakeWorld, size: Size) -> 
     with it.fault():
         await it.worker.kill()
         assert (await it.client.batches.cancel(it.batch_id)).status == "cancelling"
-    received = it.log.read().count("recv")
     it.lift()
     await it.start_worker()
-    await it.end(
-        "Cancel",
-        "while no worker is up",
-        status="cancelled",
-        errors=missing(it, "batch_cancelled"),
-        note="when one comes",
-    )
-    assert it.log.count("recv") == received
+    await it.until_ended(30)
+    # The new worker may begin shards before it comes to the cancel; then it drops them.
+    later = [event for event in it.log.read().events if event.at > it.lifted]
+    sent = sum(event.kind == "recv" for event in later)
+    latency = (later[-1].at - later[0].at) / SECOND if later else 0
+    assert not it.log.open_at(now())
+    note = f"the next drops the {sent} requests that it had sent, after {latency:.1f} s"
+    errors = missing(it, "batch_cancelled")
+    await it.end("Cancel", "while no worker is up", status="cancelled", errors=errors, allowed=it.at_risk(), note=note)
+    assert latency <= 3
 
 
 @slow
