@@ -99,7 +99,7 @@ class Poller:
         counts = _counts(batch)
         before = self._highest["done"]
         reason = self.progress.get("waiting_reason") or ""
-        if self.api_is_new and (reason == "no worker is running" or reason.endswith("does not answer")):
+        if self.api_is_new and reason.endswith(("no worker answers", "does not answer")):
             return
         self.api_is_new = False
         if any(now < then for now, then in zip(counts, before, strict=True)):

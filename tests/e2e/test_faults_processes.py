@@ -96,7 +96,15 @@ async def test_zombie(world: MakeWorld, size: Size) -> None:
         await until(taken_up, "its requests are sent by the other", 40)
     it.lift()
     suspended.send(signal.SIGCONT)
-    await it.end("Worker", "zombie: SIGSTOP, its shards run elsewhere, SIGCONT", allowed=it.at_risk())
+    await it.until_ended(60)
+    allowed, note = it.at_risk(), ""
+    if size is SINGLE:
+        note = "besides, the test grants what it begins on waking"
+        # Its polls were out: a shard that was handed to it while it was suspended begins when it wakes, though the
+        # other may be about to answer it. That can be seen in the first moments only.
+        first, last = it.lifted - size.latency * SECOND, it.lifted + SECOND / 2
+        allowed |= {event.custom_id for event in it.log.events if event.kind == "recv" and first < event.at < last}
+    await it.end("Worker", "zombie: SIGSTOP, its shards run elsewhere, SIGCONT", allowed=allowed, note=note)
     assert suspended.running
 
 
