@@ -29,6 +29,11 @@ AHEAD: Final = 0.05
 """Seconds of work fetched ahead: about what taking a shard from Temporal and reading its input costs."""
 
 
+RECENT_SHARDS: Final = 10
+"""Shards that tell how large the next may be. Were it the last alone, then after each single request of a small batch
+several polls would go out and bring as many large shards at once."""
+
+
 class Signal(Enum):
     """What an answer says about the upstream."""
 
@@ -218,7 +223,7 @@ class Limiter:
 class RoomForRequests(CustomSlotSupplier):
     """Lets the worker poll for a shard only while its limiter has room to run one.
 
-    A poll that is out may bring a shard of any size; it is taken to be as large as the last one.
+    A poll that is out may bring a shard of any size; it is taken to be as large as the largest of the last few.
     """
 
     def __init__(self, limiter: Limiter) -> None:
@@ -228,7 +233,7 @@ class RoomForRequests(CustomSlotSupplier):
         self._reserved: set[SlotPermit] = set()
         self._used: set[SlotPermit] = set()
         self._running = 0
-        self._typical = limiter.maximum
+        self._sizes: deque[int] = deque(maxlen=RECENT_SHARDS)
         self._waiters: deque[asyncio.Future[None]] = deque()
         limiter.on_change = self._let_in
 
@@ -236,7 +241,7 @@ class RoomForRequests(CustomSlotSupplier):
     def running(self, requests: int) -> Generator[None]:
         """Around the time in which the limiter counts the requests of a shard that has arrived."""
         self._running += 1
-        self._typical = max(1, requests)
+        self._sizes.append(requests)
         self._let_in()
         try:
             yield
@@ -280,7 +285,7 @@ class RoomForRequests(CustomSlotSupplier):
 
     def _has_room(self) -> bool:
         on_their_way = len(self._reserved) + max(0, len(self._used) - self._running)
-        return self._limiter.room(on_their_way * self._typical)
+        return self._limiter.room(on_their_way * max(self._sizes, default=self._limiter.maximum))
 
     def _let_in(self) -> None:
         while self._waiters and self._has_room():

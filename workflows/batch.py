@@ -42,6 +42,15 @@ MEMO_STEPS = 10
 """How often in its life a run writes its counts where they can be read without a worker."""
 
 
+def fairness_weight(shard: Shard) -> float:
+    """Temporal takes turns between batches by tasks; this makes it turns by requests.
+
+    Measured behind a batch of 50,000: with equal weights each single request of a small batch waited for a hundred of
+    the large one.
+    """
+    return min(1000.0, max(0.001, 100.0 / shard.requests))
+
+
 @workflow.defn(name=contract.BATCH_WORKFLOW)
 class BatchWorkflow:
     @workflow.init
@@ -205,7 +214,7 @@ class BatchWorkflow:
                 retry_policy=contract.SHARD_RETRY,
                 cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
                 summary=shard_summary(index, self._status.shards_total, shard.requests, label),
-                priority=Priority(fairness_key=self._spec.batch_id, fairness_weight=1.0),
+                priority=Priority(fairness_key=self._spec.batch_id, fairness_weight=fairness_weight(shard)),
             )
         except ActivityError:
             if not self._stopping:

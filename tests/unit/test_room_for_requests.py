@@ -87,7 +87,7 @@ def in_thread(call: Callable[[], Any]) -> None:
     thread.join()
 
 
-async def test_a_poll_that_is_out_counts_as_a_shard_of_the_last_ones_size() -> None:
+async def test_a_poll_that_is_out_counts_as_a_shard_of_the_size_of_late() -> None:
     poller = Poller(maximum=100)
     await poller.poll(5)
     assert len(poller.out) == 2  # of an unknown size: taken for a whole limit each, and one ahead
@@ -104,6 +104,17 @@ async def test_single_requests_are_fetched_up_to_the_limit() -> None:
     poller.run(poller.receive(), 1)
     await poller.settle()
     assert len(poller.out) + len(poller.shards) == 7
+    await poller.stop()
+
+
+async def test_a_small_batch_in_between_lets_no_large_shards_pile_up() -> None:
+    poller = Poller(maximum=100)
+    await poller.poll(1)
+    poller.run(poller.receive(), 60)
+    await poller.poll(1)
+    poller.run(poller.receive(), 1)  # the next may be of the large batch again
+    await poller.poll(5)
+    assert len(poller.out) == 1
     await poller.stop()
 
 
