@@ -107,8 +107,9 @@ def _page(rows: list[Row], heartbeat_timeout: float, commit_interval: float) -> 
 Written by the tests of the fault matrix from what they found (`make faults`). Each row runs API, worker, Temporal and a
 fake inference engine as processes, does the harm in the middle of a batch, and holds the result files against those of
 an undisturbed run, line by line. What was sent, and what was sent again, is told by the engine's own log. All along a
-client asks for the batch and for the list of batches: counts never go back, and there is no 5xx but 503 with
-`Retry-After` while the store is away. Batches of 300 requests are one activity per request, those of 5,000 are groups.
+client asks for the batch and for the list of batches: counts never go back (but when the API itself is started anew
+while Temporal or all workers are away), and there is no 5xx but 503 with `Retry-After` while the store is away. Batches
+of 300 requests are one activity per request, those of 5,000 are groups.
 
 - *Sent twice*: requests that the engine got once more although it had answered, or was about to.
 - *May be*: those in flight at the fault and those answered in the 100 ms before it, whose answers may not have been
