@@ -45,7 +45,7 @@ async def test_every_bad_line_is_reported(stack: MakeStack) -> None:
         request("odd", messages="hello"),
         request("unknown", model="gpt-9"),
         {**request("bodyless"), "body": "text"},
-        '{"custom_id":"\\ud800"}',
+        '{"custom_id":"\\q"}',
     ]
     finished = await it.run(lines)
     assert check_failed(it, finished) == [
