@@ -150,6 +150,7 @@ async def record(client: Client, folder: Path, case: Callable[[Stack], Awaitable
         await asyncio.wait_for(workflow.result(), 60)
         history = await workflow.fetch_history()
     text = json.dumps(json.loads(history.to_json()), separators=(",", ":"))
+    text = text.replace(f"{FOLDER.parents[1]}/", "")  # stack traces name where they were recorded
     name = case.__name__
     (FOLDER / f"{name}.json").write_text(text + "\n")
     sys.stdout.write(f"{name}: {len(history.events)} events, {len(text)} bytes\n")
