@@ -98,24 +98,24 @@ class WriteFiles(WriteFilesStub):
         shard: Shard,
         attempt: str | None,
     ) -> None:
-        if attempt is None or not self._has(spec, index, attempt):
+        chunks = self._open_result(spec, index, attempt) if attempt else None
+        if chunks is None:
             found = look_up(self._store, spec.tenant, spec.batch_id, index)
             if isinstance(found, Committed):
                 self._merge_unfinished(files, spec, missing, shard, found)
                 return
-            attempt = found.attempt
-        reader = RecordReader(self._store.stream(catalog.result_key(spec.tenant, spec.batch_id, index, attempt)))
+            chunks = self._store.stream(catalog.result_key(spec.tenant, spec.batch_id, index, found.attempt))
+        reader = RecordReader(chunks)
         reader.shard_head()
         for record in reader.records():
             files.copy(record.kind, record.usage, reader.line())
 
-    def _has(self, spec: BatchSpec, shard: int, attempt: str) -> bool:
-        """Whether the object that is to count is there. Without it the shard is as one that never finished."""
+    def _open_result(self, spec: BatchSpec, shard: int, attempt: str) -> Iterator[bytes] | None:
+        """The object that is to count; ``None`` if it is gone, and then the shard is as one that never finished."""
         try:
-            self._store.stream(catalog.result_key(spec.tenant, spec.batch_id, shard, attempt), 0, 1)
+            return self._store.stream(catalog.result_key(spec.tenant, spec.batch_id, shard, attempt))
         except ObjectNotFound:
-            return False
-        return True
+            return None
 
     def _merge_unfinished(
         self, files: _ResultFiles, spec: BatchSpec, missing: MissingReason, shard: Shard, committed: Committed
