@@ -36,6 +36,21 @@ def listen(host: str, port: int) -> socket.socket:
         raise PortTaken(message) from error
 
 
+def listen_on(address: str, setting: str) -> socket.socket:
+    """A listening socket at ``host:port``, as the setting of that name has it.
+
+    Raises:
+        PortTaken: it is no such address, or cannot be had.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:
+        raise PortTaken(f"{setting}={address} is not host:port, for example 127.0.0.1:8081")
+    try:
+        return listen(host.strip("[]"), int(port))
+    except PortTaken as error:
+        raise PortTaken(f"{setting}={address}: {error}") from error
+
+
 async def serve(app: ASGIApp, listener: socket.socket, stop: asyncio.Event) -> None:
     """Serve until ``stop`` is set, then let answers under way end."""
     config = uvicorn.Config(

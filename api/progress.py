@@ -11,6 +11,8 @@ from typing import Final
 from pydantic import ValidationError
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.api.workflow.v1 import PendingActivityInfo
+from temporalio.converter import DataConverter
+from temporalio.exceptions import FailureError
 
 from api.views import Progress
 from workflows.ids import parse_ranges
@@ -41,6 +43,29 @@ class Pending:
     """Why its last attempt ended, when it waits for the next; or what its answers wait for, to be stored."""
     next_attempt_at: float | None
     """Unix seconds."""
+
+
+async def opened(activities: Sequence[PendingActivityInfo], converter: DataConverter) -> Sequence[PendingActivityInfo]:
+    """The activities with what is sealed in them in the clear; as they are where nothing is sealed.
+
+    Raises:
+        SealedPayload: the key is not here.
+    """
+    codec = converter.payload_codec
+    if codec is None:
+        return activities
+    for activity in activities:
+        if activity.heartbeat_details.payloads:
+            await codec.decode_wrapper(activity.heartbeat_details)
+        failure = activity.last_failure
+        if failure.HasField("encoded_attributes"):
+            await codec.decode_failure(failure)
+            failure.message = _text(converter.failure_converter.from_failure(failure, converter.payload_converter))
+    return activities
+
+
+def _text(failure: BaseException) -> str:
+    return failure.message if isinstance(failure, FailureError) else str(failure)
 
 
 def read_pending(activities: Sequence[PendingActivityInfo]) -> list[Pending]:

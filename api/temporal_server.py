@@ -86,13 +86,16 @@ class EmbeddedTemporal:
         *,
         port_option: str = "--temporal-port",
         runtime: Runtime | None = None,
+        codec_endpoint: str = "",
     ) -> None:
+        """Args: ``codec_endpoint`` is the URL of the UI's codec server, where payloads are sealed."""
         self.port = port
         self.ui_port = ui_port
         self._binary = binary
         self._data = TemporalData(data_dir)
         self._port_option = port_option
         self._runtime = runtime
+        self._codec_endpoint = codec_endpoint
         self._process: asyncio.subprocess.Process | None = None
         self._lifeline = -1
         self._lock = -1
@@ -178,6 +181,8 @@ class EmbeddedTemporal:
     async def _spawn(self) -> asyncio.subprocess.Process:
         command = [str(self._binary.path), "server", "start-dev", "--db-filename", str(self._data.database)]
         command += ["--ip", IP, "--port", str(self.port), "--ui-port", str(self.ui_port), *_SERVER_FLAGS]
+        if self._codec_endpoint:
+            command += ["--ui-codec-endpoint", self._codec_endpoint]
         # TEMPORAL_* configure clients: a profile or config file named there can keep the server from starting.
         env = {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
         lifeline, self._lifeline = os.pipe()
