@@ -1,0 +1,344 @@
+"""The client commands of ``everbatch``, against a server that is a function."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from click.testing import CliRunner, Result
+
+from api import batch_commands
+from api.cli import main
+from api.display import Display, details, printable
+from tests.fakes.batch_server import BatchServer, answered, counts, cut_off, error, error_page, lines, refused, web_page
+
+Run = Callable[..., Result]
+PROBLEM = {"code": "invalid_json_line", "message": "This line is bad.", "line": 2, "param": None}
+
+
+@pytest.fixture
+def server() -> BatchServer:
+    return BatchServer()
+
+
+@pytest.fixture
+def run(server: BatchServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Runs a command in a folder of its own, without patience."""
+
+    def openai(**_: object) -> object:
+        return server.openai()
+
+    monkeypatch.setattr(batch_commands, "OpenAI", openai)
+    monkeypatch.setattr(batch_commands, "FIRST_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(batch_commands, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.chdir(tmp_path)
+    Path("in.jsonl").write_text('{"url": "/v1/embeddings"}\n')
+    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def said(result: Result) -> list[str]:
+    assert "Traceback" not in result.output
+    return result.stderr.splitlines()
+
+
+# List
+
+
+def test_a_list_is_a_table(server: BatchServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    server.add("batch_old", {**counts(5, 4, 1), "created_at": 1767225600})
+    waiting = {"progress": {"waiting_reason": "HTTP 503: \x1b[31mbusy" + "!" * 100}}
+    server.add("batch_new", {"status": "in_progress", **counts(500, 20), **waiting})
+    heading, new, old = run("list").stdout.splitlines()
+    assert heading.split() == ["ID", "STATUS", "DONE", "FAILED", "CREATED", "WAITING", "FOR"]
+    assert new.startswith("batch_new  in_progress  20/500  0       ")
+    assert "HTTP 503:  [31mbusy!!!" in new
+    assert new.endswith("!…")
+    assert old.startswith("batch_old  completed    4/5     1       20")
+    assert old.index("20") == new.index("19")
+
+
+def test_a_list_may_be_of_some(server: BatchServer, run: Run) -> None:
+    for number in range(5):
+        server.add(f"batch_{number}", {"status": "failed" if number % 2 else "completed"})
+    found = run("list", "--limit", 2, "--status", "completed", "--json").stdout.splitlines()
+    assert [json.loads(line)["id"] for line in found] == ["batch_4", "batch_2"]
+    assert json.loads(found[0]) == server.versions["batch_4"][0]
+    assert len(run("list", "--limit", 3).stdout.splitlines()) == 1 + 3
+    assert server.requests[-1].url.params["limit"] == "3"
+
+
+def test_an_empty_list_has_headings_alone(run: Run) -> None:
+    result = run("list")
+    assert (result.exit_code, len(result.stdout.splitlines())) == (0, 1)
+    assert run("list", "--json").stdout == ""
+
+
+# Status
+
+
+def test_a_status_says_all_there_is(server: BatchServer, run: Run) -> None:
+    progress = {
+        "requests_per_second": 12.5,
+        "eta_seconds": 0,
+        "in_flight": 8,
+        "waiting_reason": "HTTP 503",
+        "next_attempt_at": 1767225600,
+    }
+    server.add("batch_1", {"status": "in_progress", "model": "m", **counts(9, 3, 1), "progress": progress})
+    result = run("status", "batch_1")
+    assert result.exit_code == 0
+    shown = {line[:12].rstrip(): line[12:] for line in result.stdout.splitlines()}
+    assert shown["requests"] == "9, 3 completed, 1 failed"
+    assert shown["progress"] == "12.5/s, 0 s left, 8 in flight"
+    assert shown["waiting for"].startswith("HTTP 503 (next try 20")
+    assert "results" not in shown
+    assert json.loads(run("status", "batch_1", "--json").stdout) == server.versions["batch_1"][0]
+
+
+def test_a_failed_batch_shows_its_problems(server: BatchServer, run: Run) -> None:
+    server.add("batch_1", {"status": "failed", "failed_at": 5, "errors": {"data": [PROBLEM]}})
+    result = run("status", "batch_1")
+    assert "problem     line 2: This line is bad. (invalid_json_line)" in result.stdout.splitlines()
+    assert run("status", "batch_1", "--watch").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ({"status": "completed", **counts(2, 2)}, 0),
+        ({"status": "completed", **counts(2, 1, 1)}, 2),
+        ({"status": "expired", **counts(2, 1, 1)}, 1),
+    ],
+    ids=["all", "some", "expired"],
+)
+def test_a_watch_exits_as_submit_does(server: BatchServer, run: Run, end: dict[str, Any], code: int) -> None:
+    server.add("batch_1", {"status": "in_progress"}, {"status": "finalizing", **counts(2, 1)}, end)
+    result = run("status", "batch_1", "--watch")
+    assert result.exit_code == code
+    assert [line.split()[0] for line in said(result)] == ["finalizing", end["status"]]
+    assert result.stdout.startswith("batch       batch_1\n")
+
+
+# Cancel
+
+
+def test_a_cancel_may_be_waited_for(server: BatchServer, run: Run) -> None:
+    server.add("batch_1", {"status": "in_progress"}, {"status": "cancelled", **counts(2, 1, 1)})
+    assert run("cancel", "batch_1", "--json").exit_code == 0
+    result = run("cancel", "batch_1", "--wait")
+    assert result.exit_code == 0
+    assert "status      cancelled" in result.stdout
+
+
+def test_a_cancel_that_came_too_late_is_told(server: BatchServer, run: Run) -> None:
+    server.add("batch_1", {"status": "in_progress"}, {"status": "completed"})
+    assert run("cancel", "batch_1", "--wait").exit_code == 1
+    server.failures = [error(409, "Cannot cancel a batch with status 'completed'.")]
+    result = run("cancel", "batch_1")
+    assert result.exit_code == 1
+    assert said(result) == ["everbatch cancel: Cannot cancel a batch with status 'completed'. (HTTP 409)"]
+
+
+# Results
+
+
+def test_results_are_fetched(server: BatchServer, run: Run) -> None:
+    server.add("batch_1", {"output_file_id": "file-out", "error_file_id": "file-err", **counts(2, 1, 1)})
+    server.files |= {"file-out": lines(answered("a")), "file-err": b"{}\n"}
+    result = run("results", "batch_1", "-o", "out", "--errors", "err")
+    assert result.exit_code == 2
+    assert Path("out").read_bytes() == lines(answered("a"))
+    assert Path("err").read_bytes() == b"{}\n"
+    assert said(result) == ["completed: 2 requests, 1 completed, 1 failed", "results: out", "errors: err"]
+    assert said(run("results", "batch_1", "-o", "out"))[-1].startswith("errors: file file-err on the server")
+
+
+def test_results_may_go_to_stdout(server: BatchServer, run: Run) -> None:
+    server.add("batch_1", {"status": "cancelled", "output_file_id": "file-out", **counts(2, 1, 1)})
+    server.files["file-out"] = lines(answered("a", "żółw"))
+    result = run("results", "batch_1", "-o", "-")
+    assert (result.exit_code, result.stdout_bytes) == (1, server.files["file-out"])
+    assert not Path("-").exists()
+
+
+def test_results_may_go_to_a_device(server: BatchServer, run: Run) -> None:
+    server.add("batch_1", {"output_file_id": "file-out", **counts(1, 1)})
+    server.files["file-out"] = b"x"
+    os.mkfifo("pipe")
+    reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
+    assert run("results", "batch_1", "-o", "pipe", "--errors", "pipe").exit_code == 0
+    assert os.read(reader, 10) == b"x"
+    os.close(reader)
+
+
+def test_a_running_batch_has_no_results(server: BatchServer, run: Run) -> None:
+    server.add("batch_1", {"status": "in_progress"})
+    result = run("results", "batch_1", "-o", "out")
+    assert result.exit_code == 1
+    assert said(result) == ["everbatch results: batch_1 is in_progress; wait for it: everbatch status batch_1 --watch"]
+    assert os.listdir() == ["in.jsonl"]
+
+
+def test_a_failed_batch_writes_no_file(server: BatchServer, run: Run) -> None:
+    server.add("batch_1", {"status": "failed", "errors": {"data": [PROBLEM]}})
+    result = run("results", "batch_1", "-o", "out")
+    assert result.exit_code == 1
+    assert said(result)[0] == "  line 2: This line is bad. (invalid_json_line)"
+    assert os.listdir() == ["in.jsonl"]
+
+
+# Submit
+
+
+def test_a_submit_goes_from_file_to_file(server: BatchServer, run: Run) -> None:
+    server.on_create = {"output_file_id": "file-out", **counts(1, 1)}
+    server.files["file-out"] = b"answers\n"
+    result = run("submit", "-i", "in.jsonl", "-o", "out", "--errors", "err", "--idempotency-key", "k")
+    assert result.exit_code == 0
+    assert (Path("out").read_bytes(), Path("err").read_bytes()) == (b"answers\n", b"")
+    assert server.created[0]["endpoint"] == "/v1/embeddings"
+    assert {request.headers.get("idempotency-key") for request in server.requests[:2]} == {"k"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["-o", "nodir/out"], "nodir/out: nodir is no folder"),
+        (["-o", "out", "--errors", "nodir/err"], "nodir/err: nodir is no folder"),
+        (["-o", "in.jsonl"], "in.jsonl is given for two things"),
+        (["-o", "out", "--errors", "./out"], "out is given for two things"),
+    ],
+    ids=["output", "errors", "input", "same"],
+)
+def test_targets_are_looked_at_before_the_upload(
+    server: BatchServer, run: Run, arguments: list[str], problem: str
+) -> None:
+    result = run("submit", "-i", "in.jsonl", *arguments)
+    assert result.exit_code == 1
+    assert said(result) == [f"everbatch submit: {problem}"]
+    assert server.asked == []
+
+
+def test_a_folder_without_leave_to_write_is_said_before_the_upload(
+    server: BatchServer, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def may_not(_: object, mode: int) -> bool:
+        return not mode & os.W_OK
+
+    monkeypatch.setattr(os, "access", may_not)  # root may write anywhere
+    assert "cannot be written to" in said(run("submit", "-i", "in.jsonl", "-o", "out"))[0]
+    assert server.asked == []
+
+
+def test_an_input_without_an_endpoint_is_refused(server: BatchServer, run: Run) -> None:
+    Path("in.jsonl").write_text("[1]\n")
+    result = run("submit", "-i", "in.jsonl", "-o", "out")
+    assert said(result) == ["everbatch submit: in.jsonl: the first line names no url; say which --endpoint"]
+    assert server.asked == []
+
+
+def test_a_download_that_is_always_cut_off_names_the_batch(server: BatchServer, run: Run) -> None:
+    server.on_create = {"output_file_id": "file-out"}
+    server.failures = [None, None, None, cut_off]
+    result = run("submit", "-i", "in.jsonl", "-o", "out")
+    assert result.exit_code == 1
+    last = said(result)[-1]
+    assert last.startswith("everbatch submit: no connection to http://test/v1/files/file-out/content (peer closed")
+    assert last.endswith("; the batch is batch_0")
+    assert os.listdir() == ["in.jsonl"]
+
+
+def test_a_stop_says_how_to_come_back(server: BatchServer, run: Run) -> None:
+    def ctrl_c(_: httpx2.Request) -> httpx2.Response:
+        raise KeyboardInterrupt
+
+    server.on_create = {"status": "in_progress"}
+    server.failures = [None, None, ctrl_c]
+    result = run("submit", "-i", "in.jsonl", "-o", "out")
+    assert result.exit_code == 130
+    assert said(result)[-1] == "stopped; the batch goes on: everbatch status batch_0"
+    assert not any("cancel" in asked for asked in server.asked)
+    server.failures = [ctrl_c]
+    stopped = run("list")
+    assert (stopped.exit_code, said(stopped)) == (130, ["stopped"])
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("failure", "text"),
+    [
+        (refused, "no connection to http://test/v1/batches (Connection refused)"),
+        (error(401, "Incorrect API key provided: sk-\nx."), "Incorrect API key provided: sk- x. (HTTP 401)"),
+        (error_page, "Service Unavailable (HTTP 503)"),
+        (
+            web_page,
+            "what answers there is not OpenAI's Batch API; is the base URL right? Mostly it ends in /v1",
+        ),
+    ],
+    ids=["away", "401", "no JSON", "another server"],
+)
+def test_what_goes_wrong_is_one_line(server: BatchServer, run: Run, failure: Any, text: str) -> None:
+    server.failures = [failure]
+    result = run("list")
+    assert result.exit_code == 1
+    assert said(result) == [f"everbatch list: {text}"]
+
+
+@pytest.mark.parametrize("batch_id", ["batch_9", "", "..", "a/b", "\x1b[31m"])
+def test_an_id_that_is_none_is_one_line(run: Run, batch_id: str) -> None:
+    result = run("status", batch_id)
+    assert result.exit_code == 1
+    (line,) = said(result)
+    assert line.startswith("everbatch status: ")
+    assert "\x1b" not in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--base-url", "nonsense"],
+        ["--base-url", "http://[::1"],
+        ["--base-url", "http://127.0.0.1:99999/v1"],
+        ["--api-key", "kę"],
+        ["--api-key", "a\nb"],
+    ],
+    ids=["no scheme", "no address", "no port", "no ASCII", "no line"],
+)
+def test_bad_options_are_one_line(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_commands, "FIRST_PATIENCE_SECONDS", 0.0)
+    result = CliRunner().invoke(main, ["status", "batch_1", *arguments])
+    assert result.exit_code == 1
+    assert len(said(result)) == 1
+
+
+# The display
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_is_redrawn_and_cannot_be_taken_over(server: BatchServer) -> None:
+    progress = {"waiting_reason": "HTTP 503 \x1b[2J\r\n"}
+    server.add("batch_1", {"status": "in_progress", **counts(4, 2), "progress": progress})
+    batch = server.openai().batches.retrieve("batch_1")
+    out = Terminal()
+    display = Display(out)
+    display.show(batch)
+    display.show(batch)
+    display.end_line()
+    display.say("done\x07")
+    assert out.getvalue().startswith("\r\x1b[K" + printable(out.getvalue()[4:].partition("\r")[0]))
+    assert out.getvalue().count("\x1b") == 2
+    assert out.getvalue().endswith("\ndone \n")
+    assert not any("\x1b" in line for line in details(batch))
