@@ -26,9 +26,8 @@ from api.errors import ApiError, missing_parameter
 _MAX_PARTS = 100
 _MAX_TEXT = 64 * 1024
 """Bytes in all text fields together."""
-_ALLOWANCE = 256 * 1024
+FORM_ALLOWANCE = 256 * 1024
 """Bytes for text fields, part headers and boundaries."""
-_FILE_FIELD = "file"
 _NO_NAME = "upload"
 
 T = TypeVar("T")
@@ -41,10 +40,16 @@ class Upload:
     fields: dict[str, str]
     filename: str
     size: int
-    lines: int
-    """Of the file; the last one may lack its line end."""
+    newlines: int
+    is_open: bool
+    """Whether bytes follow the file's last newline."""
     sha256: str
     _sink: _Sink
+
+    @property
+    def lines(self) -> int:
+        """Of the file; the last one may lack its line end."""
+        return self.newlines + self.is_open
 
     async def commit(self) -> None:
         """Make the file visible in the store."""
@@ -52,17 +57,19 @@ class Upload:
 
 
 @contextlib.asynccontextmanager
-async def receive_upload(request: Request, store: ObjectStore, key: str, max_bytes: int) -> AsyncGenerator[Upload]:
-    """Stream the ``file`` of a form to ``key``; whatever ends the block without a commit leaves nothing behind.
+async def receive_upload(
+    request: Request, store: ObjectStore, key: str, max_bytes: int, field: str = "file"
+) -> AsyncGenerator[Upload]:
+    """Stream the file in a field of a form to ``key``; whatever ends the block without a commit leaves nothing behind.
 
     Raises:
         ApiError: the form is malformed or above a limit.
         ClientDisconnect: the client left before the end.
         StoreError: the store cannot be used.
     """
-    form = _Form(max_bytes)
+    form = _Form(field, max_bytes)
     sink = _Sink(store, key)
-    body = Body(request, max_bytes, _ALLOWANCE)
+    body = _body(request, max_bytes)
     try:
         parser = _parser(request, form)
         async for chunk in body.chunks():
@@ -72,15 +79,24 @@ async def receive_upload(request: Request, store: ObjectStore, key: str, max_byt
         if not form.ended:
             raise _malformed("it ends early")
         if not form.has_file:
-            raise missing_parameter(_FILE_FIELD)
+            raise missing_parameter(field)
         await _in_thread(sink.write, form.take())
-        yield Upload(form.texts(), form.filename, form.size, form.all_lines(), sink.sha256(), sink)
+        yield Upload(form.texts(), form.filename, form.size, form.newlines, form.is_open, sink.sha256(), sink)
     except (ApiError, StoreError):
         await _in_thread(sink.close)  # the room may be needed while the rest is read
         await body.drain()
         raise
     finally:
         await _in_thread(sink.close)
+
+
+async def refuse_upload(request: Request, max_bytes: int) -> None:
+    """Read a form whose answer is known already, within bounds: see :meth:`api.bodies.Body.drain`."""
+    await _body(request, max_bytes).drain()
+
+
+def _body(request: Request, max_bytes: int) -> Body:
+    return Body(request, max_bytes, FORM_ALLOWANCE)
 
 
 async def _in_thread(function: Callable[..., T], *arguments: object) -> T:
@@ -129,7 +145,8 @@ class _Sink:
 class _Form:
     """What the parser has found so far. It calls the ``on_`` methods."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, field: str, max_bytes: int) -> None:
+        self._field = field
         self._max_bytes = max_bytes
         self._parts = 0
         self._header_name = b""
@@ -142,8 +159,8 @@ class _Form:
         """Of the file, not yet taken."""
         self.size = 0
         """Of the file, so far."""
-        self.lines = 0
-        self._last = b""
+        self.newlines = 0
+        self.is_open = False
         self.filename = _NO_NAME
         self.has_file = False
         self.ended = False
@@ -152,9 +169,6 @@ class _Form:
         data = bytes(self.data)
         self.data.clear()
         return data
-
-    def all_lines(self) -> int:
-        return self.lines + (self._last not in (b"", b"\n"))
 
     def texts(self) -> dict[str, str]:
         return {name: text.decode("utf-8", "replace") for name, text in self._texts.items()}
@@ -181,9 +195,9 @@ class _Form:
         if b"name" not in options:
             raise _malformed("a part has no name")
         name = _decoded(options[b"name"])
-        if name == _FILE_FIELD:
+        if name == self._field:
             if self.has_file:
-                raise ApiError(400, "A form may hold only one 'file'.", param=_FILE_FIELD)
+                raise ApiError(400, f"A form may hold only one '{name}'.", param=name)
             self.has_file = True
             self.filename = _decoded(options.get(b"filename", b"")) or _NO_NAME
             self._take = self._take_file
@@ -201,8 +215,9 @@ class _Form:
 
     def _take_file(self, data: bytes) -> None:
         self.size += len(data)
-        self.lines += data.count(b"\n")
-        self._last = data[-1:] or self._last
+        self.newlines += data.count(b"\n")
+        if data:
+            self.is_open = not data.endswith(b"\n")
         if self.size > self._max_bytes:
             raise too_large(self._max_bytes)
         self.data += data
