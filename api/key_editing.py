@@ -1,0 +1,128 @@
+"""Changes to a key file: adding a key and taking one out, with everything else in it left as a person wrote it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+
+from api.keys import Key, KeyFileError, KeyRing, key_hash, parse_keys
+
+_HEADER = "# API keys of Everbatch and what their tenants may use. Running servers read it again when it changes.\n"
+
+
+def create_key(path: Path, tenant: str) -> tuple[Key, str]:
+    """Add a new key of a tenant to a file, which is made where there is none. Returns the key's entry and the key.
+
+    Raises:
+        KeyFileError: the file cannot be used or written, or the tenant's name cannot be one.
+    """
+    secret = f"eb_{secrets.token_urlsafe(32)}"
+    today = datetime.datetime.now(datetime.UTC).date()
+    hashed = key_hash(secret.encode())
+    lines = [f'id = "key_{secrets.token_hex(4)}"', f'tenant = "{tenant}"', f'hash = "{hashed}"', f"created = {today}"]
+    entry = "\n".join(["[[keys]]", *lines, ""])
+    key = parse_keys(entry, "--tenant").keys[0]
+    with _locked(path):
+        text = _read(path)
+        before = parse_keys(text, str(path))
+        joint = "" if not text else "\n" if text.endswith("\n") else "\n\n"
+        _replace(path, (text or _HEADER + "\n") + joint + entry, before, [*before.keys, key])
+    return key, secret
+
+
+def revoke_key(path: Path, key_id: str) -> Key:
+    """Take the key of this id out of a file.
+
+    Raises:
+        KeyFileError: there is none, or the file cannot be used or written.
+    """
+    with _locked(path):
+        text = _read(path)
+        before = parse_keys(text, str(path))
+        for index, key in enumerate(before.keys):
+            if key.id == key_id:
+                rest = [other for other in before.keys if other.id != key_id]
+                _replace(path, _without(text, index), before, rest)
+                return key
+    raise KeyFileError(f"{path}: there is no key {key_id}")
+
+
+def _without(text: str, index: int) -> str:
+    """The text without the lines of one key; comments behind them belong to what follows."""
+    lines = text.splitlines(keepends=True)
+    headers = [number for number, line in enumerate(lines) if re.match(r"\s*\[\[\s*keys\s*\]\]", line)]
+    if index >= len(headers):
+        return text
+    first = last = headers[index]
+    for number in range(first + 1, len(lines)):
+        line = lines[number].strip()
+        if line.startswith("["):
+            break
+        if line and not line.startswith("#"):
+            last = number
+    end = last + 1
+    if end < len(lines) and not lines[end].strip():
+        end += 1  # one of the empty lines around it
+    return "".join(lines[:first] + lines[end:])
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Generator[None]:
+    """Keep others from changing the file. The lock is on its folder, since the file itself is replaced."""
+    try:
+        folder = os.open(path.resolve().parent, os.O_RDONLY)
+    except OSError as error:
+        raise KeyFileError(f"{path}: {error.strerror}") from None
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise KeyFileError(f"{path}: {reason}") from None
+
+
+def _replace(path: Path, text: str, before: KeyRing, wanted: list[Key]) -> None:
+    """Write the file anew, once it is sure that nothing but the keys has changed."""
+    after = parse_keys(text, str(path))
+    if after.keys != wanted or after.tenants != before.tenants:
+        raise KeyFileError(f"{path}: its keys are not written as [[keys]] tables; change it by hand")
+    target = path.resolve()
+    name = ""
+    try:
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # for its owner alone
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            with contextlib.suppress(FileNotFoundError):
+                stat = os.stat(target)
+                os.fchmod(descriptor, stat.st_mode & 0o777)
+                with contextlib.suppress(PermissionError):
+                    os.fchown(descriptor, stat.st_uid, stat.st_gid)
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(name, target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        if name:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+        raise KeyFileError(f"{path}: cannot be written: {error.strerror}") from None

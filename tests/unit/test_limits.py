@@ -1,0 +1,280 @@
+"""What a tenant may use: running batches, queued requests, stored bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from activities.catalog import Catalog, FileRecord
+from activities.running_batches import RunningBatches
+from api import limits as limits_module
+from api.key_editing import create_key
+from api.keys import KeyFile
+from api.limits import StoredBytes
+from tests.fakes.api import Api, error_of, field, file, form, open_api
+from workflows.types import BatchError, BatchPhase, BatchRecord, BatchSpec, BatchStatus, ValidateResult
+
+CREATE: dict[str, Any] = {
+    "input_file_id": "file-x",
+    "endpoint": "/v1/chat/completions",
+    "completion_window": "24h",
+}
+
+
+def limited(tmp_path: Path, limits: str) -> tuple[Api, dict[str, str]]:
+    """An API, and the headers of a tenant with these limits; ``free`` has none."""
+    path = tmp_path / "keys.toml"
+    _, key = create_key(path, "search")
+    with path.open("a") as file:
+        file.write(f"[tenants.search]\n{limits}\n")
+    return open_api(tmp_path / "store", KeyFile(path)), {"api-key": key}
+
+
+def spec(number: int = 0, **changes: Any) -> BatchSpec:
+    values: dict[str, Any] = {
+        "batch_id": f"batch_{number:032x}",
+        "tenant": "search",
+        "input_file_id": "file-x",
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+        "window_seconds": 86400,
+        "created_ms": 1,
+        "digest": "d",
+        "counted": True,
+    }
+    return BatchSpec(**{**values, **changes})
+
+
+def end(api: Api, batch_id: str) -> None:
+    catalog = Catalog(api.store)
+    record = catalog.get_batch("search", batch_id)
+    catalog.save_final(BatchRecord(spec=record.spec, status=BatchStatus(phase=BatchPhase.COMPLETED)))
+
+
+# Running batches
+
+
+async def test_one_batch_too_many_is_for_later(tmp_path: Path) -> None:
+    api, headers = limited(tmp_path, "max_running_batches = 2")
+    made = [(await api.http.post("/v1/batches", json=CREATE, headers=headers)).json()["id"] for _ in range(2)]
+    refused = await api.http.post("/v1/batches", json=CREATE, headers=headers)
+    assert refused.status_code == 429
+    assert 0 < int(refused.headers["retry-after"]) <= 60
+    error = error_of(refused)
+    assert (error["type"], error["code"], error["param"]) == ("requests", "rate_limit_exceeded", None)
+    assert "organization search. Limit: 2 running batches" in error["message"]
+    assert len(api.gateway.created) == 2
+    RunningBatches(Catalog(api.store)).remove("search", made[0])  # as its end does
+    assert (await api.http.post("/v1/batches", json=CREATE, headers=headers)).status_code == 200
+
+
+async def test_a_refused_batch_leaves_nothing(tmp_path: Path) -> None:
+    api, headers = limited(tmp_path, "max_running_batches = 1")
+    assert (await api.http.post("/v1/batches", json=CREATE, headers=headers)).status_code == 200
+    before = api.stored()
+    for count in ("0", "1", "2"):  # as the stock client says which try it is
+        tried = {**headers, "x-stainless-retry-count": count}
+        other = {**CREATE, "metadata": {"not": "the same"}}
+        assert (await api.http.post("/v1/batches", json=other, headers=tried)).status_code == 429
+    assert api.stored() == before
+
+
+async def test_many_at_once_are_no_more_than_the_limit(tmp_path: Path) -> None:
+    api, headers = limited(tmp_path, "max_running_batches = 3")
+    answers = await asyncio.gather(*(api.http.post("/v1/batches", json=CREATE, headers=headers) for _ in range(12)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 9
+
+
+async def test_a_repeat_of_a_batch_that_is_there_needs_no_place(tmp_path: Path) -> None:
+    api, headers = limited(tmp_path, "max_running_batches = 1")
+    with_key = {**headers, "idempotency-key": "k"}
+    first = await api.http.post("/v1/batches", json=CREATE, headers=with_key)
+    again = await api.http.post("/v1/batches", json=CREATE, headers=with_key)
+    assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+    assert (await api.http.post("/v1/batches", json=CREATE, headers=headers)).status_code == 429
+    other = await api.http.post("/v1/batches", json=CREATE, headers={**headers, "idempotency-key": "other"})
+    assert other.status_code == 429
+    # Nor does it take one when the batch has ended.
+    batch_id = first.json()["id"]
+    end(api, batch_id)
+    running = RunningBatches(Catalog(api.store))
+    running.remove("search", batch_id)
+    assert (await api.http.post("/v1/batches", json=CREATE, headers=with_key)).json()["status"] == "completed"
+    assert running.ids("search") == []
+    other = {**CREATE, "completion_window": "24h", "metadata": {"a": "b"}}
+    assert (await api.http.post("/v1/batches", json=other, headers=with_key)).status_code == 409
+    assert running.ids("search") == []
+
+
+async def test_batches_that_ended_unseen_do_not_block_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    api, headers = limited(tmp_path, "max_running_batches = 2")
+    running = RunningBatches(Catalog(api.store))
+    running.add("search", "batch_" + "0" * 32)  # its API process was killed before it started it
+    (await api.http.post("/v1/batches", json=CREATE, headers=headers)).raise_for_status()
+    assert (await api.http.post("/v1/batches", json=CREATE, headers=headers)).status_code == 200
+    assert sorted(running.ids("search")) == sorted(spec.batch_id for spec in api.gateway.created)
+    end(api, api.gateway.created[0].batch_id)
+    # It has just looked, and does not do so for every refusal.
+    assert (await api.http.post("/v1/batches", json=CREATE, headers=headers)).status_code == 429
+    monkeypatch.setattr(limits_module, "LOOK_SECONDS", 0.0)
+    assert (await api.http.post("/v1/batches", json=CREATE, headers=headers)).status_code == 200
+    assert (await api.http.post("/v1/batches", json=CREATE, headers=headers)).status_code == 429
+
+
+async def test_a_batch_that_could_not_be_started_takes_no_place(tmp_path: Path) -> None:
+    api, headers = limited(tmp_path, "max_running_batches = 1")
+    api.gateway.down = True
+    for _ in range(2):
+        assert (await api.http.post("/v1/batches", json=CREATE, headers=headers)).status_code == 503
+    api.gateway.down = False
+    assert (await api.http.post("/v1/batches", json=CREATE, headers=headers)).status_code == 200
+
+
+# Queued requests
+
+
+def checked(total: int) -> ValidateResult:
+    return ValidateResult(total=total, model="m", finished_at=7)
+
+
+def test_queued_requests_are_counted_over_all_running_batches(tmp_path: Path) -> None:
+    running = RunningBatches(Catalog(open_api(tmp_path).store))
+    assert running.admit(spec(1, max_queued_requests=10), checked(6)).running_batches == 1
+    assert running.admit(spec(2, max_queued_requests=10), checked(4)).running_batches == 2
+    assert running.admit(spec(2, max_queued_requests=10), checked(4)).running_batches == 2  # a second attempt
+    assert running.admit(spec(9, tenant="ads", max_queued_requests=1), checked(1)).running_batches == 1
+    failed = running.admit(spec(3, max_queued_requests=10), checked(1))
+    (error,) = failed.errors
+    assert (error.code, error.param, error.line) == ("token_limit_exceeded", None, None)
+    assert error.message.startswith("Enqueued token limit reached for m in organization search. Limit: 10 enqueued req")
+    assert (failed.errors_total, failed.finished_at, failed.shards) == (1, 7, [])
+    assert running.ids("search") == [spec(1).batch_id, spec(2).batch_id]
+    running.remove("search", spec(1).batch_id)
+    assert running.admit(spec(3, max_queued_requests=10), checked(6)).errors == []
+
+
+def test_a_batch_larger_than_the_limit_alone(tmp_path: Path) -> None:
+    running = RunningBatches(Catalog(open_api(tmp_path).store))
+    assert running.admit(spec(max_queued_requests=10), checked(11)).errors
+    assert running.admit(spec(max_queued_requests=11), checked(11)).errors == []
+    assert running.admit(spec(2, max_queued_requests=None), checked(10**6)).errors == []
+
+
+def test_a_batch_that_has_ended_is_not_queued(tmp_path: Path) -> None:
+    catalog = Catalog(open_api(tmp_path).store)
+    running = RunningBatches(catalog)
+    running.admit(spec(1), checked(10))
+    ended = BatchStatus(phase=BatchPhase.COMPLETED)
+    catalog.save_final(BatchRecord(spec=spec(1), status=ended))
+    assert running.admit(spec(2, max_queued_requests=10), checked(10)).running_batches == 1
+    assert running.ids("search") == [spec(2).batch_id]
+
+
+def test_what_is_not_counted_leaves_no_trace(tmp_path: Path) -> None:
+    api = open_api(tmp_path)
+    running = RunningBatches(Catalog(api.store))
+    assert running.admit(spec(counted=False), checked(3)) == checked(3)
+    bad = ValidateResult(errors=[BatchError(code="empty_file", message="")])
+    assert running.admit(spec(), bad) == bad
+    assert api.stored() == []
+
+
+# Stored bytes
+
+
+async def upload(api: Api, headers: dict[str, str], size: int, **more: str) -> Any:
+    body, kind = form(field("purpose", "batch"), file(b"x" * size))
+    return await api.http.post("/v1/files", content=body, headers={**headers, **kind, **more})
+
+
+async def test_a_file_that_does_not_fit(tmp_path: Path) -> None:
+    api, headers = limited(tmp_path, "max_stored_bytes = 100")
+    first = await upload(api, headers, 60)
+    assert first.status_code == 200
+    before = api.stored()
+    refused = await upload(api, headers, 41)
+    assert refused.status_code == 429
+    assert refused.headers["x-should-retry"] == "false"
+    error = error_of(refused)
+    assert (error["type"], error["code"], error["param"]) == ("insufficient_quota", "insufficient_quota", None)
+    assert "organization search may store 100 bytes and has 60" in error["message"]
+    assert api.stored() == before
+    assert (await upload(api, headers, 40)).status_code == 200
+    await api.http.delete(f"/v1/files/{first.json()['id']}", headers=headers)
+    assert (await upload(api, headers, 60)).status_code == 200
+
+
+async def test_a_file_that_cannot_fit_is_refused_by_its_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    api, headers = limited(tmp_path, "max_stored_bytes = 100")
+    monkeypatch.setattr(api.store, "writer", None)  # never asked for
+    assert (await upload(api, headers, 400_000)).status_code == 429
+
+
+async def test_files_that_come_together_do_not_take_the_same_room(tmp_path: Path) -> None:
+    api, headers = limited(tmp_path, "max_stored_bytes = 100")
+    answers = await asyncio.gather(*(upload(api, headers, 30) for _ in range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 5
+
+
+async def test_a_repeated_upload_needs_no_room(tmp_path: Path) -> None:
+    api, headers = limited(tmp_path, "max_stored_bytes = 100")
+    first = await upload(api, headers, 100, **{"idempotency-key": "k"})
+    again = await upload(api, headers, 100, **{"idempotency-key": "k"})
+    assert (again.status_code, again.json()) == (200, first.json())
+    assert (await upload(api, headers, 1, **{"idempotency-key": "other"})).status_code == 429
+
+
+async def test_an_upload_in_parts(tmp_path: Path) -> None:
+    api, headers = limited(tmp_path, "max_stored_bytes = 100")
+    create = {"filename": "a", "mime_type": "application/jsonl", "purpose": "batch"}
+    refused = await api.http.post("/v1/uploads", json={**create, "bytes": 101}, headers=headers)
+    assert (refused.status_code, error_of(refused)["code"]) == (429, "insufficient_quota")
+    made = [(await api.http.post("/v1/uploads", json={**create, "bytes": 60}, headers=headers)).json() for _ in "ab"]
+    ends: list[Any] = []
+    for one in made:
+        body, kind = form(('Content-Disposition: form-data; name="data"; filename="x"', b"x" * 60))
+        url = f"/v1/uploads/{one['id']}"
+        part = (await api.http.post(f"{url}/parts", content=body, headers={**headers, **kind})).json()
+        ends.append((f"{url}/complete", {"part_ids": [part["id"]]}))
+    # The third is the first again: what is done is no new file.
+    answers = [await api.http.post(url, json=body, headers=headers) for url, body in [*ends, ends[0]]]
+    assert [answer.status_code for answer in answers] == [200, 429, 200]
+
+
+async def test_results_count_and_expired_files_do_not(tmp_path: Path) -> None:
+    api, headers = limited(tmp_path, "max_stored_bytes = 100")
+    catalog = Catalog(api.store)
+    now_ms = time.time_ns() // 1_000_000
+    record = FileRecord(id="file-a", bytes=1000, created_ms=now_ms, filename="a", purpose="batch_output")
+    catalog.save_file("search", record.model_copy(update={"expires_at": now_ms // 1000 - 1}))
+    assert (await upload(api, headers, 1)).status_code == 200
+    catalog.save_file("search", record.model_copy(update={"id": "file-b", "bytes": 99}))
+    assert (await upload(api, headers, 1)).status_code == 429
+
+
+async def test_each_record_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    api, _ = limited(tmp_path, "max_stored_bytes = 100")
+    catalog = Catalog(api.store)
+    limits = KeyFile(tmp_path / "keys.toml").current().limits("search")
+    stored = StoredBytes(catalog)
+    read: list[str] = []
+    real = catalog.find_file
+
+    def find_file(tenant: str, file_id: str) -> FileRecord | None:
+        read.append(file_id)
+        return real(tenant, file_id)
+
+    monkeypatch.setattr(catalog, "find_file", find_file)
+    record = FileRecord(id="file-0", bytes=10, created_ms=0, filename="a", purpose="batch")
+    for number in range(3):
+        catalog.save_file("search", record.model_copy(update={"id": f"file-{number}"}))
+        await stored.check("search", limits, 10)
+    assert read == ["file-0", "file-1", "file-2"]
+    # Under an idempotency key a file that expired is followed by one of the same id.
+    catalog.save_file("search", record.model_copy(update={"bytes": 81, "created_ms": 9}), replaced=record)
+    with pytest.raises(limits_module.ApiError):
+        await stored.check("search", limits, 0)
