@@ -15,12 +15,13 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from temporalio.client import Client
 
+from activities.connection import connect
 from activities.namespace import prepare_namespace
 from activities.settings import Settings
-from activities.worker import connect
 from api.temporal_binary import Progress, locate_temporal
 from api.temporal_server import EmbeddedTemporal
 from tests.integration.stack import Stack, progress_of, request, requests, until
@@ -125,6 +126,15 @@ async def paused_and_resumed(it: Stack) -> str:
     return batch_id
 
 
+async def completed_with_webhooks(it: Stack) -> str:
+    return await it.submit(requests(2))
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    # That nobody may be told at this address is for the webhook's own workflow to find out.
+    "completed_with_webhooks": {"webhook_url": "http://127.0.0.1:9/", "webhook_secret": "secret"},
+}
+
 CASES: list[Callable[[Stack], Awaitable[str]]] = [
     completed_single,
     completed_grouped,
@@ -139,11 +149,12 @@ CASES: list[Callable[[Stack], Awaitable[str]]] = [
     expired,
     expired_before_a_worker_came,
     paused_and_resumed,
+    completed_with_webhooks,
 ]
 
 
 async def record(client: Client, folder: Path, case: Callable[[Stack], Awaitable[str]]) -> None:
-    async with Stack.open(client, folder) as it:
+    async with Stack.open(client, folder, **SETTINGS.get(case.__name__, {})) as it:
         await it.start_worker()
         batch_id = await case(it)
         workflow = it.workflow(batch_id)

@@ -1,0 +1,215 @@
+"""The endpoints that hear of the end of batches, by the settings or a TOML file; and what is sent to them, signed.
+
+The shape of event, headers and signature is that of OpenAI's webhooks, which follow the Standard Webhooks
+specification, so the ``openai`` package verifies them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from workflows.contract import WEBHOOK_EVENTS
+
+DEFAULT_NAME: Final = "default"
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_PREFIX: Final = "whsec_"
+
+
+def check_url(value: str) -> str:
+    """The address of an endpoint, if it can be one.
+
+    Raises:
+        ValueError: it cannot; the message does not repeat it, since it may hold a secret.
+    """
+    try:
+        parts = urlsplit(value)
+        port_is_fine = parts.port != 0
+    except ValueError:
+        raise ValueError("is not an address") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
+        raise ValueError("is not an http:// or https:// address")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("holds a user name or password; the signature is what tells who sends")
+    if not value.isprintable() or " " in value:
+        raise ValueError("holds a character that no address has")
+    return value
+
+
+def signing_key(secret: str) -> bytes:
+    """The bytes that sign: those behind ``whsec_``, in base64, or else the secret as it is.
+
+    Raises:
+        ValueError: there are none; the message does not repeat the secret.
+    """
+    if not secret.startswith(_PREFIX):
+        key = secret.encode()
+    else:
+        try:
+            key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
+        except (binascii.Error, ValueError):
+            raise ValueError("a secret that begins with whsec_ goes on in base64") from None
+    if not key:
+        raise ValueError("a secret is empty")
+    return key
+
+
+def _check_name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError("must be up to 64 letters, digits, dashes and underscores")
+    return value
+
+
+def _check_event(value: str) -> str:
+    if value not in WEBHOOK_EVENTS:
+        raise ValueError(f"must be one of {', '.join(WEBHOOK_EVENTS)}")
+    return value
+
+
+_Names = Annotated[list[str], Field(min_length=1)]
+
+
+class _Entry(BaseModel):
+    """One ``[[webhooks]]`` of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: Annotated[str, AfterValidator(_check_name)]
+    url: Annotated[str, AfterValidator(check_url)]
+    secret: str | None = None
+    secret_env: str | None = None
+    secrets: _Names | None = None
+    tenant: str | None = None
+    tenants: _Names | None = None
+    events: Annotated[list[Annotated[str, AfterValidator(_check_event)]], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> _Entry:
+        if sum(value is not None for value in (self.secret, self.secret_env, self.secrets)) != 1:
+            raise ValueError("needs one of secret, secret_env and secrets")
+        if self.tenant is not None and self.tenants is not None:
+            raise ValueError("has both tenant and tenants")
+        for secret in self.all_secrets():
+            signing_key(secret)
+        return self
+
+    def all_secrets(self) -> list[str]:
+        if self.secret_env is not None:
+            secret = os.environ.get(self.secret_env, "")
+            if not secret:
+                raise ValueError(f"the environment variable {self.secret_env} is not set")
+            return [secret]
+        return [self.secret] if self.secret is not None else self.secrets or []
+
+
+class Endpoint(BaseModel):
+    """Where events go."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    url: SecretStr
+    """Secret, because what is behind the host often is."""
+    secrets: tuple[SecretStr, ...]
+    """The first is the newest; all sign, so that a receiver may still hold an older one."""
+    tenants: frozenset[str] | None = None
+    """Whose events these are; ``None``: everybody's."""
+    events: frozenset[str] | None = None
+    """Their types; ``None``: all."""
+
+    def is_for(self, tenant: str) -> bool:
+        return self.tenants is None or tenant in self.tenants
+
+    def wants(self, event: str) -> bool:
+        return self.events is None or event in self.events
+
+
+class Endpoints:
+    """All endpoints, by name."""
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self._by_name = {endpoint.name: endpoint for endpoint in endpoints}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_name)
+
+    def names_for(self, tenant: str) -> list[str]:
+        return [name for name, endpoint in self._by_name.items() if endpoint.is_for(tenant)]
+
+    def find(self, name: str, tenant: str) -> Endpoint | None:
+        """The tenant's endpoint of this name."""
+        endpoint = self._by_name.get(name)
+        return endpoint if endpoint and endpoint.is_for(tenant) else None
+
+
+def load_endpoints(url: str, secret: SecretStr, file: str) -> Endpoints:
+    """The endpoint of the settings and those of the file.
+
+    Raises:
+        ValueError: the file cannot be used; the message names the line or the entry.
+    """
+    endpoints: list[Endpoint] = []
+    if url:
+        endpoints.append(Endpoint(name=DEFAULT_NAME, url=SecretStr(url), secrets=(secret,)))
+    if file:
+        endpoints.extend(_read_file(file))
+    names = [endpoint.name for endpoint in endpoints]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{file}: there are two webhooks of the name {name}")
+    return Endpoints(endpoints)
+
+
+def _read_file(file: str) -> Iterator[Endpoint]:
+    try:
+        tables: dict[str, Any] = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8, or not TOML; the latter's message says in which line
+        raise ValueError(f"{file}: {error}") from None
+    entries = tables.pop("webhooks", None)
+    if tables or not isinstance(entries, list):
+        raise ValueError(f"{file}: expected [[webhooks]] tables and nothing else")
+    for number, table in enumerate(entries, start=1):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        try:
+            entry = _Entry.model_validate(table)
+        except ValidationError as error:
+            # Pydantic's own text repeats the values, and these are secrets.
+            first = error.errors(include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            reason = first["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{file}: webhooks entry {number}: {f'{where}: ' if where else ''}{reason}") from None
+        tenants = entry.tenants or ([entry.tenant] if entry.tenant else None)
+        yield Endpoint(
+            name=entry.name,
+            url=SecretStr(entry.url),
+            secrets=tuple(map(SecretStr, entry.all_secrets())),
+            tenants=frozenset(tenants) if tenants else None,
+            events=frozenset(entry.events) if entry.events else None,
+        )
+
+
+def event_body(event_id: str, event: str, created_at: int, batch_id: str) -> bytes:
+    """The event: thin, so that a receiver asks for the batch and never trusts an old answer."""
+    body = {"id": event_id, "object": "event", "type": event, "created_at": created_at, "data": {"id": batch_id}}
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+def signature(secrets: Sequence[SecretStr], webhook_id: str, timestamp: int, body: bytes) -> str:
+    """The ``webhook-signature`` header: one for each secret."""
+    signed = f"{webhook_id}.{timestamp}.".encode() + body
+    digests = (hmac.digest(signing_key(secret.get_secret_value()), signed, hashlib.sha256) for secret in secrets)
+    return " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in digests)

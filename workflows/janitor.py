@@ -1,0 +1,36 @@
+"""The janitor's workflow, run by a Temporal Schedule: deletes what has expired and what crashes have left."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from workflows import contract
+    from workflows.details import janitor_details
+    from workflows.types import DeleteExpiredInput, DeleteExpiredResult
+
+MAX_PASSES = 100
+"""Of the activity in one run; the next run goes on where it ended."""
+
+
+@workflow.defn(name=contract.JANITOR_WORKFLOW)
+class JanitorWorkflow:
+    @workflow.run
+    async def run(self, task: DeleteExpiredInput) -> DeleteExpiredResult:
+        """Returns what all passes did together."""
+        done = DeleteExpiredResult(more=True)
+        for number in range(1, MAX_PASSES + 1):
+            done += await workflow.execute_activity_method(
+                contract.DeleteExpiredStub.delete_expired,
+                task,
+                start_to_close_timeout=contract.DELETE_TIMEOUT,
+                heartbeat_timeout=timedelta(seconds=30),
+                retry_policy=contract.STEP_RETRY,
+                summary=f"up to {task.limit} objects, pass {number}",
+            )
+            workflow.set_current_details(janitor_details(done))
+            if not done.more:
+                break
+        return done

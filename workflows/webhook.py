@@ -1,0 +1,51 @@
+"""The workflow that tells a tenant's endpoints of the end of a batch. It outlives the batch's own."""
+
+from __future__ import annotations
+
+import asyncio
+
+from temporalio import workflow
+from temporalio.common import Priority
+from temporalio.exceptions import ActivityError, ApplicationError
+
+with workflow.unsafe.imports_passed_through():
+    from workflows import contract
+    from workflows.types import DeliverWebhookInput, DeliverWebhookResult, WebhookInput, WebhookResult
+
+
+@workflow.defn(name=contract.WEBHOOK_WORKFLOW)
+class WebhookWorkflow:
+    @workflow.run
+    async def run(self, task: WebhookInput) -> WebhookResult:
+        """Returns once each endpoint has taken the event, or does not want it.
+
+        Raises:
+            ApplicationError: some could not be told in all the time there is, or may not be.
+        """
+        told = await asyncio.gather(*(self._tell(task, endpoint) for endpoint in task.endpoints))
+        untold = [endpoint for endpoint, result in zip(task.endpoints, told, strict=True) if result is None]
+        if untold:
+            raise ApplicationError(f"not delivered: {', '.join(untold)}", type="NotDelivered")
+        return WebhookResult(delivered=sum(result.delivered for result in told if result))
+
+    async def _tell(self, task: WebhookInput, endpoint: str) -> DeliverWebhookResult | None:
+        try:
+            return await workflow.execute_activity_method(
+                contract.DeliverWebhookStub.deliver_webhook,
+                DeliverWebhookInput(
+                    endpoint=endpoint,
+                    tenant=task.tenant,
+                    batch_id=task.batch_id,
+                    event=task.event,
+                    created_at=task.created_at,
+                ),
+                task_queue=contract.webhook_task_queue(workflow.info().task_queue),
+                activity_id=f"deliver-{endpoint}",
+                start_to_close_timeout=contract.DELIVER_TIMEOUT,
+                schedule_to_close_timeout=contract.DELIVER_WITHIN,
+                retry_policy=contract.DELIVER_RETRY,
+                summary=f"{endpoint}: {task.event}",
+                priority=Priority(fairness_key=endpoint),
+            )
+        except ActivityError:
+            return None
