@@ -1,12 +1,12 @@
 # `make` lists the targets. Each sets up .venv first where that is needed; a second run starts at once.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test faults check lock clean
+.PHONY: help setup demo dev test faults cluster-tools cluster check lock clean
 
 STAMP := .venv/.everbatch-setup
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with all dependencies of requirements.lock
 	@:
@@ -17,13 +17,22 @@ demo: $(STAMP) ## show it at work: a small batch from upload to results
 dev: $(STAMP) ## run everything on this machine: Temporal, worker and API
 	@exec .venv/bin/everbatch dev
 
-test: $(STAMP) ## run the tests; the first time this may build the Temporal binary
+test: $(STAMP) ## run the tests; the first time this may build the Temporal binary and an S3 server
 	@.venv/bin/python -m api.temporal_binary
+	@.venv/bin/python -m tests.s3_server
 	.venv/bin/pytest
 
 faults: $(STAMP) ## run the whole fault matrix, which takes some minutes
 	@.venv/bin/python -m api.temporal_binary
+	@.venv/bin/python -m tests.s3_server
 	EVERBATCH_WRITE_FAULTS=1 .venv/bin/pytest tests/e2e -m faults
+
+cluster-tools: $(STAMP) ## build what `make cluster` runs, with Go: Temporal's server and an S3 server; ten minutes, once
+	@.venv/bin/python -m tests.e2e.cluster_tools
+
+cluster: $(STAMP) ## run the services of docker-compose.yml as processes and kill some (needs cluster-tools and PostgreSQL)
+	@.venv/bin/python -m tests.e2e.cluster_tools --check
+	.venv/bin/pytest tests/e2e/test_cluster.py -m cluster
 
 check: $(STAMP) ## check format, lint and types
 	.venv/bin/ruff format --check

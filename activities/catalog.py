@@ -3,15 +3,22 @@
 The one module that derives keys::
 
     files/<tenant>/<file id>/{object.json,content}
+    files/<tenant>/<file id>/deleting             while the janitor deletes the file
     batches/<tenant>/<batch id>/created.json      what the client asked for, written by the API and again by the worker
     batches/<tenant>/<batch id>/running.json      written once the input is valid
     batches/<tenant>/<batch id>/record.json       the final record, written with the result files
     batches/<tenant>/<batch id>/cancelling        when the client asked for it; read while no worker is up
     batches/<tenant>/<batch id>/input             private copy: a file may be deleted while its batch runs
     batches/<tenant>/<batch id>/shards.json
+    batches/<tenant>/<batch id>/plans/<attempt>   of a batch for several upstreams, instead of shards.json
     batches/<tenant>/<batch id>/parts/<shard>/<attempt>-<n>
     batches/<tenant>/<batch id>/results/<shard>/<attempt>
-    index/<tenant>/{files,batches}/<inverted time>-<id>
+    uploads/<tenant>/<upload id>/{created.json,completed.json,cancelled}
+    uploads/<tenant>/<upload id>/parts/<part id>
+    uploads/<tenant>/<upload id>/arrived/<part id>-<bytes>-<newlines>-<open>     written behind the part
+    index/<tenant>/{files,batches}/<inverted time>-<id>     of a batch: the digest of its create
+    active/<tenant>/<batch id>                    number of requests, while the batch runs; where there are tenants
+    due/<hour>/<time>.<kind>.<tenant>.<id>        for the janitor: :mod:`activities.reminders`
 """
 
 from __future__ import annotations
@@ -20,14 +27,19 @@ import contextlib
 import re
 import secrets
 from collections.abc import Iterator
+from itertools import islice
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from activities.reminders import PREFIX, DueKind, Reminder
 from activities.storage import ObjectNotFound, ObjectStore
 from workflows.types import BatchRecord, BatchSpec, BatchStatus, Shard
 
 Kind = Literal["files", "batches"]
+
+PUBLISHED_SECONDS = 24 * 3600
+"""After which content that has no record yet will get none."""
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LAST_MS = 9_999_999_999_999
@@ -51,13 +63,39 @@ class FileRecord(BaseModel):
     digest: str = ""
     """Of an upload: tells a repeated one from another with the same idempotency key."""
 
+    @property
+    def first_look(self) -> int:
+        """When the janitor is to look at it, in Unix seconds: at its end, or once it must be published if ever."""
+        published = self.created_ms // 1000 + PUBLISHED_SECONDS
+        return published if self.expires_at is None else min(self.expires_at, published)
+
+    def is_expired(self, now: float) -> bool:
+        return self.expires_at is not None and self.expires_at <= now
+
 
 def content_key(tenant: str, file_id: str) -> str:
-    return f"files/{tenant}/{_checked(file_id)}/content"
+    return f"{_file_prefix(tenant, file_id)}content"
+
+
+def upload_prefix(tenant: str, upload_id: str) -> str:
+    return f"uploads/{tenant}/{_checked(upload_id)}/"
+
+
+def upload_part_key(tenant: str, upload_id: str, part_id: str) -> str:
+    return f"{upload_prefix(tenant, upload_id)}parts/{_checked(part_id)}"
+
+
+def arrived_prefix(tenant: str, upload_id: str) -> str:
+    """Below it are the parts of an upload that have arrived whole."""
+    return f"{upload_prefix(tenant, upload_id)}arrived/"
 
 
 def input_key(tenant: str, batch_id: str) -> str:
     return f"{_batch_prefix(tenant, batch_id)}input"
+
+
+def plan_key(tenant: str, batch_id: str, attempt: str) -> str:
+    return f"{_batch_prefix(tenant, batch_id)}plans/{attempt}"
 
 
 def parts_prefix(tenant: str, batch_id: str, shard: int) -> str:
@@ -76,6 +114,14 @@ def result_key(tenant: str, batch_id: str, shard: int, attempt: str) -> str:
     return f"{results_prefix(tenant, batch_id, shard)}{attempt}"
 
 
+def active_prefix(tenant: str) -> str:
+    return f"active/{tenant}/"
+
+
+def active_key(tenant: str, batch_id: str) -> str:
+    return f"{active_prefix(tenant)}{_checked(batch_id)}"
+
+
 def attempt_of(result_key: str) -> str:
     """The attempt that wrote a result object."""
     return result_key.rsplit("/", 1)[1]
@@ -88,6 +134,10 @@ def attempt_name(number: int) -> str:
     counts from one again, perhaps while an attempt of before still runs somewhere.
     """
     return f"{number:06d}-{secrets.token_hex(4)}"
+
+
+def _file_prefix(tenant: str, file_id: str) -> str:
+    return f"files/{tenant}/{_checked(file_id)}/"
 
 
 def _batch_prefix(tenant: str, batch_id: str) -> str:
@@ -139,10 +189,51 @@ class Catalog:
 
     def drop_file(self, tenant: str, record: FileRecord) -> None:
         """Delete a file, however much of it there is."""
-        # The record goes first: a crash between the steps leaves bytes nobody can name, not a name without bytes.
-        self.store.delete(f"files/{tenant}/{record.id}/object.json")
+        # A crash between the steps leaves bytes nobody can name, not a name without bytes; and no place in the list
+        # without the record that it is found by.
         self.store.delete(_index_key(tenant, "files", record.id, record.created_ms))
+        self.store.delete(f"files/{tenant}/{record.id}/object.json")
         self.store.delete(content_key(tenant, record.id))
+
+    def delete_expired_file(self, tenant: str, file_id: str, now: int) -> bool:
+        """Delete a file that has expired by ``now``, or content without a record.
+
+        An upload under the same idempotency key may put a new file in its place meanwhile. Its record is written
+        before :meth:`is_whole` looks for the mark, as the mark is before the record is looked at here; so either that
+        record is seen here and stays, or the upload sees that its file is being deleted, or was.
+
+        Returns:
+            Whether there was something to delete.
+        """
+        prefix = _file_prefix(tenant, file_id)
+        record = self.find_file(tenant, file_id)
+        if (record and not record.is_expired(now)) or not list(self.store.list(prefix)):
+            return False
+        mark = f"{prefix}deleting"
+        self.store.put(mark, b"")
+        record = self.find_file(tenant, file_id)
+        if record and record.is_expired(now):
+            self.drop_file(tenant, record)
+            record = None
+        elif not record:
+            for key in self.store.list(_index_prefix(tenant, "files")):
+                if key.endswith(f"-{file_id}"):  # the crash came behind it; when the file was made is not known
+                    self.store.delete(key)
+            self.store.delete(f"{prefix}content")
+        self.store.delete(mark)
+        return record is None
+
+    def is_whole(self, tenant: str, file_id: str) -> bool:
+        """Whether a file that was just saved is safe from the janitor; see :meth:`delete_expired_file`."""
+        prefix = _file_prefix(tenant, file_id)
+        # One after the other: a janitor that has taken its mark away has deleted the content before.
+        return f"{prefix}deleting" not in self.store.list(prefix) and f"{prefix}content" in self.store.list(prefix)
+
+    def find_file(self, tenant: str, file_id: str) -> FileRecord | None:
+        try:
+            return self.get_file(tenant, file_id)
+        except ObjectNotFound:
+            return None
 
     def list_files(self, tenant: str, *, after: FileRecord | None, ascending: bool = False) -> Iterator[FileRecord]:
         """Files created before ``after`` (behind it, where ``ascending``), newest first unless ``ascending``."""
@@ -155,6 +246,10 @@ class Catalog:
             if record.created_ms == created_ms:  # else left over from an earlier file of this id, or an earlier try
                 yield record
 
+    def file_places(self, tenant: str) -> list[tuple[str, int]]:
+        """Ids and milliseconds of all files, newest first, without a look at their records: some may have none."""
+        return list(self._list(tenant, "files", None, ascending=False))
+
     # Batches
 
     # A batch's record is three objects, each written for one moment of its life and never with other content,
@@ -162,8 +257,27 @@ class Catalog:
 
     def create_batch(self, spec: BatchSpec) -> None:
         """Make a batch known and listed. Doing it again changes nothing."""
-        self.store.put(_index_key(spec.tenant, "batches", spec.batch_id, spec.created_ms), b"")
+        self.note_create(spec)
         self._save("created.json", BatchRecord(spec=spec, status=BatchStatus()))
+
+    def note_create(self, spec: BatchSpec) -> None:
+        """Let :meth:`find_create` find a batch that is about to be started. It is not listed before it has a record."""
+        key = _index_key(spec.tenant, "batches", spec.batch_id, spec.created_ms)
+        self.store.put(key, spec.digest.encode())
+
+    def forget_create(self, spec: BatchSpec) -> None:
+        """Take back the note of a batch that is not to be started after all."""
+        self.store.delete(_index_key(spec.tenant, "batches", spec.batch_id, spec.created_ms))
+
+    def find_create(self, tenant: str, digest: str, since_ms: int) -> tuple[str, int] | None:
+        """Id and milliseconds of the newest batch of this digest since then, among the newest hundred batches."""
+        for batch_id, created_ms in islice(self._list(tenant, "batches", None, ascending=False), 100):
+            if created_ms < since_ms:
+                break
+            with contextlib.suppress(ObjectNotFound):
+                if self.store.get(_index_key(tenant, "batches", batch_id, created_ms)) == digest.encode():
+                    return batch_id, created_ms
+        return None
 
     def save_running(self, record: BatchRecord) -> None:
         self._save("running.json", record)
@@ -225,8 +339,26 @@ class Catalog:
         # can mistake what is deleted next for what was never answered.
         for name in ("input", "shards.json", "cancelling"):
             self.store.delete(f"{prefix}{name}")
+        self.store.delete_prefix(f"{prefix}plans/")
         self.store.delete_prefix(f"{prefix}parts/")
         self.store.delete_prefix(f"{prefix}results/")
+
+    # What is to be looked at later
+
+    def remind(self, kind: DueKind, tenant: str, object_id: str, at: int) -> None:
+        """Have the janitor look at an object at a time, in Unix seconds. Write it before what it may have to delete."""
+        self.store.put(Reminder(kind, tenant, object_id, at).key, b"")
+
+    def forget(self, reminder: Reminder) -> None:
+        self.store.delete(reminder.key)
+
+    def due(self, now: int) -> Iterator[Reminder]:
+        """Reminders up to ``now``, oldest first. Lists no further than it is read."""
+        for key in self.store.list(PREFIX):
+            reminder = Reminder.of_key(key)
+            if reminder.at > now:
+                return
+            yield reminder
 
     def _list(
         self, tenant: str, kind: Kind, after: tuple[str, int] | None, ascending: bool

@@ -12,13 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
+from importlib.metadata import version
 from typing import Annotated, Any, Final
 
 import aiohttp
 import msgspec
 from yarl import URL
 
-from activities.lenient_json import loads_object
+from activities.dialects import DIALECTS
+from activities.lenient_json import loads_object, raw_bytes, raw_object
+from activities.upstreams import Upstream
 from workflows.contract import MAX_RETRY_DELAY
 from workflows.types import Usage
 
@@ -29,6 +32,7 @@ MODEL_LIST_TIMEOUT: Final = 5.0
 # request sent into a closing connection is lost, and nobody can say whether the engine has seen it.
 KEEP_ALIVE: Final = 4.0
 
+_USER_AGENT: Final = f"everbatch/{version('everbatch')}"
 _RETRIED: Final = frozenset({408, 409, 425})
 _OVERLOADED: Final = frozenset({429, 503})
 
@@ -250,37 +254,45 @@ def _wrapped(body: bytes) -> bytes:
 
 
 class InferenceClient:
-    """Sends requests to one OpenAI-compatible server. Build it on a running event loop; close it at the end."""
+    """Sends requests to one upstream. Build it on a running event loop; close it at the end."""
 
-    def __init__(self, base_url: str, api_key: str, request_timeout: float) -> None:
-        """Args: ``base_url`` ends in ``/v1`` by convention; ``request_timeout`` is in seconds."""
-        self.base_url = base_url.rstrip("/")
-        self._timeout = request_timeout
-        self._urls: dict[str, URL] = {}
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "everbatch"}
-        if api_key:
-            headers["Authorization"] = f"Bearer {api_key}"
+    def __init__(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        self._dialect = DIALECTS[upstream.dialect]
+        # The hot path: then the body goes out as the bytes that it came as.
+        self._as_it_came = not (upstream.aliases or self._dialect.body or self._dialect.path_has_model)
+        self._targets: dict[tuple[str, str, int], URL] = {}
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": _USER_AGENT}
+        if key := upstream.key.get_secret_value():
+            headers |= self._dialect.auth(key)
+        extra = {name: value.get_secret_value() for name, value in upstream.headers.items()}
+        names = {name.lower() for name in extra}
+        headers = {name: value for name, value in headers.items() if name.lower() not in names} | extra
         self._session = aiohttp.ClientSession(
             headers=headers,
             # How many go out at once is the limiter's business; a second limit here would only hide its queue.
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE, ttl_dns_cache=30),
-            timeout=aiohttp.ClientTimeout(total=request_timeout, sock_connect=CONNECT_TIMEOUT),
+            timeout=aiohttp.ClientTimeout(total=upstream.timeout, sock_connect=CONNECT_TIMEOUT),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
 
     async def close(self) -> None:
         await self._session.close()
 
-    async def send(self, endpoint: str, body: bytes) -> Answer:
+    async def send(self, endpoint: str, body: bytes, replica: int = 0) -> Answer:
         """Send a request once. Cancelling closes its connection, so that the engine stops generating."""
+        model = ""
+        if not self._as_it_came:
+            model, body = self._in_dialect(endpoint, body)
         try:
-            async with self._session.post(self._url(endpoint), data=body, allow_redirects=False) as response:
+            target = self._target(endpoint, model, replica)
+            async with self._session.post(target, data=body, allow_redirects=False) as response:
                 data = await response.read()
                 return classify(response.status, response.headers, data, time.time())
         except aiohttp.ConnectionTimeoutError:
             return _unreachable("no connection in time")
         except TimeoutError:
-            reason = f"no answer within {self._timeout:g} s"
+            reason = f"no answer within {self.upstream.timeout:g} s"
             message = f"The inference server gave {reason}."
             return Answer(Verdict.RETRY, code="request_timeout", message=message, reason=reason)
         except aiohttp.ClientConnectorError as error:
@@ -290,24 +302,41 @@ class InferenceClient:
             message = "The connection to the inference server was lost before its answer was complete."
             return Answer(Verdict.RETRY, code="connection_error", message=message, reason=reason)
 
-    def _url(self, endpoint: str) -> URL:
-        url = self._urls.get(endpoint)
+    def _in_dialect(self, endpoint: str, body: bytes) -> tuple[str, bytes]:
+        """The engine's name of the model, where the path needs it, and the body as the engine wants it."""
+        members = raw_object(body) or {}  # validated: it is an object
+        model = _text(members.get("model"))
+        if (name := self.upstream.aliases.get(model)) is not None:
+            model = name
+            members["model"] = msgspec.Raw(msgspec.json.encode(name))
+        elif not self._dialect.body:
+            return model if self._dialect.path_has_model else "", body
+        if self._dialect.body:
+            members = self._dialect.body(endpoint, members)
+        return model if self._dialect.path_has_model else "", raw_bytes(members)
+
+    def _target(self, endpoint: str, model: str, replica: int) -> URL:
+        key = (endpoint, model, replica)
+        url = self._targets.get(key)
         if url is None:
-            url = self._urls[endpoint] = URL(self.base_url + endpoint.removeprefix("/v1"))
+            path = self._dialect.path(endpoint, model, self.upstream.api_version)
+            url = self._targets[key] = URL(self.upstream.urls[replica] + path, encoded=self._dialect.path_has_model)
         return url
 
     async def get_models_raw(self) -> tuple[int, bytes]:
-        """Status and body of the server's model list.
+        """Status and body of the server's model list, by the first replica that answers.
 
         Raises:
-            UpstreamUnavailable: it does not answer.
+            UpstreamUnavailable: none does.
         """
         timeout = aiohttp.ClientTimeout(total=MODEL_LIST_TIMEOUT)
-        try:
-            async with self._session.get(self.base_url + "/models", timeout=timeout) as response:
-                return response.status, await response.read()
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise UpstreamUnavailable(f"the inference server at {self.base_url} does not answer") from error
+        for url in self.upstream.urls:
+            try:
+                async with self._session.get(f"{url}/models", timeout=timeout) as response:
+                    return response.status, await response.read()
+            except (TimeoutError, aiohttp.ClientError, OSError):
+                continue
+        raise UpstreamUnavailable(f"the inference server at {', '.join(self.upstream.urls)} does not answer")
 
     async def list_models(self) -> frozenset[str] | None:
         """Names of the server's models, or ``None`` where it cannot be asked: then nothing is known, not "none"."""
@@ -320,6 +349,13 @@ class InferenceClient:
             return None
         # Ollama lists `name:latest` and answers to `name`.
         return frozenset(names | {name.removesuffix(":latest") for name in names}) or None
+
+
+def _text(raw: msgspec.Raw | None) -> str:
+    try:
+        return msgspec.json.decode(raw, type=str) if raw is not None else ""
+    except msgspec.DecodeError:
+        return ""
 
 
 def _unreachable(reason: str) -> Answer:

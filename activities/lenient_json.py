@@ -11,6 +11,9 @@ from typing import Any, NoReturn
 
 import msgspec
 
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
 
 def loads_object(data: bytes) -> dict[str, Any] | None:
     """The JSON object in UTF-8 that ``data`` holds, or ``None``."""
@@ -23,8 +26,46 @@ def loads_object(data: bytes) -> dict[str, Any] | None:
 
 def raw_members(members: dict[str, Any], shape: type[msgspec.Struct]) -> dict[str, msgspec.Raw]:
     """The members that ``shape`` has, each as JSON again."""
-    names = [name for name in shape.__struct_fields__ if name in members]
-    return {name: msgspec.Raw(json.dumps(members[name]).encode()) for name in names}
+    return {name: _raw(members[name]) for name in shape.__struct_fields__ if name in members}
+
+
+def _raw(value: object) -> msgspec.Raw:
+    return msgspec.Raw(json.dumps(value).encode())
+
+
+def raw_object(data: bytes | msgspec.Raw | None) -> dict[str, msgspec.Raw] | None:
+    """The members of a JSON object as the bytes that they came as; ``None`` if it is none."""
+    if data is None:
+        return None
+    try:
+        return _decode_members(data)
+    except (msgspec.DecodeError, RecursionError):
+        members = loads_object(bytes(data))
+        return {name: _raw(value) for name, value in members.items()} if members is not None else None
+
+
+def raw_items(data: bytes | msgspec.Raw | None) -> list[msgspec.Raw] | None:
+    """The same of an array."""
+    if data is None:
+        return None
+    try:
+        return _decode_items(data)
+    except (msgspec.DecodeError, RecursionError):
+        items: Any = (loads_object(b'{"items":%b}' % bytes(data)) or {}).get("items")
+        return [_raw(item) for item in items] if isinstance(items, list) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+def raw_bytes(members: dict[str, msgspec.Raw]) -> bytes:
+    """A JSON object of such members."""
+    try:
+        return msgspec.json.encode(members)
+    except UnicodeEncodeError:  # half of a surrogate pair in a name
+        return b"{%b}" % b",".join(json.dumps(name).encode() + b":" + value for name, value in members.items())
+
+
+def is_null(raw: msgspec.Raw | None) -> bool:
+    """Whether a member is absent or null."""
+    return raw is None or bytes(memoryview(raw)[:1]) == b"n"
 
 
 def printable(text: str) -> str:

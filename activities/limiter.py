@@ -1,4 +1,4 @@
-"""Requests in flight to one upstream: how many, whose turn, and when to hold back.
+"""Requests in flight to one upstream: how many, whose turn, and when to hold back. Each upstream has a limiter.
 
 The worker takes a shard from Temporal only when it has room to run it. Shards that wait inside a worker can be
 reached by neither Temporal's fairness nor a second worker, so what waits here is kept as small as throughput
@@ -34,11 +34,18 @@ RECENT_SHARDS: Final = 10
 several polls would go out and bring as many large shards at once."""
 
 
+FAILURES_IN_A_ROW: Final = 5
+"""Requests without an answer after which a replica is set aside, if another one answers. One that fails at once is
+always the least busy, and would fail nearly every request."""
+
+
 class Signal(Enum):
     """What an answer says about the upstream."""
 
     ANSWERED = "answered"
     UNCLEAR = "unclear"
+    DROPPED = "dropped"
+    """Nothing: it was we who ended the request."""
     OVERLOADED = "overloaded"
     UNREACHABLE = "unreachable"
 
@@ -46,18 +53,47 @@ class Signal(Enum):
 class Queue:
     """The requests of one shard that wait for their turn."""
 
-    def __init__(self, batch_id: str, pending: list[int], start: Callable[[int], None]) -> None:
-        """Args: ``pending`` are the caller's numbers for its requests; ``start`` is called with each in its turn."""
+    def __init__(self, batch_id: str, pending: list[int], start: Callable[[int, int], None]) -> None:
+        """Args: ``pending`` are the caller's numbers for its requests; ``start`` is called with each in its turn, and
+        with the number of the replica that it goes to.
+        """
         self.batch_id = batch_id
         self.pending = deque(pending)
         self.start = start
 
 
-class Limiter:
-    """Counts requests in flight, serves batches in turn, and adapts to what the upstream can take."""
+class _Replica:
+    """What is known of one of an upstream's servers."""
 
-    def __init__(self, maximum: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.maximum = maximum
+    def __init__(self, number: int, maximum: int, clock: Callable[[], float]) -> None:
+        self.number = number
+        self.in_flight = 0
+        self.adaptive = AdaptiveLimit(maximum, clock)
+        self.paused_until = float("-inf")
+        self.answered_at = float("-inf")
+        self.failures = 0
+        self.wake: asyncio.TimerHandle | None = None
+        self._clock = clock
+
+    @property
+    def pause_left(self) -> float:
+        return max(0.0, self.paused_until - self._clock())
+
+    @property
+    def has_room(self) -> bool:
+        return self.in_flight < int(self.adaptive.limit) and self.paused_until <= self._clock()
+
+
+class Limiter:
+    """Counts requests in flight, serves batches in turn, and adapts to what the upstream can take.
+
+    An upstream is one server or several replicas of one: each has a limit and pauses of its own, and a request goes to
+    the least busy that is not paused. While all are paused, nothing is sent.
+    """
+
+    def __init__(self, maximum: int, clock: Callable[[], float] = time.monotonic, replicas: int = 1) -> None:
+        """Args: ``maximum`` is for each replica."""
+        self.maximum = maximum * replicas
         self.in_flight = 0
         self.waiting = 0
         self.draining = False
@@ -65,16 +101,13 @@ class Limiter:
         """Why nothing is sent, for people; of the last pause."""
         self._blocked = 0
         self._drained_at = float("inf")
-        self._answered_at = float("-inf")
         self._clock = clock
+        self._replicas = [_Replica(number, maximum, clock) for number in range(replicas)]
         self._batches: dict[str, deque[Queue]] = {}
         self._turns: deque[str] = deque()
-        self._adaptive = AdaptiveLimit(maximum, clock)
-        self._paused_until = float("-inf")
         self._held_back: set[Callable[[], None]] = set()
         self._rate = 0.0
         self._rate_window = (clock(), 0)
-        self._wake: asyncio.TimerHandle | None = None
         self.on_change: Callable[[], None] = lambda: None
         """Called when there may be room again."""
 
@@ -107,33 +140,45 @@ class Limiter:
     def leave(self, held_back: Callable[[], None]) -> None:
         self._held_back.discard(held_back)
 
-    def finished(self, signal: Signal, sent_at: float, retry_after: float | None = None, reason: str = "") -> None:
+    def finished(
+        self, signal: Signal, sent_at: float, retry_after: float | None = None, reason: str = "", replica: int = 0
+    ) -> None:
         """One request is in flight no more.
 
         Args:
-            signal: what its end says about the upstream.
+            signal: what its end says about the replica.
             sent_at: when it was sent, by this limiter's clock.
             retry_after: seconds that the upstream asked for.
             reason: what went wrong, in words for people.
+            replica: where it was sent.
         """
+        server = self._replicas[replica]
         self.in_flight -= 1
+        server.in_flight -= 1
         if signal in (Signal.OVERLOADED, Signal.UNREACHABLE):
             self.reason = reason
         self._measure()
         if signal is Signal.ANSWERED:
-            self._answered_at = self._clock()
-            self._adaptive.answered(sent_at)
+            server.answered_at = self._clock()
+            server.failures = 0
+            server.adaptive.answered(sent_at)
+        elif signal is Signal.UNCLEAR:
+            server.failures += 1
+            if server.failures >= FAILURES_IN_A_ROW and self._others_answer(server):
+                self._pause(server, server.adaptive.unreachable(sent_at, retry_after))
         elif signal is Signal.OVERLOADED:
-            self._pause(self._adaptive.overloaded(sent_at, self.in_flight, retry_after))
+            self._pause(server, server.adaptive.overloaded(sent_at, server.in_flight, retry_after))
         elif signal is Signal.UNREACHABLE:
-            self._pause(self._adaptive.unreachable(sent_at, retry_after))
+            self._pause(server, server.adaptive.unreachable(sent_at, retry_after))
         self._dispatch()
         self.on_change()
 
     @property
     def limit(self) -> float:
-        """Requests in flight at once, as the upstream takes them just now."""
-        return self._adaptive.limit
+        """Requests in flight at once, as the upstream takes them just now. A replica that is away counts as the one
+        request that asks after it.
+        """
+        return sum(replica.adaptive.limit for replica in self._replicas)
 
     def now(self) -> float:
         return self._clock()
@@ -141,7 +186,7 @@ class Limiter:
     @property
     def pause_left(self) -> float:
         """Seconds until something may be sent again."""
-        return max(0.0, self._paused_until - self._clock())
+        return min(replica.pause_left for replica in self._replicas)
 
     @property
     def held_back(self) -> bool:
@@ -151,9 +196,9 @@ class Limiter:
     def drain_is_over(self) -> bool:
         return self.draining and self._clock() >= self._drained_at
 
-    def answered_since(self, sent_at: float) -> bool:
-        """Whether the upstream has answered anything of late, as seen from a request that was sent at this time."""
-        return self._answered_at >= sent_at
+    def answered_since(self, sent_at: float, replica: int = 0) -> bool:
+        """Whether a replica has answered anything of late, as seen from a request that was sent at this time."""
+        return self._replicas[replica].answered_at >= sent_at
 
     def block(self) -> None:
         """Send nothing until :meth:`unblock`: answers could not be stored. Calls nest."""
@@ -173,10 +218,12 @@ class Limiter:
     def room(self, expected: int) -> bool:
         """Whether to fetch more, when ``expected`` requests are on their way here already."""
         ahead = max(self._rate * AHEAD, 1.0)
-        return not self.held_back and self.in_flight + self.waiting + expected < self.limit + ahead
+        # What hangs at a replica that is away takes no room of the others'.
+        free = sum(replica.adaptive.limit - replica.in_flight for replica in self._replicas if not replica.pause_left)
+        return not self.held_back and self.waiting + expected < free + ahead
 
     def _dispatch(self) -> None:
-        while self.waiting and self.in_flight < int(self.limit) and not self.held_back:
+        while self.waiting and not (self.draining or self._blocked) and (replica := self._least_busy()):
             batch_id = self._turns[0]
             self._turns.rotate(-1)
             queues = self._batches[batch_id]
@@ -188,7 +235,14 @@ class Limiter:
                     self._forget(batch_id)
             self.waiting -= 1
             self.in_flight += 1
-            queue.start(request)
+            replica.in_flight += 1
+            queue.start(request, replica.number)
+
+    def _least_busy(self) -> _Replica | None:
+        if len(self._replicas) == 1:
+            return self._replicas[0] if self._replicas[0].has_room else None
+        free = [replica for replica in self._replicas if replica.has_room]
+        return min(free, key=lambda replica: replica.in_flight) if free else None
 
     def _forget(self, batch_id: str) -> None:
         del self._batches[batch_id]
@@ -205,15 +259,23 @@ class Limiter:
         else:
             self._rate_window = (since, count + 1)
 
-    def _pause(self, seconds: float) -> None:
+    def _pause(self, replica: _Replica, seconds: float) -> None:
         if not seconds:
             return
-        self._paused_until = max(self._paused_until, self._clock() + seconds)
-        if self._wake:
-            self._wake.cancel()
+        replica.paused_until = max(replica.paused_until, self._clock() + seconds)
+        if replica.wake:
+            replica.wake.cancel()
         # A little late rather than early: the clock must be past the pause when this runs.
-        self._wake = asyncio.get_running_loop().call_later(self.pause_left + 0.001, self.on_change)
-        self._hold_back()
+        replica.wake = asyncio.get_running_loop().call_later(replica.pause_left + 0.001, self._pause_is_over)
+        if self.held_back:
+            self._hold_back()
+
+    def _others_answer(self, replica: _Replica) -> bool:
+        return any(other.answered_at > replica.answered_at for other in self._replicas)
+
+    def _pause_is_over(self) -> None:
+        self._dispatch()  # what waits while other replicas answer
+        self.on_change()
 
     def _hold_back(self) -> None:
         for held_back in list(self._held_back):

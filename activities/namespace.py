@@ -1,45 +1,134 @@
-"""Make a Temporal namespace ready for batches: its search attributes and, where asked, its retention."""
+"""A Temporal namespace that batches can run in: look whether it is, or make it so."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from datetime import timedelta
+from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.namespace.v1 import NamespaceConfig
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNamespaceRequest
+from temporalio.api.workflowservice.v1 import (
+    DescribeNamespaceRequest,
+    RegisterNamespaceRequest,
+    UpdateNamespaceRequest,
+)
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from workflows.contract import ENDPOINT_ATTRIBUTE, STATUS_ATTRIBUTE, TENANT_ATTRIBUTE
 
+SEARCH_ATTRIBUTES: Final = [key.name for key in (TENANT_ATTRIBUTE, ENDPOINT_ATTRIBUTE, STATUS_ATTRIBUTE)]
+
 _USABLE_SECONDS = 30.0
 
 
+class NotSetUp(RuntimeError):
+    """The namespace lacks something that `everbatch setup` makes; the message says what."""
+
+
+async def check_namespace(client: Client) -> bool:
+    """True: the namespace is there and has the search attributes of batches, as far as this client may see.
+
+    Asked in a way that needs the right to list workflows only.
+
+    Raises:
+        NotSetUp: it is not there, or lacks them.
+        RPCError: Temporal does not answer.
+    """
+    try:
+        if await _queryable(client, SEARCH_ATTRIBUTES):
+            return True
+    except RPCError as error:
+        if error.status is RPCStatusCode.PERMISSION_DENIED:
+            return True  # nothing can be said; what it may do, it will find out
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+        raise NotSetUp(f"there is no namespace {client.namespace}: run `everbatch setup`") from error
+    names = ", ".join(SEARCH_ATTRIBUTES)
+    raise NotSetUp(f"namespace {client.namespace} lacks the search attributes {names}: run `everbatch setup`")
+
+
 async def prepare_namespace(client: Client, *, retention: timedelta | None = None) -> None:
-    """Add the search attributes that batches carry and wait until they can be used; set the retention when given.
+    """Both of the below; without a ``retention`` the namespace has to be there, and remembers as long as it did."""
+    if retention is not None:
+        await ensure_namespace(client, retention)
+    await ensure_search_attributes(client)
+
+
+async def ensure_namespace(client: Client, retention: timedelta) -> None:
+    """Create the namespace if it is not there, and set how long it remembers closed workflows.
+
+    Idempotent, also while another process does the same. Servers hear of a new namespace some seconds later.
+
+    Raises:
+        RPCError: Temporal refuses, for example for want of permission.
+    """
+    wanted = Duration()
+    wanted.FromTimedelta(retention)
+    if not await _is_there(client, wanted):
+        request = RegisterNamespaceRequest(
+            namespace=client.namespace, description="Batches of Everbatch", workflow_execution_retention_period=wanted
+        )
+        try:
+            await client.workflow_service.register_namespace(request, retry=True)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.ALREADY_EXISTS:
+                raise
+            await _is_there(client, wanted)
+
+
+async def ensure_search_attributes(client: Client) -> None:
+    """Add the search attributes that batches carry and wait until they can be used.
 
     Idempotent, also while another process does the same.
 
     Raises:
         RPCError: Temporal refuses, for example for want of permission.
         RuntimeError: an attribute of that name has another type.
-        TimeoutError: the attributes were added but do not appear.
+        TimeoutError: the attributes were added but do not appear, or the namespace does not.
     """
-    names = [key.name for key in (TENANT_ATTRIBUTE, ENDPOINT_ATTRIBUTE, STATUS_ATTRIBUTE)]
-    # Asked first, because in many clusters only administrators may add attributes and have done so.
-    if missing := await _missing(client, names):
-        await _add(client, missing)
     deadline = time.monotonic() + _USABLE_SECONDS
-    while await _missing(client, names) or not await _queryable(client, names):
+    while not await _has_attributes(client):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"search attributes {', '.join(names)} do not appear in namespace {client.namespace}")
+            names = ", ".join(SEARCH_ATTRIBUTES)
+            raise TimeoutError(f"search attributes {names} do not appear in namespace {client.namespace}")
         await asyncio.sleep(0.1)
-    if retention is not None:
-        await _set_retention(client, retention)
+
+
+async def _is_there(client: Client, retention: Duration) -> bool:
+    """Whether there is such a namespace; if so, it has this retention now."""
+    try:
+        current = await client.workflow_service.describe_namespace(
+            DescribeNamespaceRequest(namespace=client.namespace), retry=True
+        )
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+        return False
+    if current.config.workflow_execution_retention_ttl != retention:
+        request = UpdateNamespaceRequest(
+            namespace=client.namespace, config=NamespaceConfig(workflow_execution_retention_ttl=retention)
+        )
+        await client.workflow_service.update_namespace(request, retry=True)
+    return True
+
+
+async def _has_attributes(client: Client) -> bool:
+    """Add what is missing of the attributes; whether nothing was, and all can be used."""
+    try:
+        # Asked first, because in many clusters only administrators may add attributes and have done so.
+        if missing := await _missing(client, SEARCH_ATTRIBUTES):
+            await _add(client, missing)
+            return False
+        return await _queryable(client, SEARCH_ATTRIBUTES)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return False  # the namespace is new
+        raise
 
 
 async def _missing(client: Client, names: list[str]) -> list[str]:
@@ -78,19 +167,3 @@ async def _queryable(client: Client, names: list[str]) -> bool:
             return False
         raise
     return True
-
-
-async def _set_retention(client: Client, retention: timedelta) -> None:
-    current = await client.workflow_service.describe_namespace(
-        DescribeNamespaceRequest(namespace=client.namespace), retry=True
-    )
-    wanted = Duration()
-    wanted.FromTimedelta(retention)
-    if current.config.workflow_execution_retention_ttl == wanted:
-        return
-    await client.workflow_service.update_namespace(
-        UpdateNamespaceRequest(
-            namespace=client.namespace, config=NamespaceConfig(workflow_execution_retention_ttl=wanted)
-        ),
-        retry=True,
-    )

@@ -24,8 +24,10 @@ _encode = msgspec.json.encode
 class OutputLines:
     """Makes the lines of one batch. The same request gets the same id each time."""
 
-    def __init__(self, batch_id: str) -> None:
+    def __init__(self, batch_id: str, *, strict: bool = False) -> None:
+        """Args: ``strict`` leaves ``error`` null where there is an HTTP answer, as OpenAI does."""
         self._prefix = request_id_prefix(batch_id)
+        self._strict = strict
 
     def success(self, line: int, custom_id: bytes, answer: Answer) -> bytes:
         return b"%b,%b,%b}\n" % (self._head(line, custom_id), self._response(line, answer), b'"error":null')
@@ -33,6 +35,8 @@ class OutputLines:
     def error(self, line: int, custom_id: bytes, answer: Answer) -> bytes:
         """A line for a refusal, or for the last of too many failures; ``response`` is null without an HTTP answer."""
         response = self._response(line, answer) if answer.body else b'"response":null'
+        if self._strict and answer.body:
+            return b'%b,%b,"error":null}\n' % (self._head(line, custom_id), response)
         return self._with_error(line, custom_id, response, answer.code, answer.message)
 
     def missing(self, line: int, custom_id: bytes, reason: MissingReason) -> bytes:

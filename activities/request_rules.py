@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from activities.jsonl import MAX_LINE_BYTES, Line, RequestLine, parse_line
-from activities.lenient_json import loads_object, printable, raw_members
+from activities.lenient_json import loads_object, printable, raw_members, raw_object
+from activities.model_routes import ModelRoutes
 from workflows.types import BatchError, BatchSpec
 
 REQUIRED_FIELDS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "/v1/chat/completions": (("model", "string"), ("messages", "array")),
     "/v1/completions": (("model", "string"), ("prompt", "string or array")),
     "/v1/embeddings": (("model", "string"), ("input", "string or array")),
+    "/v1/responses": (("model", "string"), ("input", "string or array")),
+    "/v1/moderations": (("input", "string or array"),),
 }
 """Members of the body that must be there, with their JSON types. Beyond this a body is the engine's business."""
+
+STAND_INS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
+    # OpenAI: "One of "input" or "previous_response_id" or 'prompt' or 'conversation' must be provided."
+    ("/v1/responses", "input"): ("prompt", "previous_response_id", "conversation"),
+    ("/v1/embeddings", "input"): ("messages",),  # vLLM, for models that embed images
+}
+"""Members of the body of which one may be there instead of a required one."""
 
 QUOTED_LENGTH: Final = 100
 """Of a client's text inside a message."""
@@ -29,6 +39,12 @@ class _Body(msgspec.Struct):
     messages: msgspec.Raw = msgspec.Raw(b"")
     prompt: msgspec.Raw = msgspec.Raw(b"")
     input: msgspec.Raw = msgspec.Raw(b"")
+    previous_response_id: msgspec.Raw = msgspec.Raw(b"")
+    conversation: msgspec.Raw = msgspec.Raw(b"")
+
+    def has(self, name: str) -> bool:
+        raw: msgspec.Raw = getattr(self, name)
+        return bool(raw) and _type_of(raw) != "null"
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
@@ -41,36 +57,46 @@ class _Refused(Exception):
         self.code, self.message, self.param = code, message, param
 
 
+class CheckedLine(NamedTuple):
+    custom_id: str
+    """As far as the line has one."""
+    error: BatchError | None
+    """What is wrong with it."""
+    upstream: int = 0
+    """The place of the one that takes it, among the routes."""
+
+
 class LineChecker:
     """Checks the lines of one input in order, remembering what must not repeat or differ between them."""
 
-    def __init__(self, spec: BatchSpec, known_models: frozenset[str] | None) -> None:
+    def __init__(self, spec: BatchSpec, routes: ModelRoutes) -> None:
         self._endpoint = spec.endpoint
         self._mixed_models = spec.mixed_models
-        self._known_models = known_models
+        self._any_model = spec.unknown_model == "line"
+        self._routes = routes
         self._custom_ids: set[bytes] = set()
-        self._models: set[str] = set()
+        self.models: dict[str, int] = {}
+        """Of all lines checked so far, each with its upstream's place."""
         self.embedding_inputs = 0
 
     @property
     def only_model(self) -> str | None:
         """The model of all lines checked so far, if it is one."""
-        return next(iter(self._models)) if len(self._models) == 1 else None
+        return next(iter(self.models)) if len(self.models) == 1 else None
 
-    def check(self, line: Line) -> tuple[str, BatchError | None]:
-        """The line's ``custom_id``, as far as it has one, and what is wrong with the line."""
+    def check(self, line: Line) -> CheckedLine:
+        """Raises ``UpstreamUnavailable``: only upstreams that do not answer could say who takes it."""
         custom_id = ""
         try:
             request = _parse(line)
             custom_id = _string(request.custom_id, "custom_id")
             self._check_target(request)
             self._check_unique(custom_id)
-            self._check_body(request.body)
+            upstream = self._check_body(request.body)
         except _Refused as refused:
-            return custom_id, BatchError(
-                code=refused.code, message=refused.message, param=refused.param, line=line.number
-            )
-        return custom_id, None
+            error = BatchError(code=refused.code, message=refused.message, param=refused.param, line=line.number)
+            return CheckedLine(custom_id, error)
+        return CheckedLine(custom_id, None, upstream)
 
     def _check_target(self, request: RequestLine) -> None:
         method = _string(request.method, "method")
@@ -94,37 +120,50 @@ class LineChecker:
             raise _Refused("duplicate_custom_id", message, "custom_id")
         self._custom_ids.add(digest)
 
-    def _check_body(self, raw: msgspec.Raw) -> None:
+    def _check_body(self, raw: msgspec.Raw) -> int:
+        """The place of the upstream that takes it."""
         if not raw:
             raise _missing("body")
         if _type_of(raw) != "object":
             raise _wrong_type("body", "object", raw)
         body = _parse_body(raw)
-        members = {"model": body.model, "messages": body.messages, "prompt": body.prompt, "input": body.input}
         for name, expected in REQUIRED_FIELDS.get(self._endpoint, ()):
-            if not members[name] or _type_of(members[name]) == "null":
+            if not body.has(name):
+                if any(map(body.has, STAND_INS.get((self._endpoint, name), ()))):
+                    continue
                 raise _missing(f"body.{name}", name)
-            if _type_of(members[name]) not in expected.split(" or "):
-                raise _wrong_type(f"body.{name}", expected, members[name])
+            member: msgspec.Raw = getattr(body, name)
+            if _type_of(member) not in expected.split(" or "):
+                raise _wrong_type(f"body.{name}", expected, member)
         if body.stream and bytes(body.stream) == b"true":
-            message = "Chat Completions: Streaming is not supported in the Batch API."
+            prefix = "Chat Completions: " if self._endpoint == "/v1/chat/completions" else ""
+            message = f"{prefix}Streaming is not supported in the Batch API."
             raise _Refused("streaming_unsupported", message, "body.stream")
-        if body.model and _type_of(body.model) == "string":
-            self._check_model(_string(body.model, "body.model"))
+        model = _model_of(body)
+        upstream = self._check_model(model) if model is not None else self._routes.stand_in
+        if self._routes.has_refusals(upstream):
+            refusal = self._routes.refusal(upstream, self._endpoint, raw_object(raw) or {})
+            if refusal:
+                raise _Refused("invalid_value", refusal.message, f"body.{refusal.param}")
         if self._endpoint == "/v1/embeddings":
             self.embedding_inputs += _count_inputs(body.input)
+        return upstream
 
-    def _check_model(self, model: str) -> None:
-        if self._known_models is not None and model not in self._known_models:
+    def _check_model(self, model: str) -> int:
+        upstream = self._routes.find(model)
+        if upstream is None:
+            upstream = self._routes.stand_in if self._any_model else None
+        if upstream is None:
             message = f"The provided model '{_quoted(model)}' is not supported by the Batch API."
             raise _Refused("model_not_found", message, "body.model")
-        if not self._mixed_models and self._models and model not in self._models:
+        if not self._mixed_models and self.models and model not in self.models:
             message = (
                 f"The model '{_quoted(model)}' differs from the model of the rest of the batch; "
                 "a batch must be for a single model."
             )
             raise _Refused("mismatched_model", message, "body.model")
-        self._models.add(model)
+        self.models[model] = upstream
+        return upstream
 
 
 def _parse(line: Line) -> RequestLine:
@@ -135,6 +174,15 @@ def _parse(line: Line) -> RequestLine:
         return parse_line(line.data)
     except ValueError:
         raise _Refused("invalid_json_line", "This line is not parseable as valid JSON.", None) from None
+
+
+def model_of(body: msgspec.Raw) -> str | None:
+    """The model that a valid body names, if it names one by a text."""
+    return _model_of(_parse_body(body))
+
+
+def _model_of(body: _Body) -> str | None:
+    return _string(body.model, "body.model") if body.model and _type_of(body.model) == "string" else None
 
 
 def _parse_body(raw: msgspec.Raw) -> _Body:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -29,6 +29,9 @@ Kind = Literal["output", "error"]
 HOLD_BYTES: Final = 1 << 20
 """Committed answers that a running shard keeps in memory; beyond, they are read back from their parts. As many shards
 may run as requests may be in flight, so a worker holds 64 MiB of them at the most by default."""
+
+KEEP_BYTES: Final = 2 << 20
+"""Of parts that are being read back, in memory."""
 
 _NO_USAGE: Final = Usage()
 _LOOK_AGAIN: Final = 3
@@ -189,6 +192,34 @@ def _read_parts(store: ObjectStore, tenant: str, batch_id: str, shard: int) -> C
     return committed
 
 
+class PlaceReader:
+    """Reads committed records back.
+
+    Each read may be a request over the network, and the records of a part are wanted soon after each other: so small
+    parts are read whole, and the last of them kept.
+    """
+
+    def __init__(self, store: ObjectStore, places: Iterable[Place]) -> None:
+        """Args: ``places`` are all that will be read."""
+        self._store = store
+        self._sizes: dict[str, int] = {}
+        for place in places:
+            self._sizes[place.key] = max(place.offset + place.length, self._sizes.get(place.key, 0))
+        self._kept: dict[str, bytes] = {}
+        """The one that was read last comes last."""
+
+    def read(self, place: Place) -> Iterator[bytes]:
+        if self._sizes[place.key] > KEEP_BYTES // 2:
+            return self._store.stream(place.key, place.offset, place.length)
+        data = self._kept.pop(place.key, None)
+        if data is None:
+            data = self._store.get(place.key)
+            while self._kept and sum(map(len, self._kept.values())) + len(data) > KEEP_BYTES:
+                del self._kept[next(iter(self._kept))]
+        self._kept[place.key] = data
+        return iter((data[place.offset : place.offset + place.length],))
+
+
 class ShardLog:
     """The answers of one attempt at a shard, with what earlier attempts committed.
 
@@ -288,11 +319,13 @@ class ShardLog:
             reasoning_tokens=self._usage[3],
         )
         head = f"shard {self.completed} {self.failed} {_tokens(usage)}\n".encode()
+        parts = PlaceReader(self._store, (place for place in self._records.values() if isinstance(place, Place)))
         try:
             with self._store.writer(catalog.result_key(*self._where, self._attempt)) as writer:
                 writer.write(head)
                 for line in sorted(self._records):
-                    for piece in self._bytes_of(self._records[line]):
+                    record = self._records[line]
+                    for piece in parts.read(record) if isinstance(record, Place) else (record,):
                         writer.write(piece)
                 writer.commit()
         except ObjectNotFound:
@@ -300,14 +333,8 @@ class ShardLog:
             if result := find_result(self._store, *self._where):
                 return result
             raise
-        for key in self._parts:
-            self._store.delete(key)
+        self._store.delete(*self._parts)
         return ShardResult(attempt=self._attempt, completed=self.completed, failed=self.failed, usage=usage)
-
-    def _bytes_of(self, record: bytes | Place) -> Iterator[bytes]:
-        if isinstance(record, bytes):
-            return iter((record,))
-        return self._store.stream(record.key, record.offset, record.length)
 
     def _count(self, kind: Kind, usage: Usage) -> None:
         if kind == "output":

@@ -15,10 +15,12 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities import catalog
+from activities.batch_plan import BatchPlan, load_plan
 from activities.inference import Answer, InferenceClient, Verdict
 from activities.jsonl import parse_line, read_lines
 from activities.limiter import Limiter, Queue, RoomForRequests, Signal
 from activities.output_lines import OutputLines
+from activities.request_rules import model_of
 from activities.results import ShardLog
 from activities.shard_heartbeat import BEAT_SECONDS, ShardHeartbeat
 from activities.storage import ObjectNotFound, ObjectStore, StoreError
@@ -87,10 +89,15 @@ class RunRequests(RunRequestsStub):
         """The requests of the shard that have no committed answer."""
         shard = task.shard
         chunks = self._store.stream(catalog.input_key(task.tenant, task.batch_id), shard.offset, shard.length)
+        plan: BatchPlan | None = None
+        if task.plan and shard.requests > 1:  # of one request, the shard is that line alone
+            plan = load_plan(self._store.get(catalog.plan_key(task.tenant, task.batch_id, task.plan)))
         requests: dict[int, _Request] = {}
         for line in read_lines(chunks, first_line=shard.first_line):
             if line.data and not log.has(line.number):
                 parsed = parse_line(line.data)
+                if plan and plan.upstream(model_of(parsed.body)) != shard.upstream:
+                    continue
                 requests[line.number] = _Request(bytes(parsed.custom_id), bytes(parsed.body))
         return requests
 
@@ -111,15 +118,16 @@ class _ShardRun:
         self._client = client
         self._limiter = limiter
         self._commit_interval = commit_interval
-        self._lines = OutputLines(task.batch_id)
+        self._lines = OutputLines(task.batch_id, strict=task.strict_error_lines)
         self._requests: dict[int, _Request] = {}
         self._queue = Queue(task.batch_id, [], self._start)
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sending: dict[asyncio.Task[None], int] = {}  # with the replica that each is sent to
         self._idle = asyncio.Event()
         self._again: Counter[str] = Counter()  # reasons of those to be tried again
         self._most_tried = 0
         self._fault: Exception | None = None
         self._store_error = ""
+        self._named = "" if client.upstream.is_only else f"upstream {client.upstream.name}: "
         self._loop = asyncio.get_running_loop()
         self._commit_timer: asyncio.TimerHandle | None = None
         self._commit_task: asyncio.Task[None] | None = None
@@ -199,17 +207,19 @@ class _ShardRun:
 
     # Sending
 
-    def _start(self, line: int) -> None:
-        task = self._loop.create_task(self._send(line))
-        self._sending.add(task)
+    def _start(self, line: int, replica: int) -> None:
+        task = self._loop.create_task(self._send(line, replica))
+        self._sending[task] = replica
         task.add_done_callback(self._sent)
 
-    async def _send(self, line: int) -> None:
+    async def _send(self, line: int, replica: int) -> None:
         sent_at = self._limiter.now()
         signal, wait, reason = Signal.UNCLEAR, None, ""
         try:
-            answer = await self._client.send(self._task.endpoint, self._requests[line].body)
-            if answer.status == HTTPStatus.BAD_GATEWAY and not self._limiter.answered_since(sent_at):
+            answer = await self._client.send(self._task.endpoint, self._requests[line].body, replica)
+            if answer.reason:
+                answer = dataclasses.replace(answer, reason=self._named + answer.reason)
+            if answer.status == HTTPStatus.BAD_GATEWAY and not self._limiter.answered_since(sent_at, replica):
                 # A proxy says that the engine behind it is away, and nothing says otherwise: not this request's fault.
                 answer = dataclasses.replace(answer, verdict=Verdict.UNREACHABLE)
             signal, wait, reason = _SIGNALS[answer.verdict], answer.retry_after, answer.reason
@@ -217,12 +227,12 @@ class _ShardRun:
         except Exception as error:  # a bug of ours: end the attempt with it instead of losing it in a task
             self._fault = error
             self._hold_back()
-        self._limiter.finished(signal, sent_at, wait, reason)
+        self._limiter.finished(signal, sent_at, wait, reason, replica)
 
     def _sent(self, task: asyncio.Task[None]) -> None:
-        self._sending.discard(task)
+        replica = self._sending.pop(task)
         if task.cancelled():  # perhaps before its first step, so that nothing inside it has run
-            self._limiter.finished(Signal.UNCLEAR, self._limiter.now())
+            self._limiter.finished(Signal.DROPPED, self._limiter.now(), replica=replica)
         self._check_idle()
 
     def _take(self, line: int, answer: Answer) -> None:

@@ -7,16 +7,32 @@ variables and profiles.
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from activities.payload_codec import parse_keys
+from activities.webhooks import Endpoints, check_url, load_endpoints, signing_key
 from workflows.contract import DEFAULT_TASK_QUEUE
 
 _WINDOW = re.compile(r"([1-9][0-9]{0,6})([smhd])")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_EXTRA_ENDPOINT = re.compile(r"/v1(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+")
+
+ENDPOINTS = (
+    "/v1/responses",
+    "/v1/chat/completions",
+    "/v1/embeddings",
+    "/v1/completions",
+    "/v1/moderations",
+    "/v1/images/generations",
+    "/v1/images/edits",
+    "/v1/videos",
+)
+"""Those of OpenAI's batches, in its order."""
 
 
 def window_seconds(window: str) -> int:
@@ -35,11 +51,26 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="EVERBATCH_", frozen=True, extra="ignore")
 
     data_dir: str = Field(".everbatch", description="Folder for local state: the embedded Temporal's database and log.")
-    store: str = Field("", description="Where files and results are kept: a folder. Default: `store` in the data dir.")
+    store: str = Field(
+        "",
+        description="Where files and results are kept: a folder, or `s3://bucket/prefix`. "
+        "Default: `store` in the data dir.",
+    )
+    s3_endpoint: str = Field(
+        "", description="Host, or host and port, of the S3 server; for AWS `s3.amazonaws.com`. Needed with `s3://`."
+    )
+    s3_access_key: SecretStr = Field(SecretStr(""), description="Access key of the S3 server. Needed with `s3://`.")
+    s3_secret_key: SecretStr = Field(SecretStr(""), description="Secret key of the S3 server. Needed with `s3://`.")
+    s3_region: str = Field("us-east-1", min_length=1, description="Region of the bucket.")
+    s3_secure: bool = Field(True, description="Whether the S3 server is spoken to over TLS.")
     upstream_url: str = Field(
         "", description="Base URL of the OpenAI-compatible inference server, for example `http://127.0.0.1:8001/v1`."
     )
     upstream_api_key: SecretStr = Field(SecretStr(""), description="Bearer key for the inference server.")
+    upstreams: str = Field(
+        "",
+        description="TOML file that names several inference servers, instead of the two above: see `docs/upstreams.md`.",
+    )
     max_in_flight: int = Field(64, ge=1, le=10_000, description="Requests sent at once by one worker process.")
     request_timeout: float = Field(600.0, gt=0, description="Seconds that one request may take.")
     max_attempts: int = Field(
@@ -51,10 +82,23 @@ class Settings(BaseSettings):
     max_requests: int = Field(50_000, ge=1, le=1_000_000, description="Requests in one batch.")
     max_input_bytes: int = Field(209_715_200, ge=1, description="Bytes in the input file of one batch.")
     max_file_bytes: int = Field(536_870_912, ge=1, description="Bytes in one uploaded file.")
+    max_upload_bytes: int = Field(
+        8_589_934_592, ge=1, description="Bytes in one file that arrives in parts, by the Uploads API."
+    )
     unknown_model: Literal["batch", "line"] = Field(
         "batch",
         description="A model that the upstream does not list: `batch` fails the batch with `model_not_found`, "
         "`line` sends the line and lets its answer decide.",
+    )
+    extra_endpoints: str = Field(
+        "",
+        description="Endpoints that batches may use beside OpenAI's, separated by commas, for example "
+        "`/v1/score,/v1/rerank`.",
+    )
+    strict_error_lines: bool = Field(
+        False,
+        description="Error lines of requests that got an HTTP answer carry `error: null`, as OpenAI's do, and not also "
+        "its code and message.",
     )
     mixed_models: bool = Field(True, description="Whether the requests of one batch may name several models.")
     task_queue: str = Field(
@@ -63,15 +107,60 @@ class Settings(BaseSettings):
         max_length=100,
         description="Temporal task queue; inference uses the same name with `-inference` behind it.",
     )
+    keys_file: str = Field(
+        "",
+        description="File of API keys and tenants, made by `everbatch keys create`. Without one no key is asked for, "
+        "and the API listens on loopback alone.",
+    )
     temporal_cli: str = Field("", description="Path of the `temporal` binary for the embedded server.")
     metrics_address: str = Field(
         "", description="Where a worker serves Prometheus metrics, for example `127.0.0.1:9464`. Default: nowhere."
     )
+    payload_key: SecretStr = Field(
+        SecretStr(""),
+        description="Seals what crosses Temporal: base64 of 32 bytes; of several, separated by commas, the first seals "
+        "and all open.",
+    )
+    codec_address: str = Field(
+        "",
+        description="Where the API serves the codec server of the Temporal UI, for example `127.0.0.1:8081`. "
+        "Default: nowhere.",
+    )
+    codec_origins: str = Field(
+        "http://127.0.0.1:8233,http://localhost:8233",
+        description="Origins of the Temporal UI, separated by commas, that may use the codec server.",
+    )
+    retention_days: int = Field(
+        7,
+        ge=1,
+        le=36_500,
+        description="Days that Temporal remembers closed workflows, set by `everbatch setup`. The store remembers on.",
+    )
+    deployment: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9_-]*$",
+        description="Name of a Temporal worker deployment: set, each batch ends on the version of the workers that it "
+        "began on, and a version gets new batches once `everbatch promote` names it.",
+    )
+    build_id: str = Field("", description="Version of this worker's code in its deployment. Default: Everbatch's.")
+    log_format: Literal["text", "json"] = Field(
+        "text",
+        description="Log lines for people (`text`), or one JSON object each with request and batch ids (`json`).",
+    )
+    webhook_url: str = Field("", description="Where the ends of all batches are told, by webhook.")
+    webhook_secret: SecretStr = Field(
+        SecretStr(""), description="Signs these webhooks: `whsec_` and base64, or any text."
+    )
+    webhooks_file: str = Field("", description="TOML file of more webhooks: see `docs/webhooks.md`.")
+    webhook_allow_private: bool = Field(False, description="Whether webhooks may go to private and loopback addresses.")
     heartbeat_timeout: float = Field(
         30.0, ge=1.5, description="Seconds of silence after which a worker counts as dead and its shards move on."
     )
     commit_interval: float = Field(
         0.1, ge=0, le=60, description="Seconds that an answer may wait for others before it is committed."
+    )
+    janitor_interval: int = Field(
+        3600, ge=1, description="Seconds between two runs of the janitor, which deletes expired files and leftovers."
     )
     drain_timeout: float = Field(
         30.0, ge=0, description="Seconds that a stopping worker gives requests in flight to end."
@@ -83,6 +172,45 @@ class Settings(BaseSettings):
         for window in value.split(","):
             window_seconds(window.strip())
         return value
+
+    @field_validator("payload_key")
+    @classmethod
+    def _payload_keys_are_keys(cls, value: SecretStr) -> SecretStr:
+        parse_keys(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _codec_has_a_key(self) -> Settings:
+        if self.codec_address and not self.payload_keys:
+            raise ValueError("EVERBATCH_CODEC_ADDRESS is set, but EVERBATCH_PAYLOAD_KEY is not: nothing is sealed")
+        return self
+
+    @field_validator("extra_endpoints")
+    @classmethod
+    def _endpoints_are_paths(cls, value: str) -> str:
+        for endpoint in filter(None, map(str.strip, value.split(","))):
+            if not _EXTRA_ENDPOINT.fullmatch(endpoint):
+                raise ValueError(f"{endpoint!r} is not an endpoint such as /v1/score")
+        return value
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _webhook_is_http(cls, value: str) -> str:
+        return check_url(value) if value else value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _webhook_secret_signs(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value():
+            signing_key(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _webhooks_can_be_sent(self) -> Settings:
+        if bool(self.webhook_url) != bool(self.webhook_secret.get_secret_value()):
+            raise ValueError("EVERBATCH_WEBHOOK_URL and EVERBATCH_WEBHOOK_SECRET go together: set both or none")
+        self.webhook_endpoints()
+        return self
 
     @field_validator("upstream_url")
     @classmethod
@@ -100,5 +228,34 @@ class Settings(BaseSettings):
         return [window.strip() for window in self.completion_windows.split(",")]
 
     @property
+    def payload_keys(self) -> list[bytes]:
+        return parse_keys(self.payload_key.get_secret_value())
+
+    @property
+    def ui_origins(self) -> list[str]:
+        return [origin.strip().rstrip("/") for origin in self.codec_origins.split(",")]
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Every endpoint that a batch may use, each once."""
+        return list(dict.fromkeys([*ENDPOINTS, *filter(None, map(str.strip, self.extra_endpoints.split(",")))]))
+
+    @property
+    def retention(self) -> timedelta:
+        return timedelta(days=self.retention_days)
+
+    def webhook_endpoints(self) -> Endpoints:
+        """Reads the file.
+
+        Raises:
+            ValueError: it cannot be used (any more).
+        """
+        return load_endpoints(self.webhook_url, self.webhook_secret, self.webhooks_file)
+
+    @property
     def store_address(self) -> str:
         return self.store or f"{self.data_dir}/store"
+
+    @property
+    def store_is_remote(self) -> bool:
+        return "://" in self.store_address

@@ -5,14 +5,21 @@ All calls block. Code on an event loop calls them through ``asyncio.to_thread``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Final, Protocol
 
-from activities.settings import Settings
-
-CHUNK = 1 << 20
+CHUNK: Final = 1 << 20
 """Bytes moved at a time."""
+
+STORE_THREADS: Final = 32
+"""Blocking store calls at once in a worker. Most of their time is waiting for the disk or the network."""
+
+STALE_SECONDS: Final = 24 * 3600
+"""What a writer began so long ago, and has not committed, has nobody left who writes it."""
+
+_PART: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 class StoreError(Exception):
@@ -21,6 +28,17 @@ class StoreError(Exception):
 
 class ObjectNotFound(StoreError):
     """There is no object at this key."""
+
+
+def checked_key(key: str) -> str:
+    """The key, if it can be one.
+
+    Raises:
+        ObjectNotFound: keys may come from URLs, and nothing can be at this one.
+    """
+    if not all(_PART.fullmatch(part) for part in key.split("/")):
+        raise ObjectNotFound(key[:200])
+    return key
 
 
 class ObjectWriter(Protocol):
@@ -62,10 +80,6 @@ class ObjectStore(Protocol):
         """A small object, whole."""
         ...
 
-    def size(self, key: str) -> int:
-        """Bytes in the object."""
-        ...
-
     def stream(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """The object's bytes from ``offset``, in chunks; a missing object raises here, not at the first chunk."""
         ...
@@ -78,8 +92,15 @@ class ObjectStore(Protocol):
         """Copy an object inside the store without moving its bytes through this process."""
         ...
 
-    def delete(self, key: str) -> bool:
-        """Whether there was something to delete."""
+    def compose(self, sources: Sequence[str], target: str) -> None:
+        """One object out of several, in order, inside the store where it can be; of none, an empty one.
+
+        It becomes visible as :meth:`ObjectWriter.commit` says. The sources stay.
+        """
+        ...
+
+    def delete(self, *keys: str) -> None:
+        """Delete objects. One that is not there counts as deleted."""
         ...
 
     def delete_prefix(self, prefix: str) -> None:
@@ -90,17 +111,6 @@ class ObjectStore(Protocol):
         """Keys that begin with ``prefix`` (which ends with a ``/``) and sort behind ``after``, in order."""
         ...
 
-
-def open_store(settings: Settings) -> ObjectStore:
-    """The store that ``EVERBATCH_STORE`` names.
-
-    Raises:
-        ValueError: the address is of a kind that is not there.
-    """
-    if "://" in settings.store_address:
-        raise ValueError(f"EVERBATCH_STORE={settings.store_address!r}: only a folder is supported")
-    from activities.storage_local import LocalStore
-
-    store = LocalStore(settings.store_address)
-    store.delete_stale()
-    return store
+    def delete_stale(self) -> None:
+        """Delete what writers that were killed more than a day ago have left, which no object can come of."""
+        ...

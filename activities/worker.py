@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from importlib.metadata import version
-from typing import Final, TypeVar
+from typing import Final, TypedDict
 
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.envconfig import ClientConfig, ClientConnectConfig
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.runtime import Runtime
-from temporalio.service import RPCError
-from temporalio.worker import FixedSizeSlotSupplier, Worker, WorkerTuner
+from temporalio.worker import FixedSizeSlotSupplier, Worker, WorkerDeploymentConfig, WorkerTuner
 
+from activities.deliver_webhook import DeliverWebhook
 from activities.inference import InferenceClient
+from activities.janitor import DeleteExpired
 from activities.limiter import Limiter, RoomForRequests
-from activities.metrics import report_limiter
+from activities.metrics import report_limiters
 from activities.pause_shards import PauseShards
 from activities.run_requests import RunRequests
 from activities.settings import Settings
-from activities.storage import ObjectStore
+from activities.storage import STORE_THREADS, ObjectStore
 from activities.validate_input import ValidateInput
+from activities.webhooks import Endpoints
 from activities.write_files import WriteFiles
 from workflows.batch import BatchWorkflow
-from workflows.contract import inference_task_queue
+from workflows.contract import inference_task_queue, upstream_task_queue, webhook_task_queue
+from workflows.janitor import JanitorWorkflow
+from workflows.webhook import WebhookWorkflow
 
-log = logging.getLogger("everbatch.worker")
+# The SDK's default is a hash over the code of all loaded modules: most of a second at each start.
+BUILD_ID: Final = f"everbatch-{version('everbatch')}"
 
-T = TypeVar("T")
-
-DEFAULT_TEMPORAL_ADDRESS: Final = "localhost:7233"
-CONNECT_RETRY_SECONDS: Final = 1.0
-REASON_LENGTH: Final = 300
-
-STORE_THREADS: Final = 32
-"""Blocking store calls at once. Most of their time is waiting for the disk or the network."""
+DELIVERIES: Final = 32
+"""Webhooks sent at once by one worker."""
 
 FILE_ACTIVITIES: Final = 8
 """Inputs validated and result files written at once by one worker."""
@@ -52,72 +48,52 @@ HEARTBEAT_THROTTLE: Final = timedelta(seconds=1.5)
 """Between two heartbeats on the wire; also how late word of a cancel or a pause may come."""
 
 
-def temporal_address() -> str:
-    """Where Temporal is, by the SDK's own environment variables and profiles."""
-    return ClientConfig.load_client_connect_config().get("target_host") or DEFAULT_TEMPORAL_ADDRESS
+class _Identity(TypedDict, total=False):
+    build_id: str
+    deployment_config: WorkerDeploymentConfig
 
 
-async def connect(address: str | None = None, *, lazy: bool = False, runtime: Runtime | None = None) -> Client:
-    """A client of the server at ``address``, or else by the SDK's own environment variables and profiles.
-
-    Raises:
-        RuntimeError: Temporal cannot be reached (unless ``lazy``).
-    """
-    config: ClientConnectConfig = {} if address else ClientConfig.load_client_connect_config()
-    config["target_host"] = address or config.get("target_host") or DEFAULT_TEMPORAL_ADDRESS
-    return await Client.connect(**config, data_converter=pydantic_data_converter, lazy=lazy, runtime=runtime)
-
-
-async def connect_when_there(stop: asyncio.Event, runtime: Runtime | None = None) -> Client | None:
-    """Wait for Temporal, saying so, and connect; ``None`` if ``stop`` is set before.
-
-    Raises:
-        ValueError: its address cannot be one.
-    """
-    return await when_there(lambda: connect(runtime=runtime), stop)
-
-
-async def when_there(ask: Callable[[], Awaitable[T]], stop: asyncio.Event) -> T | None:
-    """What Temporal answers once it does, saying meanwhile why it does not; ``None`` if ``stop`` is set before."""
-    said = ""
-    while not stop.is_set():
-        try:
-            answer = await ask()
-            if said:
-                log.warning("Temporal at %s is there", temporal_address())
-            return answer
-        except (RuntimeError, RPCError) as error:
-            reason = " ".join(str(error).split())[:REASON_LENGTH]
-            if reason != said:  # it may be away at first, and then refuse our key
-                log.warning("waiting for Temporal at %s: %s", temporal_address(), reason)
-                said = reason
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), CONNECT_RETRY_SECONDS)
-    return None
+def _identity(settings: Settings) -> _Identity:
+    """What Temporal is told of this worker's code."""
+    build_id = settings.build_id or BUILD_ID
+    if not settings.deployment:
+        return {"build_id": build_id}
+    return {
+        "deployment_config": WorkerDeploymentConfig(
+            version=WorkerDeploymentVersion(settings.deployment, build_id),
+            use_worker_versioning=True,
+            # A batch ends on the code that it began on: at most its completion window later.
+            default_versioning_behavior=VersioningBehavior.PINNED,
+        )
+    }
 
 
 class BatchWorker:
-    """Polls both task queues until it is stopped. Build it on a running event loop."""
+    """Polls its task queues until it is stopped: one for batches and files, one for each upstream's requests, and one
+    for webhooks where it knows of any.
 
-    def __init__(self, client: Client, settings: Settings, store: ObjectStore, inference: InferenceClient) -> None:
+    Build it on a running event loop.
+    """
+
+    def __init__(
+        self, client: Client, settings: Settings, store: ObjectStore, inference: Sequence[InferenceClient]
+    ) -> None:
+        """Args: ``inference`` has a client for each upstream."""
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(STORE_THREADS, "store"))
         self._client = client
-        self._limiter = Limiter(settings.max_in_flight)
-        room = RoomForRequests(self._limiter)
-        run_requests = RunRequests(store, inference, self._limiter, room, settings.commit_interval)
-        self._drain_seconds = settings.drain_timeout
+        self._settings = settings
+        self._limiters: dict[str, Limiter] = {}
         drain = timedelta(seconds=settings.drain_timeout)
-        # The SDK's default is a hash over the code of all loaded modules: most of a second at each start.
-        build_id = f"everbatch-{version('everbatch')}"
         self._batch_worker = Worker(
             client,
             task_queue=settings.task_queue,
-            build_id=build_id,
-            workflows=[BatchWorkflow],
+            **_identity(settings),
+            workflows=[BatchWorkflow, JanitorWorkflow, WebhookWorkflow],
             activities=[
                 ValidateInput(store, inference).validate_input,
                 WriteFiles(store).write_files,
                 PauseShards(client).pause_shards,
+                DeleteExpired(store).delete_expired,
             ],
             max_concurrent_activities=FILE_ACTIVITIES,
             sticky_queue_schedule_to_start_timeout=STICKY_PATIENCE,
@@ -125,11 +101,22 @@ class BatchWorker:
             max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
             graceful_shutdown_timeout=drain,
         )
+        self._inference_workers = [self._inference_worker(store, upstream) for upstream in inference]
+        endpoints = settings.webhook_endpoints()
+        self._webhook_workers = [self._webhook_worker(endpoints)] if endpoints else []
+
+    def _inference_worker(self, store: ObjectStore, inference: InferenceClient) -> Worker:
+        """With a limiter and a task queue of its own, so that upstreams do not wait for each other."""
+        upstream = inference.upstream
+        limiter = Limiter(upstream.max_in_flight, replicas=len(upstream.urls))
+        self._limiters[upstream.name] = limiter
+        room = RoomForRequests(limiter)
+        run_requests = RunRequests(store, inference, limiter, room, self._settings.commit_interval)
         fixed = FixedSizeSlotSupplier(1)  # this worker has no other tasks
-        self._inference_worker = Worker(
-            client,
-            task_queue=inference_task_queue(settings.task_queue),
-            build_id=build_id,
+        return Worker(
+            self._client,
+            task_queue=upstream_task_queue(inference_task_queue(self._settings.task_queue), upstream.name),
+            **_identity(self._settings),
             activities=[run_requests.run_requests],
             tuner=WorkerTuner.create_composite(
                 workflow_supplier=fixed,
@@ -139,7 +126,19 @@ class BatchWorker:
             ),
             disable_eager_activity_execution=True,
             max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
-            graceful_shutdown_timeout=drain,
+            graceful_shutdown_timeout=timedelta(seconds=self._settings.drain_timeout),
+        )
+
+    def _webhook_worker(self, endpoints: Endpoints) -> Worker:
+        deliver = DeliverWebhook(endpoints, allow_private=self._settings.webhook_allow_private)
+        return Worker(
+            self._client,
+            task_queue=webhook_task_queue(self._settings.task_queue),
+            build_id=BUILD_ID,
+            activities=[deliver.deliver_webhook],
+            max_concurrent_activities=DELIVERIES,
+            disable_eager_activity_execution=True,
+            graceful_shutdown_timeout=timedelta(seconds=self._settings.drain_timeout),
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -149,14 +148,16 @@ class BatchWorker:
             Exception: a worker failed for good, for example because Temporal refuses its credentials.
         """
         meter = self._client.service_client.config.runtime or Runtime.default()
-        reporting = asyncio.create_task(report_limiter(self._limiter, meter.metric_meter))
-        runs = [asyncio.create_task(worker.run()) for worker in (self._batch_worker, self._inference_worker)]
+        reporting = asyncio.create_task(report_limiters(self._limiters, meter.metric_meter))
+        workers = [self._batch_worker, *self._inference_workers, *self._webhook_workers]
+        runs = [asyncio.create_task(worker.run()) for worker in workers]
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([stopping, *runs], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         reporting.cancel()
-        self._limiter.drain(self._drain_seconds)
+        for limiter in self._limiters.values():
+            limiter.drain(self._settings.drain_timeout)
         # Inference first: what it hands back is then settled by a workflow worker that still runs.
-        await self._inference_worker.shutdown()
+        await asyncio.gather(*(worker.shutdown() for worker in self._inference_workers + self._webhook_workers))
         await self._batch_worker.shutdown()
         await asyncio.gather(*runs)

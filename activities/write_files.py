@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 from temporalio import activity
 
 from activities import catalog
+from activities.batch_plan import BatchPlan, load_plan
 from activities.catalog import Catalog, FileRecord
 from activities.in_thread import StopFlag, run_in_thread
-from activities.jsonl import parse_line, read_lines
+from activities.jsonl import RequestLine, parse_line, read_lines
 from activities.output_lines import OutputLines
-from activities.results import Committed, Kind, RecordReader, look_up
+from activities.request_rules import model_of
+from activities.results import Committed, Kind, Place, PlaceReader, RecordReader, look_up
+from activities.running_batches import RunningBatches
 from activities.storage import ObjectNotFound, ObjectStore, ObjectWriter, StoreError
 from workflows.contract import WRITE_FILES, WriteFilesStub
 from workflows.ids import result_file_id
@@ -25,11 +30,13 @@ from workflows.types import (
     BatchSpec,
     BatchStatus,
     Counts,
-    MissingReason,
     Shard,
     Usage,
     WriteFilesInput,
 )
+
+LOOK_SECONDS = 3600
+"""From the end of a batch until the janitor looks for what attempts that were thought dead have left of it."""
 
 _END_TIMES = {
     BatchPhase.COMPLETED: "completed_at",
@@ -52,12 +59,16 @@ class WriteFiles(WriteFilesStub):
         spec = task.spec
         final = self._catalog.get_final(spec.tenant, spec.batch_id)
         if not final:
+            at = int(time.time()) + LOOK_SECONDS
+            self._catalog.remind("batch", spec.tenant, spec.batch_id, at)
             status = task.status
             if status.counts.total:
                 status = self._merge(task, stop)
             end = {"phase": task.outcome, _END_TIMES[task.outcome]: int(time.time())}
             final = BatchRecord(spec=spec, status=status.model_copy(update=end))
             self._catalog.save_final(final)
+        if spec.counted:
+            RunningBatches(self._catalog).remove(spec.tenant, spec.batch_id)
         # Only now: the record is what tells an attempt after a crash that all of this is no longer needed.
         self._catalog.delete_leftovers(spec.tenant, spec.batch_id)
         return final.status
@@ -66,11 +77,8 @@ class WriteFiles(WriteFilesStub):
         spec = task.spec
         with ExitStack() as stack:
             files = _ResultFiles(self._store, spec, stack)
-            shards = self._catalog.get_shards(spec.tenant, spec.batch_id)
-            for index, shard in enumerate(shards):
-                stop.check()
-                attempt = task.attempts[index] if index < len(task.attempts) else None
-                self._merge_shard(files, spec, task.missing, index, shard, attempt)
+            for line in self._lines(task, stop):
+                files.copy(line)
             counts = Counts(
                 total=task.status.counts.total, completed=files.count["output"], failed=files.count["error"]
             )
@@ -89,26 +97,44 @@ class WriteFiles(WriteFilesStub):
             }
         )
 
-    def _merge_shard(
+    def _lines(self, task: WriteFilesInput, stop: StopFlag) -> Iterator[_ResultLine]:
+        """The result lines of all shards in input order. Take the bytes of each before the next."""
+        if not task.plan:
+            shards = self._catalog.get_shards(task.spec.tenant, task.spec.batch_id)
+            return self._lines_of_shards(task, enumerate(shards), lambda line: True, stop)
+        plan = load_plan(self._store.get(catalog.plan_key(task.spec.tenant, task.spec.batch_id, task.plan)))
+        # Shards of one upstream follow on each other; those of several lie across each other.
+        by_upstream: dict[int, list[tuple[int, Shard]]] = {}
+        for index, shard in enumerate(plan.shards):
+            by_upstream.setdefault(shard.upstream, []).append((index, shard))
+        runs = [
+            self._lines_of_shards(task, shards, partial(_is_of, plan, upstream), stop)
+            for upstream, shards in by_upstream.items()
+        ]
+        return heapq.merge(*runs, key=lambda line: line.number)
+
+    def _lines_of_shards(
         self,
-        files: _ResultFiles,
-        spec: BatchSpec,
-        missing: MissingReason,
-        index: int,
-        shard: Shard,
-        attempt: str | None,
-    ) -> None:
-        chunks = self._open_result(spec, index, attempt) if attempt else None
-        if chunks is None:
-            found = look_up(self._store, spec.tenant, spec.batch_id, index)
-            if isinstance(found, Committed):
-                self._merge_unfinished(files, spec, missing, shard, found)
-                return
-            chunks = self._store.stream(catalog.result_key(spec.tenant, spec.batch_id, index, found.attempt))
-        reader = RecordReader(chunks)
-        reader.shard_head()
-        for record in reader.records():
-            files.copy(record.kind, record.usage, reader.line())
+        task: WriteFilesInput,
+        shards: Iterable[tuple[int, Shard]],
+        is_mine: Callable[[RequestLine], bool],
+        stop: StopFlag,
+    ) -> Iterator[_ResultLine]:
+        for index, shard in shards:
+            stop.check()
+            attempt = task.attempts[index] if index < len(task.attempts) else None
+            chunks = self._open_result(task.spec, index, attempt) if attempt else None
+            if chunks is None:
+                found = look_up(self._store, task.spec.tenant, task.spec.batch_id, index)
+                if isinstance(found, Committed):
+                    yield from self._lines_of_unfinished(task, shard, found, is_mine)
+                    continue
+                key = catalog.result_key(task.spec.tenant, task.spec.batch_id, index, found.attempt)
+                chunks = self._store.stream(key)
+            reader = RecordReader(chunks)
+            reader.shard_head()
+            for record in reader.records():
+                yield _ResultLine(record.line, record.kind, record.usage, reader.line())
 
     def _open_result(self, spec: BatchSpec, shard: int, attempt: str) -> Iterator[bytes] | None:
         """The object that is to count; ``None`` if it is gone, and then the shard is as one that never finished."""
@@ -117,15 +143,17 @@ class WriteFiles(WriteFilesStub):
         except ObjectNotFound:
             return None
 
-    def _merge_unfinished(
-        self, files: _ResultFiles, spec: BatchSpec, missing: MissingReason, shard: Shard, committed: Committed
-    ) -> None:
+    def _lines_of_unfinished(
+        self, task: WriteFilesInput, shard: Shard, committed: Committed, is_mine: Callable[[RequestLine], bool]
+    ) -> Iterator[_ResultLine]:
         """A shard that was stopped: what is answered, and a line that says why for each of the rest.
 
         A part may vanish here, when an attempt that was thought dead ends the shard after all. Then this attempt
         fails, and the next finds the shard's object.
         """
+        spec = task.spec
         lines = OutputLines(spec.batch_id)
+        parts = PlaceReader(self._store, committed.places.values())
         chunks = self._store.stream(catalog.input_key(spec.tenant, spec.batch_id), shard.offset, shard.length)
         for line in read_lines(chunks, first_line=shard.first_line):
             if not line.data:
@@ -133,11 +161,22 @@ class WriteFiles(WriteFilesStub):
             record = committed.records.get(line.number)
             if record:
                 place = committed.places[line.number]
-                offset, length = place.offset + len(record.head), record.length
-                files.copy(record.kind, record.usage, self._store.stream(place.key, offset, length))
-            else:
-                custom_id = bytes(parse_line(line.data).custom_id)
-                files.copy("error", Usage(), iter([lines.missing(line.number, custom_id, missing)]))
+                data = parts.read(Place(place.key, place.offset + len(record.head), record.length))
+                yield _ResultLine(line.number, record.kind, record.usage, data)
+            elif is_mine(request := parse_line(line.data)):
+                missing = lines.missing(line.number, bytes(request.custom_id), task.missing)
+                yield _ResultLine(line.number, "error", Usage(), iter([missing]))
+
+
+def _is_of(plan: BatchPlan, upstream: int, request: RequestLine) -> bool:
+    return plan.upstream(model_of(request.body)) == upstream
+
+
+class _ResultLine(NamedTuple):
+    number: int
+    kind: Kind
+    usage: Usage
+    data: Iterator[bytes]
 
 
 class _ResultFiles:
@@ -151,16 +190,17 @@ class _ResultFiles:
         self.count: dict[Kind, int] = {"output": 0, "error": 0}
         self.usage = Usage()
 
-    def copy(self, kind: Kind, usage: Usage, line: Iterator[bytes]) -> None:
+    def copy(self, line: _ResultLine) -> None:
+        kind = line.kind
         writer = self._writers.get(kind)
         if writer is None:
             key = catalog.content_key(self._spec.tenant, self._file_id(kind))
             writer = self._writers[kind] = self._stack.enter_context(self._store.writer(key))
-        for piece in line:
+        for piece in line.data:
             writer.write(piece)
         self.count[kind] += 1
         if kind == "output":
-            self.usage += usage
+            self.usage += line.usage
 
     def publish(self, files: Catalog, created_ms: int) -> dict[Literal["output", "error"], str | None]:
         """Make the files visible; their ids, ``None`` for one that has no line."""

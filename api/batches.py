@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from itertools import islice
@@ -12,28 +13,68 @@ from fastapi import APIRouter, Query
 
 from activities.catalog import Catalog
 from activities.settings import Settings, window_seconds
-from activities.storage import ObjectNotFound, ObjectStore
-from api.auth import Tenant
+from activities.storage import ObjectNotFound, ObjectStore, StoreError
+from api.auth import Caller, CallerOf, Tenant
 from api.bodies import JsonRoute
-from api.errors import ApiError, invalid_value, permanent_conflict, shown
-from api.schemas import Batch, BatchList, CreateBatch, IdempotencyKey, batch_list, batch_object
+from api.errors import ApiError, permanent_conflict, shown
+from api.limits import BatchPlaces, NoPlace
+from api.schemas import (
+    Batch,
+    BatchList,
+    CreateBatch,
+    IdempotencyKey,
+    RetryCount,
+    batch_list,
+    batch_object,
+    create_batch_model,
+    error_responses,
+)
 from api.views import BatchHasEnded, BatchView, Gateway, IdempotencyConflict
 from workflows.contract import inference_task_queue
 from workflows.ids import batch_id_for_key, create_digest
 from workflows.types import BatchRecord, BatchSpec
 
+log = logging.getLogger("everbatch.api")
+
 MAX_PAGE = 100
+RETRY_SECONDS = 900
+"""How long a create may be looked for by its retry. The SDK waits 600 s for an answer before it tries again."""
 
 
 def batches_router(settings: Settings, store: ObjectStore, gateway: Gateway) -> APIRouter:
     routes = _Batches(settings, store, gateway)
-    router = APIRouter(prefix="/v1/batches", tags=["Batches"], route_class=JsonRoute)
-    router.add_api_route("", routes.create_batch, methods=["POST"], response_model=Batch)
-    router.add_api_route("", routes.list_batches, methods=["GET"], response_model=BatchList)
-    router.add_api_route("/{batch_id}", routes.retrieve_batch, methods=["GET"], response_model=Batch)
-    router.add_api_route("/{batch_id}/cancel", routes.cancel_batch, methods=["POST"], response_model=Batch)
-    router.add_api_route("/{batch_id}/pause", routes.pause_batch, methods=["POST"], response_model=Batch)
-    router.add_api_route("/{batch_id}/resume", routes.resume_batch, methods=["POST"], response_model=Batch)
+    router = APIRouter(prefix="/v1/batches", tags=["Batches"], route_class=JsonRoute, responses=error_responses(401))
+
+    async def create_batch(
+        body: CreateBatch,
+        caller: CallerOf,
+        idempotency_key: IdempotencyKey = None,
+        retry_count: RetryCount = None,
+    ) -> Batch:
+        return await routes.create_batch(body, caller, idempotency_key, retry_count)
+
+    # FastAPI reads the model off the function, and this server's settings are part of the model.
+    create_batch.__annotations__["body"] = create_batch_model(settings.endpoints, settings.windows)
+    ended = error_responses(404, 409, 503)
+    router.add_api_route(
+        "", create_batch, methods=["POST"], response_model=Batch, responses=error_responses(409, 413, 429, 503)
+    )
+    router.add_api_route(
+        "", routes.list_batches, methods=["GET"], response_model=BatchList, responses=error_responses(503)
+    )
+    router.add_api_route(
+        "/{batch_id}",
+        routes.retrieve_batch,
+        methods=["GET"],
+        response_model=Batch,
+        responses=error_responses(404, 503),
+    )
+    for name, action in (
+        ("cancel", routes.cancel_batch),
+        ("pause", routes.pause_batch),
+        ("resume", routes.resume_batch),
+    ):
+        router.add_api_route(f"/{{batch_id}}/{name}", action, methods=["POST"], response_model=Batch, responses=ended)
     return router
 
 
@@ -42,17 +83,29 @@ class _Batches:
         self._settings = settings
         self._catalog = Catalog(store)
         self._gateway = gateway
+        self._places = BatchPlaces(self._catalog, gateway)
+        self._webhooks = settings.webhook_endpoints()
 
-    async def create_batch(self, body: CreateBatch, tenant: Tenant, idempotency_key: IdempotencyKey = None) -> Batch:
+    async def create_batch(
+        self, body: CreateBatch, caller: Caller, idempotency_key: str | None, retry_count: str | None
+    ) -> Batch:
         key = idempotency_key or body.idempotency_key
-        if body.completion_window not in self._settings.windows:
-            raise invalid_value("completion_window", body.completion_window, self._settings.windows)
-        spec = _spec(self._settings, tenant, key, body)
+        spec = _spec(self._settings, self._webhooks.names_for(caller.tenant), caller, key, body)
+        is_repeated = False
+        if key is None and retry_count is not None:
+            spec, is_repeated = await asyncio.to_thread(self._noted, spec, _is_retry(retry_count))
+        may_exist = key is not None or is_repeated
+        most = caller.limits.max_running_batches if caller.limits else None
         try:
-            return batch_object(await self._gateway.create(spec, idempotent=key is not None))
+            async with self._places.place(spec, most, may_exist=may_exist):
+                return batch_object(await self._gateway.create(spec, idempotent=may_exist))
         except IdempotencyConflict:
             message = "Conflict: this idempotency key was used for a batch with other parameters."
             raise permanent_conflict(message, code="idempotency_conflict") from None
+        except NoPlace:
+            if key is None and retry_count is not None:
+                await asyncio.to_thread(self._catalog.forget_create, spec)
+            raise
 
     async def list_batches(
         self,
@@ -96,6 +149,22 @@ class _Batches:
             verb = "pause" if paused else "resume"
             raise permanent_conflict(f"Cannot {verb} a batch with status '{error.status.value}'.") from None
 
+    def _noted(self, spec: BatchSpec, is_retry: bool) -> tuple[BatchSpec, bool]:
+        """The spec with the id that all tries of one call share, and whether an earlier try has chosen it.
+
+        A try may be lost anywhere: before its workflow is started, or just before its answer arrives. So its id is
+        noted first, and Temporal, which starts an id once, decides what the next try meets.
+        """
+        if is_retry:
+            earlier = self._catalog.find_create(spec.tenant, spec.digest, spec.created_ms - RETRY_SECONDS * 1000)
+            if earlier:
+                return spec.model_copy(update={"batch_id": earlier[0], "created_ms": earlier[1]}), True
+        try:
+            self._catalog.note_create(spec)
+        except StoreError as error:
+            log.warning("batch %s is not noted, so a retry of its create would make another: %s", spec.batch_id, error)
+        return spec, False
+
     async def _view(self, record: BatchRecord) -> BatchView:
         if record.status.phase.is_terminal:
             return BatchView(record, progress=None)
@@ -109,11 +178,18 @@ class _Batches:
         return list(islice(self._catalog.list_batches(tenant, after=position, ascending=ascending), limit))
 
 
+def _is_retry(count: str) -> bool:
+    return count.isascii() and count.isdigit() and count.strip("0") != ""
+
+
 def _no_batch(batch_id: str) -> ApiError:
     return ApiError(404, f"No batch found with id '{shown(batch_id)}'.")
 
 
-def _spec(settings: Settings, tenant: str, idempotency_key: str | None, body: CreateBatch) -> BatchSpec:
+def _spec(
+    settings: Settings, webhooks: list[str], caller: Caller, idempotency_key: str | None, body: CreateBatch
+) -> BatchSpec:
+    tenant, limits = caller
     # The digest is over what the client wrote, so a default that changes later makes no conflict.
     parameters = body.model_dump(exclude={"idempotency_key"})
     expiry = {} if body.output_expires_after is None else {"output_expires_after": body.output_expires_after.seconds}
@@ -132,7 +208,12 @@ def _spec(settings: Settings, tenant: str, idempotency_key: str | None, body: Cr
         max_attempts=settings.max_attempts,
         unknown_model=settings.unknown_model,
         mixed_models=settings.mixed_models,
+        strict_error_lines=settings.strict_error_lines,
         heartbeat_timeout=settings.heartbeat_timeout,
         inference_task_queue=inference_task_queue(settings.task_queue),
+        counted=limits is not None,
+        max_queued_requests=limits.max_queued_requests if limits else None,
+        fairness_weight=limits.fairness_weight if limits else 1.0,
+        webhooks=webhooks,
         **expiry,
     )

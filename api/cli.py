@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -18,11 +16,18 @@ import api
 import workflows
 from activities.settings import Settings
 from api import __version__
+from api.cli_client import CLIENT_COMMANDS
+from api.cli_keys import keys
 from api.http_server import PortTaken
+from api.logs import configure_logging
 from api.temporal_binary import EmbeddedTemporalError, find_temporal
 
 host_option = click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 port_option = click.option("--port", default=8000, show_default=True, help="Port of the API; 0 picks a free one.")
+
+insecure_option = click.option(
+    "--insecure", is_flag=True, help="Listen on any address without keys: whoever can reach it may use it."
+)
 
 
 def load_settings(**given: object) -> Settings:
@@ -39,13 +44,11 @@ def load_settings(**given: object) -> Settings:
         raise click.ClickException(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
-def run(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
+def run(settings: Settings, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a process until it ends; what keeps it from starting is one line for the user."""
     from api.processes import StartError
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for name in ("temporalio.worker", "uvicorn.error"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    configure_logging(settings.log_format)
     try:
         asyncio.run(start())
     except (StartError, EmbeddedTemporalError, PortTaken) as error:
@@ -78,6 +81,7 @@ def main() -> None:
 @click.option("--upstream-url", default=None, help="Inference server. [EVERBATCH_UPSTREAM_URL]")
 @click.option("--upstream-api-key", default=None, help="Its key. [EVERBATCH_UPSTREAM_API_KEY]")
 @click.option("--max-in-flight", default=None, type=int, help="Requests sent at once. [EVERBATCH_MAX_IN_FLIGHT]")
+@insecure_option
 def dev(
     host: str,
     port: int,
@@ -87,19 +91,21 @@ def dev(
     upstream_url: str | None,
     upstream_api_key: str | None,
     max_in_flight: int | None,
+    insecure: bool,
 ) -> None:
     """Everything on one machine: embedded Temporal, worker and API."""
-    from api.processes import run_dev
+    from api.processes import open_keys, run_dev
 
     settings = load_settings(
         data_dir=data_dir, upstream_url=upstream_url, upstream_api_key=upstream_api_key, max_in_flight=max_in_flight
     )
 
     async def start() -> None:
+        keys = open_keys(settings, host, insecure)  # before the binary, which may have to be built
         binary = await asyncio.to_thread(find_temporal, settings.temporal_cli, sys.stdout)
-        await run_dev(settings, binary, host, port, temporal_port, ui_port, say)
+        await run_dev(settings, keys, binary, host, port, temporal_port, ui_port, say)
 
-    run(start)
+    run(settings, start)
 
 
 @main.command()
@@ -114,65 +120,67 @@ def temporal(port: int, ui_port: int, data_dir: str | None) -> None:
 
     async def start() -> None:
         binary = await asyncio.to_thread(find_temporal, settings.temporal_cli, sys.stdout)
-        await run_temporal(binary, Path(settings.data_dir), port, ui_port, say)
+        await run_temporal(settings, binary, port, ui_port, say)
 
-    run(start)
+    run(settings, start)
+
+
+@main.command()
+def setup() -> None:
+    """Make Temporal's namespace and the store ready, once before the first start and after each upgrade.
+
+    Waits for Temporal, which is found by its own TEMPORAL_* variables. May be repeated at any time.
+    """
+    from api.setup import run_setup
+
+    settings = load_settings()
+    run(settings, lambda: run_setup(settings, say))
+
+
+@main.command()
+@click.option("--build-id", default=None, help="Which version. [EVERBATCH_BUILD_ID, else this one's]")
+def promote(build_id: str | None) -> None:
+    """Let new batches run on a version of the workers, where EVERBATCH_DEPLOYMENT gives them versions."""
+    from api.setup import run_promote
+
+    settings = load_settings()
+    run(settings, lambda: run_promote(settings, build_id, say))
 
 
 @main.command()
 @host_option
 @port_option
-def serve(host: str, port: int) -> None:
+@insecure_option
+def serve(host: str, port: int, insecure: bool) -> None:
     """The API alone. Temporal is found by its own TEMPORAL_* variables."""
     from api.processes import run_api
 
     settings = load_settings()
-    run(lambda: run_api(settings, host, port, say))
+    run(settings, lambda: run_api(settings, host, port, say, insecure=insecure))
 
 
 @main.command()
-@click.option("--max-in-flight", default=None, type=int, help="Requests sent at once. [EVERBATCH_MAX_IN_FLIGHT]")
-def worker(max_in_flight: int | None) -> None:
-    """A worker alone. Temporal is found by its own TEMPORAL_* variables."""
-    from api.processes import run_worker
+@click.option(
+    "--max-in-flight", default=None, type=int, help="Requests sent at once, by each process. [EVERBATCH_MAX_IN_FLIGHT]"
+)
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1, 256), help="One per core.")
+@click.option("--lifeline", default=None, type=int, hidden=True, help="A pipe that closes when the parent is gone.")
+def worker(max_in_flight: int | None, processes: int, lifeline: int | None) -> None:
+    """Workers alone. Temporal is found by its own TEMPORAL_* variables."""
+    from api.processes import run_worker, run_workers
 
     settings = load_settings(max_in_flight=max_in_flight)
-    run(lambda: run_worker(settings, say))
+    if processes > 1:
+        run(settings, lambda: run_workers(settings, processes, say))
+    else:
+        run(settings, lambda: run_worker(settings, say, lifeline))
 
 
-@main.command()
-@click.option("-i", "--input", "source", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--errors", default=None, type=click.Path(dir_okay=False, path_type=Path), help="For the error file.")
-@click.option("--endpoint", default=None, help="For example /v1/embeddings. [the url of the first line]")
-@click.option("--completion-window", default="24h", show_default=True)
-@click.option("--base-url", default=None, help="The server. [OPENAI_BASE_URL, else http://127.0.0.1:8000/v1]")
-@click.option("--api-key", default=None, help="[OPENAI_API_KEY]")
-@click.option("--idempotency-key", default=None, help="The same key and file make the same batch, not another.")
-def submit(
-    source: Path,
-    output: Path,
-    errors: Path | None,
-    endpoint: str | None,
-    completion_window: str,
-    base_url: str | None,
-    api_key: str | None,
-    idempotency_key: str | None,
-) -> None:
-    """Run a batch from a file to a file: upload, create, wait, download.
+for client_command in CLIENT_COMMANDS:
+    main.add_command(client_command)
 
-    Exits with 0 when all requests succeeded, 2 when some failed, 1 when the batch did not complete.
-    """
-    from openai import OpenAI
 
-    from api.client import BatchClient
-    from api.submit import submit as submit_file
-
-    url = base_url or os.environ.get("OPENAI_BASE_URL") or "http://127.0.0.1:8000/v1"
-    key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
-    with OpenAI(base_url=url, api_key=key) as client:
-        sys.exit(submit_file(BatchClient(client), source, output, errors, endpoint, completion_window, idempotency_key))
-
+main.add_command(keys)
 
 if __name__ == "__main__":
     main(prog_name="everbatch")

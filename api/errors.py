@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from activities.storage import ObjectNotFound, StoreError
 from api.views import TemporalUnavailable
@@ -112,8 +113,12 @@ def _named(value: object) -> str:
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]], prefix: str = "") -> ApiError:
-    """The first of pydantic's errors; ``prefix`` names what was validated, where that is not a whole request."""
-    error = errors[0]
+    """One of pydantic's errors: what is missing before a wrong type, and that before a wrong value.
+
+    Among its like the first counts: query, header, body, each in the order of its fields. ``prefix`` names what was
+    validated, where that is not a whole request.
+    """
+    error = min(errors, key=_severity)
     location = [str(part) for part in cast("tuple[object, ...]", error["loc"])]
     path = [prefix, *location] if prefix else location[1:]
     is_key = bool(path) and path[-1] == "[key]"
@@ -122,6 +127,14 @@ def validation_error(errors: Sequence[Mapping[str, Any]], prefix: str = "") -> A
     param = shown(".".join(path)) or None
     code, message = _translated(str(error["type"]), param, error.get("input"), error.get("ctx") or {}, is_key)
     return ApiError(400, message, code=code, param=None if error["type"] == "json_invalid" else param)
+
+
+def _severity(error: Mapping[str, Any]) -> int:
+    kind = str(error["type"])
+    if kind == "missing":
+        return 0
+    is_type = kind.endswith(("_type", "_parsing")) or (kind == "literal_error" and not isinstance(error["input"], str))
+    return 1 if is_type else 2
 
 
 def _translated(
@@ -181,12 +194,23 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if isinstance(error, ApiError):
         return error_response(error)
-    message = str(error.detail)
+    message, headers = str(error.detail), error.headers
     if error.status_code == 404:
         message = f"Invalid URL ({request.method} {shown(request.url.path)})"
     elif error.status_code == 405:
         message = f"Invalid method for URL ({request.method} {shown(request.url.path)})"
-    return error_response(ApiError(error.status_code, message, headers=error.headers))
+        headers = {"Allow": ", ".join(_allowed_methods(request))}
+    return error_response(ApiError(error.status_code, message, headers=headers))
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Of the URL. A route knows its own methods only, and most URLs here have several routes."""
+    routes = cast("FastAPI", request.app).routes
+    return [
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
 
 
 async def _bad_request(_: Request, error: Exception) -> Response:

@@ -9,7 +9,7 @@ import secrets
 import string
 import time
 from itertools import islice
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Query
 from pydantic import ValidationError
@@ -19,14 +19,25 @@ from starlette.responses import Response, StreamingResponse
 from activities.catalog import Catalog, FileRecord, content_key
 from activities.settings import Settings
 from activities.storage import ObjectNotFound, ObjectStore, StoreError
-from api.auth import Tenant
+from api.auth import Limits, Tenant
 from api.download import Download, Reader
 from api.errors import ApiError, invalid_value, missing_parameter, permanent_conflict, shown, validation_error
+from api.limits import StoredBytes
 from api.multipart import Upload, receive_upload
-from api.schemas import ExpiresAfter, FileDeleted, FileList, FileObject, IdempotencyKey, file_list, file_object
+from api.schemas import (
+    ExpiresAfter,
+    FileDeleted,
+    FileList,
+    FileObject,
+    IdempotencyKey,
+    Purpose,
+    error_responses,
+    file_list,
+    file_object,
+)
 from workflows.ids import create_digest, file_id_for_key
 
-PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+PURPOSES = get_args(Purpose)
 MAX_PAGE = 10_000
 _BATCH_FILE_LIFETIME = 30 * 24 * 3600
 _ID_CHARACTERS = string.ascii_letters + string.digits
@@ -46,35 +57,59 @@ _FORM = {
                         "purpose": {"type": "string", "enum": list(PURPOSES)},
                         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
                         "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
+                        "expires_after": {"type": "string", "description": "Both at once, as a JSON object."},
                     },
                 }
             }
         },
     }
 }
+_CONTENT: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+}
 
 
-def files_router(settings: Settings, store: ObjectStore) -> APIRouter:
-    routes = _Files(settings, store)
-    router = APIRouter(prefix="/v1/files", tags=["Files"])
+def files_router(settings: Settings, store: ObjectStore, stored: StoredBytes) -> APIRouter:
+    routes = _Files(settings, store, stored)
+    router = APIRouter(prefix="/v1/files", tags=["Files"], responses=error_responses(401))
+    found, created = error_responses(404, 503), error_responses(409, 413, 429, 503)
     # The body is read by the route as it arrives, so FastAPI cannot know of it.
-    router.add_api_route("", routes.upload_file, methods=["POST"], response_model=FileObject, openapi_extra=_FORM)
-    router.add_api_route("", routes.list_files, methods=["GET"], response_model=FileList)
-    router.add_api_route("/{file_id}", routes.retrieve_file, methods=["GET"], response_model=FileObject)
-    router.add_api_route("/{file_id}", routes.delete_file, methods=["DELETE"], response_model=FileDeleted)
-    router.add_api_route("/{file_id}/content", routes.file_content, methods=["GET"], response_class=StreamingResponse)
+    router.add_api_route(
+        "", routes.upload_file, methods=["POST"], response_model=FileObject, responses=created, openapi_extra=_FORM
+    )
+    router.add_api_route(
+        "", routes.list_files, methods=["GET"], response_model=FileList, responses=error_responses(503)
+    )
+    router.add_api_route(
+        "/{file_id}", routes.retrieve_file, methods=["GET"], response_model=FileObject, responses=found
+    )
+    router.add_api_route(
+        "/{file_id}", routes.delete_file, methods=["DELETE"], response_model=FileDeleted, responses=found
+    )
+    router.add_api_route(
+        "/{file_id}/content",
+        routes.file_content,
+        methods=["GET"],
+        response_class=StreamingResponse,
+        responses=_CONTENT | found,
+    )
     return router
 
 
 class _Files:
-    def __init__(self, settings: Settings, store: ObjectStore) -> None:
+    def __init__(self, settings: Settings, store: ObjectStore, stored: StoredBytes) -> None:
         self._max_bytes = settings.max_file_bytes
+        self._stored = stored
         self._store = store
         self._catalog = Catalog(store)
 
-    async def upload_file(self, request: Request, tenant: Tenant, idempotency_key: IdempotencyKey = None) -> FileObject:
+    async def upload_file(
+        self, request: Request, tenant: Tenant, limits: Limits, idempotency_key: IdempotencyKey = None
+    ) -> FileObject:
         file_id = file_id_for_key(tenant, idempotency_key) if idempotency_key else _new_file_id()
         key = content_key(tenant, file_id)
+        if not idempotency_key or not await asyncio.to_thread(self._uploaded, tenant, file_id):
+            await self._stored.check_announced(request, tenant, limits, self._max_bytes)
         async with receive_upload(request, self._store, key, self._max_bytes) as upload:
             record = _record(file_id, upload)
             before = await asyncio.to_thread(self._uploaded, tenant, file_id) if idempotency_key else None
@@ -83,14 +118,21 @@ class _Files:
                     message = "Conflict: this idempotency key was used for another file."
                     raise permanent_conflict(message, code="idempotency_conflict")
                 return file_object(before)
-            await upload.commit()
+            async with self._stored.room(tenant, limits, record.bytes):
+                await asyncio.to_thread(self._catalog.remind, "file", tenant, file_id, record.first_look)
+                await upload.commit()
+                await self._publish(tenant, record, before, has_key=idempotency_key is not None)
+        return file_object(record)
+
+    async def _publish(self, tenant: str, record: FileRecord, before: FileRecord | None, *, has_key: bool) -> None:
         try:
             await asyncio.to_thread(self._catalog.save_file, tenant, record, before)
+            if has_key and not await asyncio.to_thread(self._catalog.is_whole, tenant, record.id):
+                raise StoreError("the file that expired under this idempotency key is being deleted")
         except StoreError:
             with contextlib.suppress(StoreError):
                 await asyncio.to_thread(self._catalog.drop_file, tenant, record)
             raise
-        return file_object(record)
 
     async def list_files(
         self,
@@ -167,7 +209,7 @@ def _no_file(file_id: str) -> ApiError:
 
 
 def _is_expired(record: FileRecord) -> bool:
-    return record.expires_at is not None and record.expires_at <= time.time()
+    return record.is_expired(time.time())
 
 
 def _record(file_id: str, upload: Upload) -> FileRecord:
@@ -177,9 +219,7 @@ def _record(file_id: str, upload: Upload) -> FileRecord:
         raise missing_parameter("purpose")
     if purpose not in PURPOSES:
         raise invalid_value("purpose", purpose, PURPOSES)
-    lifetime = _lifetime(upload.fields)
-    if lifetime is None and purpose == "batch":
-        lifetime = _BATCH_FILE_LIFETIME
+    lifetime = file_lifetime(purpose, _expires_after(upload.fields))
     created_ms = time.time_ns() // 1_000_000
     return FileRecord(
         id=file_id,
@@ -195,8 +235,15 @@ def _record(file_id: str, upload: Upload) -> FileRecord:
     )
 
 
-def _lifetime(fields: dict[str, str]) -> int | None:
-    """Seconds, from ``expires_after[anchor]`` and ``[seconds]`` or from one field of JSON."""
+def file_lifetime(purpose: str, expires_after: ExpiresAfter | None) -> int | None:
+    """Seconds from a file's creation to its end; ``None`` for one that stays."""
+    if expires_after:
+        return expires_after.seconds
+    return _BATCH_FILE_LIFETIME if purpose == "batch" else None
+
+
+def _expires_after(fields: dict[str, str]) -> ExpiresAfter | None:
+    """From ``expires_after[anchor]`` and ``[seconds]`` or from one field of JSON."""
     policy: Any = {}
     for name in ("anchor", "seconds"):
         text = fields.get(f"expires_after[{name}]")
@@ -213,6 +260,6 @@ def _lifetime(fields: dict[str, str]) -> int | None:
     elif not policy:
         return None
     try:
-        return ExpiresAfter.model_validate(policy).seconds
+        return ExpiresAfter.model_validate(policy)
     except ValidationError as error:
         raise validation_error(error.errors(), prefix="expires_after") from None

@@ -32,13 +32,16 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.catalog import Catalog
+from activities.payload_codec import SealedPayload
+from activities.running_batches import RunningBatches
 from activities.storage import ObjectNotFound, ObjectStore, StoreError
-from api.progress import HighWater, Pending, live_counts, progress_of, read_pending
+from api.progress import HighWater, Pending, live_counts, opened, progress_of, read_pending
 from api.views import BatchHasEnded, BatchView, IdempotencyConflict, Progress, TemporalUnavailable
 from workflows import contract
 from workflows.batch import BatchWorkflow
-from workflows.details import batch_summary
-from workflows.types import BatchError, BatchMemo, BatchPhase, BatchRecord, BatchSpec, BatchStatus
+from workflows.details import batch_summary, webhook_summary
+from workflows.ids import webhook_workflow_id
+from workflows.types import BatchError, BatchMemo, BatchPhase, BatchRecord, BatchSpec, BatchStatus, WebhookInput
 
 log = logging.getLogger("everbatch.api")
 
@@ -97,8 +100,19 @@ class TemporalGateway:
             return await self._shown(record.spec, record.status, [], progress)
         if description.status is not WorkflowExecutionStatus.RUNNING:
             return await self._ended(record, description)
+        try:
+            return await self._view_running(record, description, deadline)
+        except (SealedPayload, KeyError) as error:  # the latter from the SDK, where this process has no keys at all
+            log.warning("batch %s cannot be read: %s", record.spec.batch_id, error)
+            progress = Progress(waiting_reason="the API has no payload key for it")
+            return await self._shown(record.spec, record.status, [], progress)
+
+    async def _view_running(
+        self, record: BatchRecord, description: WorkflowExecutionDescription, deadline: float
+    ) -> BatchView:
         # Asked after the description, the workflow knows of every shard that was no longer pending in it.
-        pending = read_pending(description.raw_description.pending_activities)
+        activities = await opened(description.raw_description.pending_activities, self._client.data_converter)
+        pending = read_pending(activities)
         status = await self._query(record.spec.batch_id, deadline - time.monotonic())
         if status and status.phase.is_terminal:
             return await self._ended(record, description)  # its record is written; the workflow is about to close
@@ -125,6 +139,16 @@ class TemporalGateway:
         if view.record.status.phase.is_terminal:
             raise BatchHasEnded(view.record.status.phase)
         return view
+
+    async def count_by_status(self) -> dict[str, int]:
+        ours = f"WorkflowType = '{contract.BATCH_WORKFLOW}' AND TaskQueue = '{self._task_queue}'"
+        queries = [f"{ours} AND {contract.STATUS_ATTRIBUTE.name} = '{phase.value}'" for phase in BatchPhase]
+        try:
+            async with asyncio.timeout(STATUS_SECONDS):
+                counts = await asyncio.gather(*map(self._client.count_workflows, queries))
+        except (TimeoutError, *_CALL_ERRORS) as error:
+            raise self._unavailable(error) from error
+        return {phase.value: answer.count for phase, answer in zip(BatchPhase, counts, strict=True)}
 
     async def missing(self) -> list[str]:
         request = DescribeTaskQueueRequest(
@@ -162,6 +186,7 @@ class TemporalGateway:
             ),
             rpc_timeout=CALL_LIMIT,
         )
+        log.info("batch %s is started", spec.batch_id)
 
     def _input_lines(self, spec: BatchSpec) -> int | None:
         try:
@@ -267,8 +292,32 @@ class TemporalGateway:
         status = await _status_without_worker(record, description)
         closed_at = int(description.close_time.timestamp()) if description.close_time else int(time.time())
         failed = _as_failed(record, status, error, closed_at)
+        if spec.webhooks and not await self._start_webhooks(failed):
+            return BatchView(failed, None)  # whoever asks next tries again, as long as no record says that it has ended
         await asyncio.to_thread(self._catalog.save_final, failed)
+        if spec.counted:
+            await asyncio.to_thread(RunningBatches(self._catalog).remove, spec.tenant, spec.batch_id)
         return await self.view(failed)
+
+    async def _start_webhooks(self, ended: BatchRecord) -> bool:
+        """Tell of a batch whose own workflow can no longer do it; whether that is sure to happen."""
+        task = WebhookInput.of(ended.spec, ended.status)
+        try:
+            await self._client.start_workflow(
+                contract.WEBHOOK_WORKFLOW,
+                task,
+                id=webhook_workflow_id(ended.spec.batch_id),
+                task_queue=self._task_queue,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                static_summary=webhook_summary(task),
+                rpc_timeout=CALL_LIMIT,
+            )
+        except WorkflowAlreadyStartedError:
+            return True
+        except _CALL_ERRORS as error:
+            log.warning("the webhooks of batch %s are not started: %s", ended.spec.batch_id, error)
+            return False
+        return True
 
     async def _reason_of_end(self, description: WorkflowExecutionDescription) -> str:
         name = description.status.name.lower() if description.status else "unknown"

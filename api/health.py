@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
@@ -12,6 +13,8 @@ from api.views import Gateway
 
 _LIMIT = 2.0
 """Seconds for the store to answer."""
+_ANSWER = {"content": {"application/json": {"schema": {"type": "object"}}}}
+_READY: dict[int | str, dict[str, Any]] = {200: _ANSWER, 503: {"description": "What is missing", **_ANSWER}}
 
 
 def health_router(store: ObjectStore, gateway: Gateway) -> APIRouter:
@@ -28,8 +31,8 @@ def health_router(store: ObjectStore, gateway: Gateway) -> APIRouter:
             return JSONResponse({"status": "not ready", "missing": missing}, status_code=503)
         return JSONResponse({"status": "ready"})
 
-    router.add_api_route("/health", health, methods=["GET"])
-    router.add_api_route("/ready", ready, methods=["GET"])
+    router.add_api_route("/health", health, methods=["GET"], response_class=Response)
+    router.add_api_route("/ready", ready, methods=["GET"], responses=_READY)
     return router
 
 

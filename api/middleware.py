@@ -11,6 +11,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import ApiError, error_response, server_error
+from api.logs import REQUEST_ID
+from api.metrics import ApiMetrics
 
 log = logging.getLogger("everbatch.api")
 
@@ -24,18 +26,21 @@ _CLIENT_GONE = 499
 class RequestMiddleware:
     """Gives each request an id, answers unhandled errors, logs one line without query, headers or bodies."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: ApiMetrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, send)
+        REQUEST_ID.set(exchange.request_id)  # each request is a task of its own, with a context of its own
         try:
             await self._answer(scope, receive, exchange)
         finally:
             exchange.log()
+            exchange.count(self._metrics)
 
     async def _answer(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
         if not _is_client_id(exchange.client_id):
@@ -62,6 +67,11 @@ class _Exchange:
         self._started = time.perf_counter()
         self.request_id = f"req_{uuid.uuid4().hex}"
         self.client_id = next((value for name, value in scope["headers"] if name == b"x-client-request-id"), b"")
+        # OpenAI has it on its files. Without a key in the request it would let any web page that a browser shows read
+        # the files of a server that asks for no key; with one, a browser asks first and gets no leave.
+        names = {name for name, _ in scope["headers"]}
+        has_key = b"authorization" in names or b"api-key" in names
+        self._is_for_any_origin = has_key and (scope["path"] + "/").startswith("/v1/files/")
         self.status: int | None = None
 
     async def send(self, message: Message) -> None:
@@ -72,6 +82,8 @@ class _Exchange:
             headers["openai-processing-ms"] = str(self._milliseconds())
             headers["openai-version"] = "2020-10-01"
             headers["x-content-type-options"] = "nosniff"
+            if self._is_for_any_origin:
+                headers["access-control-allow-origin"] = "*"
             message = {**message, "headers": headers.raw}
         await self._send(message)
 
@@ -87,6 +99,11 @@ class _Exchange:
             self.request_id,
             f" {self.client_id.decode()}" if self.client_id.isascii() and self.client_id else "",
         )
+
+    def count(self, metrics: ApiMetrics) -> None:
+        route = getattr(self._scope.get("route"), "path", "none")
+        seconds = time.perf_counter() - self._started
+        metrics.answered(self._scope["method"], route, self.status or _CLIENT_GONE, seconds)
 
     def _path(self) -> str:
         # As sent, so percent-encoded: a decoded path can hold line breaks and forge a line of the log.

@@ -1,21 +1,30 @@
-"""The models of the inference server, as it lists them."""
+"""The models of all upstreams, as these list them and as their settings name them."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from activities.inference import UpstreamUnavailable
+from activities.upstreams import Upstream, is_pattern
 from api.errors import RETRY_AFTER, ApiError, shown
+from api.schemas import error_responses
 
 log = logging.getLogger("everbatch.api")
 
+Entry = dict[str, object]
+
 
 class ModelsProxy(Protocol):
+    @property
+    def upstream(self) -> Upstream: ...
+
     async def get_models_raw(self) -> tuple[int, bytes]:
         """Status and body of the inference server's ``GET /models``.
 
@@ -25,29 +34,60 @@ class ModelsProxy(Protocol):
         ...
 
 
-def models_router(proxy: ModelsProxy) -> APIRouter:
-    router = APIRouter(prefix="/v1/models", tags=["Models"])
+def models_router(proxies: Sequence[ModelsProxy]) -> APIRouter:
+    router = APIRouter(prefix="/v1/models", tags=["Models"], responses=error_responses(401))
 
     async def list_models() -> Response:
-        body, _ = await _models(proxy)
-        return Response(body, media_type="application/json")
+        body = {"object": "list", "data": await _models(proxies)}
+        return Response(json.dumps(body), media_type="application/json")
 
     async def retrieve_model(model: str) -> Response:
-        _, entries = await _models(proxy)
-        for entry in entries:
-            if isinstance(entry, dict) and cast("dict[str, object]", entry).get("id") == model:
+        for entry in await _models(proxies):
+            if entry.get("id") == model:
                 return Response(json.dumps(entry), media_type="application/json")
         message = f"The model '{shown(model)}' does not exist."
         raise ApiError(404, message, code="model_not_found", param="model")
 
-    router.add_api_route("", list_models, methods=["GET"])
+    answers = error_responses(502, 503) | {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
+    router.add_api_route("", list_models, methods=["GET"], responses=answers)
     # Names of models have slashes in them.
-    router.add_api_route("/{model:path}", retrieve_model, methods=["GET"])
+    router.add_api_route("/{model:path}", retrieve_model, methods=["GET"], responses=answers | error_responses(404))
     return router
 
 
-async def _models(proxy: ModelsProxy) -> tuple[bytes, list[object]]:
-    """The list of models as the inference server wrote it, and the entries in it."""
+async def _models(proxies: Sequence[ModelsProxy]) -> list[Entry]:
+    """Each model once. An upstream that fails leaves what its settings name; if nobody has any, its error is raised."""
+    answers = await asyncio.gather(*map(_of_upstream, proxies))
+    found: dict[object, Entry] = {}
+    for entries, _ in answers:
+        for entry in entries:
+            found.setdefault(entry.get("id"), entry)
+    errors = [error for _, error in answers if error]
+    if errors and not found:
+        raise errors[0]
+    return list(found.values())
+
+
+async def _of_upstream(proxy: ModelsProxy) -> tuple[list[Entry], ApiError | None]:
+    """Entries of one upstream, its own before ours; with why its own are missing, if they are."""
+    upstream = proxy.upstream
+    named = [name for name in (*upstream.models, *upstream.aliases) if name in upstream.aliases or not is_pattern(name)]
+    entries: list[Entry] = [
+        {"id": name, "object": "model", "created": 0, "owned_by": upstream.name} for name in dict.fromkeys(named)
+    ]
+    if not upstream.lists_models:
+        return entries, None
+    try:
+        listed = await _listed(proxy)
+    except ApiError as error:
+        return entries, error
+    if upstream.models:
+        listed = [entry for entry in listed if upstream.takes(str(entry.get("id")))]
+    return [*listed, *entries], None
+
+
+async def _listed(proxy: ModelsProxy) -> list[Entry]:
+    """The list of models as the inference server wrote it."""
     try:
         status, body = await proxy.get_models_raw()
     except UpstreamUnavailable as error:
@@ -60,7 +100,7 @@ async def _models(proxy: ModelsProxy) -> tuple[bytes, list[object]]:
         answer: object = json.loads(body)
     except (ValueError, RecursionError):
         answer = None
-    entries = cast("dict[str, object]", answer).get("data") if isinstance(answer, dict) else None
+    entries = cast("Entry", answer).get("data") if isinstance(answer, dict) else None
     if not isinstance(entries, list):
         raise ApiError(502, "The inference server did not answer with a list of models.", "server_error")
-    return body, cast("list[object]", entries)
+    return [cast("Entry", entry) for entry in cast("list[object]", entries) if isinstance(entry, dict)]

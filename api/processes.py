@@ -9,7 +9,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -17,25 +18,31 @@ from urllib.parse import urlsplit
 
 from temporalio.client import Client
 from temporalio.runtime import Runtime
-from temporalio.service import RPCError
 
+from activities.connection import ConnectOptions, connect, connect_when_there, temporal_address, when_there
 from activities.inference import InferenceClient
 from activities.metrics import serve_metrics
-from activities.namespace import prepare_namespace
+from activities.namespace import check_namespace, prepare_namespace
+from activities.payload_codec import data_converter
+from activities.schedule import prepare_schedule
 from activities.settings import Settings
-from activities.storage import ObjectStore, open_store
-from activities.worker import BatchWorker, connect, connect_when_there, temporal_address, when_there
+from activities.storage import ObjectStore
+from activities.stores import open_store, tell_of_store
+from activities.tracing import TracingMissing, tracing
+from activities.upstreams import Upstream, UpstreamsError, load_upstreams
+from activities.worker import BatchWorker
 from api.app import create_app
+from api.codec_server import codec_listener, codec_server
 from api.echo import run_echo_model
 from api.gateway import TemporalGateway
 from api.http_server import listen, serve
+from api.keys import KeyFile, KeyFileError
 from api.temporal_binary import TemporalBinary
 from api.temporal_server import EmbeddedTemporal
+from api.worker_processes import WorkerCannotStart, run_worker_processes
 
 log = logging.getLogger("everbatch")
 
-RETENTION: Final = timedelta(days=7)
-"""How long the embedded server remembers closed workflows. Records in the store outlive it."""
 CONNECT_LIMIT: Final = timedelta(seconds=5)
 
 Say = Callable[[str], None]
@@ -46,8 +53,11 @@ class StartError(Exception):
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Generator[asyncio.Event]:
-    """An event that SIGINT and SIGTERM set; a second one ends the process at once."""
+def stop_on_signals(lifeline: int | None = None) -> Generator[asyncio.Event]:
+    """An event that SIGINT and SIGTERM set; a second one ends the process at once.
+
+    ``lifeline`` is the reading end of a pipe whose closing counts as a signal.
+    """
     stop = asyncio.Event()
 
     def told() -> None:
@@ -55,7 +65,14 @@ def stop_on_signals() -> Generator[asyncio.Event]:
             os._exit(130)
         stop.set()
 
+    def orphaned() -> None:
+        assert lifeline is not None
+        loop.remove_reader(lifeline)
+        stop.set()
+
     loop = asyncio.get_running_loop()
+    if lifeline is not None:
+        loop.add_reader(lifeline, orphaned)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, told)
     try:
@@ -63,26 +80,62 @@ def stop_on_signals() -> Generator[asyncio.Event]:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+        if lifeline is not None:
+            loop.remove_reader(lifeline)
 
 
-def check_upstream(settings: Settings, host: str, port: int) -> None:
-    """Refuse to be one's own inference server: a request would go round for ever.
+def check_upstreams(settings: Settings, host: str, port: int) -> list[Upstream]:
+    """The upstreams; refuses to be one's own inference server: a request would go round for ever.
 
     Raises:
-        StartError: the upstream is this server's own address, or there is none.
+        StartError: an upstream is this server's own address, there is none, or they cannot be read.
     """
-    if not settings.upstream_url:
-        raise StartError("no inference server: set EVERBATCH_UPSTREAM_URL, for example http://127.0.0.1:8001/v1")
-    parts = urlsplit(settings.upstream_url)
     try:
-        upstream_port = parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError as error:
-        raise StartError(f"EVERBATCH_UPSTREAM_URL={settings.upstream_url}: {error}") from error
-    if upstream_port == port and _is_own_host(parts.hostname or "", host):
+        upstreams = load_upstreams(settings)
+    except UpstreamsError as error:
+        raise StartError(str(error)) from error
+    if not upstreams:
+        raise StartError("no inference server: set EVERBATCH_UPSTREAM_URL, for example http://127.0.0.1:8001/v1")
+    for url in (url for upstream in upstreams for url in upstream.urls):
+        parts = urlsplit(url)
+        try:
+            upstream_port = parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError as error:
+            raise StartError(f"EVERBATCH_UPSTREAM_URL={url}: {error}") from error
+        if upstream_port == port and _is_own_host(parts.hostname or "", host):
+            raise StartError(
+                f"the inference server {url} is this server's own address; "
+                "point the upstream elsewhere or choose another --port"
+            )
+    return upstreams
+
+
+def open_keys(settings: Settings, host: str, insecure: bool) -> KeyFile | None:
+    """The key file, where one is set. Without, whoever can reach the API may use it, so only this machine may.
+
+    Raises:
+        StartError: the key file cannot be used, or there is none and ``host`` is reached from elsewhere.
+    """
+    if settings.keys_file:
+        try:
+            return KeyFile(Path(settings.keys_file))
+        except KeyFileError as error:
+            raise StartError(f"EVERBATCH_KEYS_FILE: {error}") from error
+    if not insecure and not _is_loopback(host):
         raise StartError(
-            f"the inference server {settings.upstream_url} is this server's own address; "
-            "point EVERBATCH_UPSTREAM_URL elsewhere or choose another --port"
+            f"--host {host} lets everyone who can reach it use this server: set EVERBATCH_KEYS_FILE to a file of keys, "
+            "which `everbatch keys create --tenant NAME --file FILE` makes, or say --insecure"
         )
+    return None
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name may stand for any address
 
 
 def _is_own_host(upstream: str, host: str) -> bool:
@@ -95,89 +148,130 @@ def _is_own_host(upstream: str, host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-async def run_api(settings: Settings, host: str, port: int, say: Say) -> None:
+async def run_api(settings: Settings, host: str, port: int, say: Say, *, insecure: bool = False) -> None:
     """The API alone, until a signal. Until Temporal is there it serves what it can and answers the rest with 503."""
-    check_upstream(settings, host, port)
+    upstreams = check_upstreams(settings, host, port)
+    keys = open_keys(settings, host, insecure)
     store = _open_store(settings)
-    with listen(host, port) as listener, stop_on_signals() as stop:
-        client = await connect(lazy=True)
-        async with _inference(settings) as inference:
+    with (
+        listen(host, port) as listener,
+        codec_listener(settings) as codec,
+        _connect_options(settings, "everbatch-api") as options,
+        stop_on_signals() as stop,
+    ):
+        try:
+            client = await connect(options=options, lazy=True)
+        except ValueError as error:
+            raise StartError(str(error)) from error
+        async with _inference(upstreams) as inference, codec_server(settings, codec):
             say(f"Everbatch API on http://{host}:{listener.getsockname()[1]}/v1")
             telling = asyncio.create_task(_tell_of_temporal(client, stop))
             try:
-                await _serve_api(settings, client, temporal_address(), store, inference, listener, stop)
+                await _serve_api(settings, client, temporal_address(), store, inference, keys, listener, stop)
             finally:
                 telling.cancel()
 
 
 async def _tell_of_temporal(client: Client, stop: asyncio.Event) -> None:
-    """Say that Temporal is not there, and when it is. For the log alone: the API serves without it too."""
+    """Say that Temporal is not there or not set up, and when it is. For the log alone: the API serves without."""
+
+    async def ask() -> bool:
+        await client.service_client.check_health(timeout=CONNECT_LIMIT)
+        return await check_namespace(client)
+
     try:
-        await when_there(lambda: client.service_client.check_health(timeout=CONNECT_LIMIT), stop)
+        await when_there(ask, stop)
     except Exception as error:
         log.error("Temporal at %s cannot be reached: %s", temporal_address(), error)
 
 
-async def run_worker(settings: Settings, say: Say) -> None:
-    """A worker alone, until a signal. Waits for Temporal where that is not there yet."""
-    check_upstream(settings, "", -1)
-    store = _open_store(settings)
+async def run_workers(settings: Settings, count: int, say: Say) -> None:
+    """Several workers, each a process of its own, until a signal."""
+    check_upstreams(settings, "", -1)
     with stop_on_signals() as stop:
-        runtime = _runtime(settings)
         try:
-            client = await connect_when_there(stop, runtime)
+            await run_worker_processes(settings, count, stop, say)
+        except WorkerCannotStart as error:
+            raise StartError(str(error)) from error
+
+
+async def run_worker(settings: Settings, say: Say, lifeline: int | None = None) -> None:
+    """A worker alone, until a signal. Waits for Temporal where that is not there yet."""
+    upstreams = check_upstreams(settings, "", -1)
+    store = _open_store(settings)
+    with stop_on_signals(lifeline) as stop, _connect_options(settings, "everbatch-worker") as options:
+        try:
+            client = await connect_when_there(stop, options)
         except ValueError as error:
-            raise StartError(f"TEMPORAL_ADDRESS={temporal_address()}: {error}") from error
-        if client is None:
+            raise StartError(str(error)) from error
+        # A worker may lack the right to set it up, and where others do that it is not for the worker to do.
+        if client is None or not await when_there(lambda: check_namespace(client), stop):
             return
-        await _prepare(client)
-        async with _inference(settings) as inference:
+        async with _inference(upstreams) as inference:
             worker = BatchWorker(client, settings, store, inference)
-            say(f"Everbatch worker on task queue {settings.task_queue}, {settings.max_in_flight} requests in flight")
+            in_flight = sum(upstream.max_in_flight * len(upstream.urls) for upstream in upstreams)
+            say(f"Everbatch worker on task queue {settings.task_queue}, {in_flight} requests in flight")
             await worker.run(stop)
 
 
-async def run_temporal(binary: TemporalBinary, data_dir: Path, port: int, ui_port: int, say: Say) -> None:
+async def run_temporal(settings: Settings, binary: TemporalBinary, port: int, ui_port: int, say: Say) -> None:
     """The embedded Temporal alone, until a signal."""
-    server = EmbeddedTemporal(binary, data_dir, port, ui_port, port_option="--port")
+    server = EmbeddedTemporal(binary, Path(settings.data_dir), port, ui_port, port_option="--port")
     with stop_on_signals() as stop:
         async with server:
-            await prepare_namespace(await connect(server.address), retention=RETENTION)
+            await _prepare(settings, await connect(server.address))
             say(f"Temporal on {server.address}, UI on {server.ui_url}")
             await _until_stop_or_end(server, stop)
 
 
 async def run_dev(
-    settings: Settings, binary: TemporalBinary, host: str, port: int, temporal_port: int, ui_port: int, say: Say
+    settings: Settings,
+    keys: KeyFile | None,
+    binary: TemporalBinary,
+    host: str,
+    port: int,
+    temporal_port: int,
+    ui_port: int,
+    say: Say,
 ) -> None:
-    """All of it in one process and one child, until a signal."""
-    if settings.upstream_url:
-        check_upstream(settings, host, port)
+    """All of it in one process and one child, until a signal. Args: ``keys`` as :func:`open_keys` gives them."""
+    uses_echo = not (settings.upstream_url or settings.upstreams)
+    upstreams = [] if uses_echo else check_upstreams(settings, host, port)
     store = _open_store(settings)
-    server = EmbeddedTemporal(binary, Path(settings.data_dir), temporal_port, ui_port)
     with listen(host, port) as listener, stop_on_signals() as stop:
         async with contextlib.AsyncExitStack() as stack:
+            codec = stack.enter_context(codec_listener(settings, "127.0.0.1:0"))
+            codec_url = f"http://127.0.0.1:{codec.getsockname()[1]}" if codec else ""
+            server = EmbeddedTemporal(binary, Path(settings.data_dir), temporal_port, ui_port, codec_endpoint=codec_url)
             await stack.enter_async_context(server)
-            client = await connect(server.address, runtime=_runtime(settings))
-            await prepare_namespace(client, retention=RETENTION)
-            if not settings.upstream_url:
+            await stack.enter_async_context(codec_server(settings, codec, server.ui_url))
+            options = stack.enter_context(_connect_options(settings, "everbatch"))
+            client = await connect(server.address, options)
+            await _prepare(settings, client)
+            if uses_echo:
                 url = await stack.enter_async_context(run_echo_model())
-                settings = settings.model_copy(update={"upstream_url": url})
+                upstreams = load_upstreams(settings.model_copy(update={"upstream_url": url}))
                 say(
                     "No inference server is configured: a built-in echo model answers. "
                     "Point to a real one with --upstream-url http://127.0.0.1:8001/v1 or EVERBATCH_UPSTREAM_URL."
                 )
-            inference = await stack.enter_async_context(_inference(settings))
+            inference = await stack.enter_async_context(_inference(upstreams))
             worker = BatchWorker(client, settings, store, inference)
             say(f"Everbatch API  http://{host}:{listener.getsockname()[1]}/v1")
             say(f"Temporal UI    {server.ui_url}")
             say(f"Data           {settings.data_dir}")
             await _all_until_stop(
                 stop,
-                _serve_api(settings, client, server.address, store, inference, listener, stop),
+                _serve_api(settings, client, server.address, store, inference, keys, listener, stop),
                 worker.run(stop),
                 _until_stop_or_end(server, stop),
             )
+
+
+async def _prepare(settings: Settings, client: Client) -> None:
+    """What `everbatch setup` does on a cluster that is not ours alone."""
+    await prepare_namespace(client, retention=settings.retention)
+    await prepare_schedule(client, settings.task_queue, timedelta(seconds=settings.janitor_interval))
 
 
 async def _all_until_stop(stop: asyncio.Event, *parts: Coroutine[None, None, None]) -> None:
@@ -206,29 +300,43 @@ async def _serve_api(
     client: Client,
     address: str,
     store: ObjectStore,
-    inference: InferenceClient,
+    inference: Sequence[InferenceClient],
+    keys: KeyFile | None,
     listener: socket.socket,
     stop: asyncio.Event,
 ) -> None:
     gateway = TemporalGateway(client, store, settings.task_queue, address)
-    await serve(create_app(settings, gateway, store, inference), listener, stop)
+    await serve(create_app(settings, gateway, store, inference, keys), listener, stop)
 
 
 def _open_store(settings: Settings) -> ObjectStore:
     try:
-        return open_store(settings)
+        store = open_store(settings)
     except ValueError as error:
         raise StartError(str(error)) from error
+    if settings.store_is_remote:
+        threading.Thread(target=tell_of_store, args=(store,), daemon=True).start()
+    return store
 
 
 @contextlib.asynccontextmanager
-async def _inference(settings: Settings) -> AsyncGenerator[InferenceClient]:
-    key = settings.upstream_api_key.get_secret_value()
-    client = InferenceClient(settings.upstream_url, key, settings.request_timeout)
+async def _inference(upstreams: Sequence[Upstream]) -> AsyncGenerator[list[InferenceClient]]:
+    clients = [InferenceClient(upstream) for upstream in upstreams]
     try:
-        yield client
+        yield clients
     finally:
-        await client.close()
+        for client in clients:
+            await client.close()
+
+
+@contextlib.contextmanager
+def _connect_options(settings: Settings, service: str) -> Generator[ConnectOptions]:
+    """How this process speaks to Temporal. Args: ``service`` is its name in traces."""
+    try:
+        with tracing(service) as interceptors:
+            yield ConnectOptions(_runtime(settings), data_converter(settings.payload_keys), interceptors)
+    except TracingMissing as error:
+        raise StartError(str(error)) from error
 
 
 def _runtime(settings: Settings) -> Runtime | None:
@@ -238,11 +346,3 @@ def _runtime(settings: Settings) -> Runtime | None:
         return serve_metrics(settings.metrics_address)
     except (RuntimeError, ValueError) as error:
         raise StartError(f"EVERBATCH_METRICS_ADDRESS={settings.metrics_address}: {error}") from error
-
-
-async def _prepare(client: Client) -> None:
-    """On a cluster that others manage it may be prepared already, and this worker may lack the right to look."""
-    try:
-        await prepare_namespace(client)
-    except (RPCError, RuntimeError, TimeoutError) as error:
-        log.warning("the namespace %s could not be prepared: %s", client.namespace, error)

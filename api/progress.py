@@ -22,6 +22,9 @@ REMEMBERED: Final = 10_000
 """Batches whose last counts one API process keeps in mind."""
 
 
+REASONS: Final = 3
+"""Upstreams whose reasons to wait are told at once."""
+
 _WAITING: Final = (
     PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED,
     PendingActivityState.PENDING_ACTIVITY_STATE_PAUSED,
@@ -43,6 +46,8 @@ class Pending:
     """Why its last attempt ended, when it waits for the next; or what its answers wait for, to be stored."""
     next_attempt_at: float | None
     """Unix seconds."""
+    queue: str = ""
+    """Its task queue: each upstream has its own."""
 
 
 async def opened(activities: Sequence[PendingActivityInfo], converter: DataConverter) -> Sequence[PendingActivityInfo]:
@@ -93,6 +98,7 @@ def _read(activity: PendingActivityInfo) -> Pending:
         limit=None if is_waiting else said.limit,
         waits_for=waits_for,
         next_attempt_at=next_attempt_at,
+        queue=activity.activity_options.task_queue.name,
     )
 
 
@@ -122,23 +128,35 @@ def progress_of(status: BatchStatus, counts: Counts, pending: list[Pending], now
     if since is None and status.in_progress_at is not None:
         since, before = float(status.in_progress_at), 0
     rate = (done - before) / (now - since) if since is not None and now - since >= 1 else None
-    waiting = sorted(
-        (item for item in pending if item.waits_for), key=lambda item: item.next_attempt_at or float("inf")
-    )
     in_flight = sum(item.in_flight for item in pending)
     if status.paused_at is not None:
         return Progress(in_flight=in_flight, waiting_reason="the batch is paused")
-    if in_flight and not any((item.next_attempt_at or 0) > now for item in waiting):
-        # On its way again: what is left of an outage is a place in the queue. Answers may still wait for the store.
-        waiting = [item for item in waiting if item.limit is not None]
+    queues: dict[str, list[Pending]] = {}
+    for item in pending:
+        queues.setdefault(item.queue, []).append(item)
+    waiting = sorted(filter(None, (_first_waiting(items, now) for items in queues.values())), key=_next_attempt)
+    limits = [[item.limit for item in items if item.limit is not None] for items in queues.values()]
     return Progress(
         requests_per_second=round(rate, 2) if rate is not None else None,
         eta_seconds=round((counts.total - done) / rate) if rate else None,
         in_flight=in_flight,
-        in_flight_limit=min((item.limit for item in pending if item.limit is not None), default=None),
-        waiting_reason=waiting[0].waits_for if waiting else None,
+        in_flight_limit=sum(map(min, filter(None, limits))) or None,
+        waiting_reason="; ".join(item.waits_for for item in waiting[:REASONS]) or None,
         next_attempt_at=int(waiting[0].next_attempt_at) if waiting and waiting[0].next_attempt_at else None,
     )
+
+
+def _first_waiting(items: list[Pending], now: float) -> Pending | None:
+    """Of the activities in one queue the one that waits, and for the shortest."""
+    waiting = [item for item in items if item.waits_for]
+    if any(item.in_flight for item in items) and not any((item.next_attempt_at or 0) > now for item in waiting):
+        # On its way again: what is left of an outage is a place in the queue. Answers may still wait for the store.
+        waiting = [item for item in waiting if item.limit is not None]
+    return min(waiting, key=_next_attempt, default=None)
+
+
+def _next_attempt(item: Pending) -> float:
+    return item.next_attempt_at or float("inf")
 
 
 class HighWater:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import Header
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from activities.catalog import FileRecord
+from activities.upload_records import UploadState, UploadStatus
 from api.views import BatchView, Progress
 from workflows.types import BatchPhase, BatchStatus
 
-Endpoint = Literal[
-    "/v1/responses",
-    "/v1/chat/completions",
-    "/v1/embeddings",
-    "/v1/completions",
-    "/v1/moderations",
-    "/v1/images/generations",
-    "/v1/images/edits",
-    "/v1/videos",
-]
+Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
+RetryCount = Annotated[str | None, Header(alias="x-stainless-retry-count", include_in_schema=False)]
+"""How often OpenAI's SDK has sent this request before. It sends no idempotency key."""
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 
@@ -37,13 +32,29 @@ class ExpiresAfter(_Strict):
 
 
 class CreateBatch(_Strict):
+    # The order of the fields is the order in which errors are told.
     input_file_id: str = Field(min_length=1, max_length=255)
-    endpoint: Endpoint
+    endpoint: str
     completion_window: str
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
     output_expires_after: ExpiresAfter | None = None
     idempotency_key: str | None = Field(None, min_length=1, max_length=255)
     """The header `Idempotency-Key` wins over it."""
+
+
+def create_batch_model(endpoints: Sequence[str], windows: Sequence[str]) -> type[CreateBatch]:
+    """What this server takes: the choices are in the model, so that the OpenAPI document names them too."""
+
+    def with_version(value: object) -> object:
+        # Azure's clients leave it out.
+        return f"/v1{value}" if isinstance(value, str) and f"/v1{value}" in endpoints else value
+
+    choice = cast("Any", Literal)
+    fields: dict[str, Any] = {
+        "endpoint": (Annotated[choice[tuple(endpoints)], BeforeValidator(with_version)], ...),
+        "completion_window": (choice[tuple(windows)], ...),
+    }
+    return create_model("CreateBatch", __base__=CreateBatch, **fields)
 
 
 class FileObject(BaseModel):
@@ -56,6 +67,38 @@ class FileObject(BaseModel):
     purpose: str
     status: Literal["processed"] = "processed"
     status_details: None = None
+
+
+class CreateUpload(_Strict):
+    bytes: int = Field(ge=0)
+    filename: str = Field(min_length=1, max_length=255)
+    mime_type: str = Field(min_length=1, max_length=255)
+    purpose: Purpose
+    expires_after: ExpiresAfter | None = None
+
+
+class CompleteUpload(_Strict):
+    part_ids: list[str]
+    md5: str | None = None
+
+
+class Upload(BaseModel):
+    id: str
+    object: Literal["upload"] = "upload"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: UploadStatus
+    expires_at: int
+    file: FileObject | None
+
+
+class UploadPart(BaseModel):
+    id: str
+    object: Literal["upload.part"] = "upload.part"
+    created_at: int
+    upload_id: str
 
 
 class FileDeleted(BaseModel):
@@ -152,6 +195,11 @@ class Error(BaseModel):
     error: ErrorDetail
 
 
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For the OpenAPI document: a route answers with these, each the envelope."""
+    return {status: {"model": Error} for status in statuses}
+
+
 def file_object(record: FileRecord) -> FileObject:
     return FileObject(
         id=record.id,
@@ -160,6 +208,20 @@ def file_object(record: FileRecord) -> FileObject:
         expires_at=record.expires_at,
         filename=record.filename,
         purpose=record.purpose,
+    )
+
+
+def upload_object(upload: UploadState) -> Upload:
+    record = upload.record
+    return Upload(
+        id=record.id,
+        bytes=record.bytes,
+        created_at=record.created_at,
+        filename=record.filename,
+        purpose=record.purpose,
+        status=upload.status,
+        expires_at=record.expires_at,
+        file=file_object(upload.file) if upload.file else None,
     )
 
 

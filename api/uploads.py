@@ -50,7 +50,7 @@ _FORM = {
 
 def uploads_router(settings: Settings, store: ObjectStore, stored: StoredBytes) -> APIRouter:
     routes = _Uploads(settings, store, stored)
-    router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], route_class=JsonRoute)
+    router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], route_class=JsonRoute, responses=error_responses(401))
     created, part, found = error_responses(503), error_responses(404, 413, 503), error_responses(404, 503)
     router.add_api_route("", routes.create_upload, methods=["POST"], response_model=Upload, responses=created)
     # The body is read by the route as it arrives, so FastAPI cannot know of it.

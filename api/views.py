@@ -35,7 +35,7 @@ class Progress(BaseModel):
     eta_seconds: int | None = None
     in_flight: int | None = None
     in_flight_limit: int | None = None
-    """How many the upstream is sent at once just now, by the slowest of the workers that run the batch."""
+    """How many the upstreams of the batch are sent at once just now, by the slowest of the workers that run it."""
     waiting_reason: str | None = None
     next_attempt_at: int | None = None
     """Unix seconds."""
@@ -96,6 +96,14 @@ class Gateway(Protocol):
             ObjectNotFound: there is none.
             BatchHasEnded: it has.
             TemporalUnavailable: it was not asked.
+        """
+        ...
+
+    async def count_by_status(self) -> dict[str, int]:
+        """How many batches Temporal knows in each status.
+
+        Raises:
+            TemporalUnavailable: it does not say.
         """
         ...
 

@@ -107,8 +107,10 @@ class Stack:
 
 
 @contextlib.asynccontextmanager
-async def run_stack(*, max_in_flight: int = 64, latency: float = 0.0, lognormal: float = 0.0) -> AsyncGenerator[Stack]:
-    """Start everything, wait until batches can run, and clean up after."""
+async def run_stack(
+    *, max_in_flight: int = 64, latency: float = 0.0, lognormal: float = 0.0, variables: dict[str, str] | None = None
+) -> AsyncGenerator[Stack]:
+    """Start everything, wait until batches can run, and clean up after. Args: ``variables`` are further settings."""
     folder = Path(tempfile.mkdtemp(prefix="everbatch-bench-"))
     children: list[ChildProcess] = []
     try:
@@ -121,6 +123,7 @@ async def run_stack(*, max_in_flight: int = 64, latency: float = 0.0, lognormal:
                 "EVERBATCH_STORE": str(folder / "store"),
                 "EVERBATCH_UPSTREAM_URL": engine.url,
                 "TEMPORAL_ADDRESS": address,
+                **(variables or {}),
             }
 
             async def start(name: str, *arguments: str) -> None:

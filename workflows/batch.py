@@ -9,14 +9,14 @@ from datetime import timedelta
 from typing import TypeVar
 
 from temporalio import workflow
-from temporalio.common import Priority
-from temporalio.exceptions import ActivityError, is_cancelled_exception
+from temporalio.common import Priority, WorkflowIDReusePolicy
+from temporalio.exceptions import ActivityError, WorkflowAlreadyStartedError, is_cancelled_exception
 
 # Pure modules: loading them once for all runs, not once a run, is safe and saves milliseconds of each start.
 with workflow.unsafe.imports_passed_through():
     from workflows import contract
-    from workflows.details import batch_details, cut, shard_summary
-    from workflows.ids import format_ranges
+    from workflows.details import batch_details, cut, shard_summary, webhook_summary
+    from workflows.ids import format_ranges, webhook_workflow_id
     from workflows.types import (
         BatchError,
         BatchMemo,
@@ -30,8 +30,10 @@ with workflow.unsafe.imports_passed_through():
         Shard,
         ShardResult,
         ValidateResult,
+        WebhookInput,
         WriteFilesInput,
     )
+    from workflows.webhook import WebhookWorkflow
 
 T = TypeVar("T")
 
@@ -42,13 +44,13 @@ MEMO_STEPS = 10
 """How often in its life a run writes its counts where they can be read without a worker."""
 
 
-def fairness_weight(shard: Shard) -> float:
-    """Temporal takes turns between batches by tasks; this makes it turns by requests.
+def fairness_weight(shard: Shard, share: float = 1.0) -> float:
+    """Temporal takes turns between batches by tasks; this makes it turns by requests, times the batch's ``share``.
 
     Measured behind a batch of 50,000: with equal weights each single request of a small batch waited for a hundred of
     the large one.
     """
-    return min(1000.0, max(0.001, 100.0 / shard.requests))
+    return min(1000.0, max(0.001, 100.0 * share / shard.requests))
 
 
 @workflow.defn(name=contract.BATCH_WORKFLOW)
@@ -61,6 +63,9 @@ class BatchWorkflow:
         self._stopping = False
         self._shards_scheduled = False
         self._shards_paused = False
+        self._share = 1.0
+        self._upstreams: list[str] = []
+        self._plan = ""
         self._attempts: list[str | None] = []
         self._finished: set[int] = set()
         self._samples: deque[tuple[float, int]] = deque()
@@ -148,6 +153,8 @@ class BatchWorkflow:
         if result.errors:
             self._update(errors=result.errors, errors_total=result.errors_total)
             return
+        self._upstreams = result.upstreams or [contract.DEFAULT_UPSTREAM]
+        self._plan = result.plan
         self._attempts = [None] * len(result.shards)
         self._update(
             model=result.model,
@@ -158,6 +165,9 @@ class BatchWorkflow:
         self._set_phase(BatchPhase.IN_PROGRESS)
         await workflow.wait_condition(lambda: self._status.paused_at is None)
         self._shards_scheduled = True
+        # A tenant with fifty batches gets no more than one with a single one. The key stays the batch's own: under one
+        # key for all of a tenant, a request that is tried again would go behind all that its other batches have queued.
+        self._share = self._spec.fairness_weight / result.running_batches
         # All at once: who runs next is for Temporal to say, by fairness between batches.
         await asyncio.gather(
             *(
@@ -195,6 +205,7 @@ class BatchWorkflow:
         )
 
     async def _run_shard(self, index: int, shard: Shard, label: str) -> None:
+        weight = fairness_weight(shard, self._share)
         try:
             result = await workflow.execute_activity_method(
                 contract.RunRequestsStub.run_requests,
@@ -205,8 +216,12 @@ class BatchWorkflow:
                     index=index,
                     shard=shard,
                     max_attempts=self._spec.max_attempts,
+                    strict_error_lines=self._spec.strict_error_lines,
+                    plan=self._plan,
                 ),
-                task_queue=self._spec.inference_task_queue,
+                task_queue=contract.upstream_task_queue(
+                    self._spec.inference_task_queue, self._upstreams[shard.upstream]
+                ),
                 activity_id=f"line-{shard.first_line}" if label else f"shard-{index}",
                 # One attempt may take as long as the batch: heartbeats tell whether its worker lives.
                 start_to_close_timeout=timedelta(seconds=self._spec.window_seconds + 3600),
@@ -214,7 +229,7 @@ class BatchWorkflow:
                 retry_policy=contract.SHARD_RETRY,
                 cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
                 summary=shard_summary(index, self._status.shards_total, shard.requests, label),
-                priority=Priority(fairness_key=self._spec.batch_id, fairness_weight=fairness_weight(shard)),
+                priority=Priority(fairness_key=self._spec.batch_id, fairness_weight=weight),
             )
         except ActivityError:
             if not self._stopping:
@@ -254,13 +269,34 @@ class BatchWorkflow:
         await self._until_done(writing)
         self._status = writing.result()
         self._set_phase(self._status.phase)
+        if self._spec.webhooks:
+            await self._until_done(asyncio.create_task(self._start_webhooks()))
         return self._status
+
+    async def _start_webhooks(self) -> None:
+        """Hand the news to a workflow of its own: it may take days, and this one is over."""
+        task = WebhookInput.of(self._spec, self._status)
+        with contextlib.suppress(WorkflowAlreadyStartedError):  # a run before this one, which was reset
+            await workflow.start_child_workflow(
+                WebhookWorkflow.run,
+                task,
+                id=webhook_workflow_id(self._spec.batch_id),
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+                cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
+                static_summary=webhook_summary(task),
+            )
 
     async def _write_files(self, outcome: BatchPhase, missing: MissingReason) -> BatchStatus:
         return await workflow.execute_activity_method(
             contract.WriteFilesStub.write_files,
             WriteFilesInput(
-                spec=self._spec, status=self._status, outcome=outcome, attempts=self._attempts, missing=missing
+                spec=self._spec,
+                status=self._status,
+                outcome=outcome,
+                attempts=self._attempts,
+                missing=missing,
+                plan=self._plan,
             ),
             activity_id="write-files",
             start_to_close_timeout=contract.WRITE_TIMEOUT,

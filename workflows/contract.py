@@ -14,6 +14,10 @@ from temporalio.common import RetryPolicy, SearchAttributeKey
 from workflows.types import (
     BatchSpec,
     BatchStatus,
+    DeleteExpiredInput,
+    DeleteExpiredResult,
+    DeliverWebhookInput,
+    DeliverWebhookResult,
     PauseShardsInput,
     RunRequestsInput,
     ShardResult,
@@ -22,6 +26,8 @@ from workflows.types import (
 )
 
 BATCH_WORKFLOW = "Batch"
+JANITOR_WORKFLOW = "Janitor"
+WEBHOOK_WORKFLOW = "Webhook"
 STATUS_QUERY = "status"
 CANCEL_SIGNAL = "cancel"
 PAUSE_SIGNAL = "pause"
@@ -31,6 +37,10 @@ VALIDATE_INPUT = "validate_input"
 RUN_REQUESTS = "run_requests"
 WRITE_FILES = "write_files"
 PAUSE_SHARDS = "pause_shards"
+DELETE_EXPIRED = "delete_expired"
+DELIVER_WEBHOOK = "deliver_webhook"
+
+WEBHOOK_EVENTS = ("batch.completed", "batch.failed", "batch.cancelled", "batch.expired")
 
 MEMO_STATUS = "status"
 
@@ -63,12 +73,40 @@ STEP_RETRY = RetryPolicy(
 PAUSE_TIMEOUT = timedelta(seconds=10)
 VALIDATE_TIMEOUT = timedelta(hours=2)
 WRITE_TIMEOUT = timedelta(hours=6)
+DELETE_TIMEOUT = timedelta(hours=1)
+
+DELIVER_RETRY = RetryPolicy(
+    initial_interval=timedelta(seconds=2),
+    backoff_coefficient=2.0,
+    maximum_interval=timedelta(hours=1),
+    maximum_attempts=0,
+)
+DELIVER_WITHIN = timedelta(hours=72)
+DELIVER_TIMEOUT = timedelta(seconds=20)
+"""Of one attempt, which gives the endpoint ten."""
 """Of one attempt. Heartbeats, not these, tell whether a worker lives."""
+
+
+DEFAULT_UPSTREAM = "default"
 
 
 def inference_task_queue(task_queue: str) -> str:
     """Inference has a queue of its own, so that no workflow waits behind a model."""
     return f"{task_queue}-inference"
+
+
+def upstream_task_queue(inference_queue: str, upstream: str) -> str:
+    """Each upstream has one of its own, so that no request waits behind an engine that it is not for.
+
+    In one queue for all, the shards of an engine that is down would be taken by workers again and again, only to be
+    handed back, or else stand in front of everybody's.
+    """
+    return inference_queue if upstream == DEFAULT_UPSTREAM else f"{inference_queue}-{upstream}"
+
+
+def webhook_task_queue(task_queue: str) -> str:
+    """Webhooks have one too: an endpoint that does not answer holds a slot for as long as it may."""
+    return f"{task_queue}-webhooks"
 
 
 class ValidateInputStub:
@@ -96,6 +134,24 @@ class WriteFilesStub:
     @activity.defn(name=WRITE_FILES)
     async def write_files(self, task: WriteFilesInput) -> BatchStatus:
         """Merge what is committed into the output and error file, write the final record, return the final status."""
+        raise NotImplementedError
+
+
+class DeleteExpiredStub:
+    @activity.defn(name=DELETE_EXPIRED)
+    async def delete_expired(self, task: DeleteExpiredInput) -> DeleteExpiredResult:
+        """Delete what the janitor was reminded of and nobody can ask for any more. Doing it again changes nothing."""
+        raise NotImplementedError
+
+
+class DeliverWebhookStub:
+    @activity.defn(name=DELIVER_WEBHOOK)
+    async def deliver_webhook(self, task: DeliverWebhookInput) -> DeliverWebhookResult:
+        """Send one event to one endpoint, once.
+
+        Raises:
+            ApplicationError: it was not taken; the retry policy brings it back, unless the endpoint may not be told.
+        """
         raise NotImplementedError
 
 

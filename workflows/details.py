@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workflows.types import BatchPhase, BatchSpec, BatchStatus
+from workflows.types import BatchPhase, BatchSpec, BatchStatus, DeleteExpiredResult, WebhookInput
 
 SUMMARY_BYTES = 200
 """The server allows 400 after encoding; quotes and non-Latin text take more there than here."""
@@ -46,3 +46,21 @@ def batch_details(spec: BatchSpec, status: BatchStatus) -> str:
 def shard_summary(index: int, total: int, requests: int, label: str) -> str:
     """A request is called by its ``custom_id``, a group by its place."""
     return cut(label if label else f"shard {index + 1}/{total}, {requests} requests")
+
+
+def webhook_summary(task: WebhookInput) -> str:
+    return cut(f"{task.event} to {', '.join(task.endpoints)}")
+
+
+def janitor_details(done: DeleteExpiredResult) -> str:
+    """Markdown for the "current details" of the janitor."""
+    rows = [
+        "| | |",
+        "|---|---|",
+        f"| files deleted | {done.files} |",
+        f"| uploads deleted | {done.uploads} |",
+        f"| batches cleaned | {done.batches} |",
+        f"| not due yet | {done.kept} |",
+        f"| failed, to come again | {done.failed} |",
+    ]
+    return "\n".join(rows)

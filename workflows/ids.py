@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 
@@ -22,6 +23,11 @@ def file_id_for_key(tenant: str, idempotency_key: str) -> str:
     return "file-" + _hex("upload", tenant, idempotency_key, length=24)
 
 
+def file_id_for_upload(upload_id: str, part_ids: Sequence[str]) -> str:
+    """The id of the file that an upload becomes by these parts in this order."""
+    return "file-" + _hex("parts", upload_id, *part_ids, length=24)
+
+
 def result_file_id(batch_id: str, kind: Literal["output", "error"]) -> str:
     return "file-" + _hex("file", batch_id, kind, length=24)
 
@@ -29,6 +35,20 @@ def result_file_id(batch_id: str, kind: Literal["output", "error"]) -> str:
 def request_id_prefix(batch_id: str) -> str:
     """Twenty-four hex digits of a batch; with a line number of eight they make a request's id."""
     return _hex("request", batch_id, length=24)
+
+
+def webhook_workflow_id(batch_id: str) -> str:
+    return f"webhook-{batch_id}"
+
+
+def event_id(batch_id: str) -> str:
+    """Of the event that a batch has ended, of which there is one."""
+    return "evt_" + _hex("event", batch_id)
+
+
+def webhook_id(batch_id: str, endpoint: str) -> str:
+    """Of the event on its way to one endpoint, the same however often it is sent."""
+    return "wh_" + _hex("webhook", batch_id, endpoint)
 
 
 def create_digest(parameters: dict[str, Any]) -> str:

@@ -59,9 +59,19 @@ class BatchSpec(Model):
     """Counted failures after which one request becomes an error line."""
     unknown_model: Literal["batch", "line"] = "batch"
     mixed_models: bool = True
+    strict_error_lines: bool = False
+    """Whether the error line of an HTTP answer leaves ``error`` null, as OpenAI's does."""
     heartbeat_timeout: float = 30.0
     """Seconds of silence after which an activity's worker counts as dead."""
     inference_task_queue: str = "everbatch-inference"
+    counted: bool = False
+    """Whether its tenant's running batches are counted, for the tenant's limits and its share."""
+    max_queued_requests: int | None = None
+    """In all running batches of the tenant together."""
+    fairness_weight: float = 1.0
+    """Of its tenant, whose running batches share it."""
+    webhooks: list[str] = []
+    """Names of the endpoints that hear of its end."""
 
     @property
     def created_at(self) -> int:
@@ -105,7 +115,11 @@ class BatchError(Model):
 
 
 class Shard(NamedTuple):
-    """A run of input lines that one activity works through. Crosses Temporal as an array of four numbers."""
+    """A run of input lines that one activity works through. Crosses Temporal as an array of numbers.
+
+    All its requests are for one upstream. Where the requests of a batch are for several, its run of lines may hold
+    requests of other shards too.
+    """
 
     offset: int
     """Bytes from the start of the input."""
@@ -114,7 +128,9 @@ class Shard(NamedTuple):
     first_line: int
     """Physical line number, from 1."""
     requests: int
-    """Lines that are requests; blank lines are not."""
+    """Lines that are requests of this shard; blank lines are not."""
+    upstream: int = 0
+    """Its place in :attr:`ValidateResult.upstreams`."""
 
 
 class ValidateResult(Model):
@@ -129,6 +145,13 @@ class ValidateResult(Model):
     finished_at: int = 0
     """Unix seconds."""
     shards: list[Shard] = []
+    upstreams: list[str] = []
+    """Names of the upstreams that the shards are for; none stand for the default one."""
+    plan: str = ""
+    """Where these are several: the object that says which requests are whose. It is of this attempt alone, because the
+    next may find other models with the engines."""
+    running_batches: int = 1
+    """Of its tenant, this one included; they share the tenant's weight."""
     labels: list[str] = []
     """One per shard, where a shard is one request: its ``custom_id``, cut."""
 
@@ -141,6 +164,9 @@ class RunRequestsInput(Model):
     """Of the shard, from 0."""
     shard: Shard
     max_attempts: int
+    strict_error_lines: bool = False
+    plan: str = ""
+    """As :attr:`ValidateResult.plan`."""
 
 
 class ShardResult(Model):
@@ -183,11 +209,88 @@ class WriteFilesInput(Model):
     attempts: list[str | None] = []
     """For each shard the attempt whose object counts, ``None`` where the shard did not finish."""
     missing: MissingReason = MissingReason.FAILED
+    plan: str = ""
+    """As :attr:`ValidateResult.plan`."""
 
 
 class PauseShardsInput(Model):
     batch_id: str
     paused: bool
+
+
+class DeleteExpiredInput(Model):
+    limit: int = 10_000
+    """Objects looked at in one attempt."""
+
+
+class DeleteExpiredResult(Model):
+    """What the janitor did; also the result of its workflow, then of all its activities."""
+
+    files: int = 0
+    """Deleted, because they have expired or nobody can name them; as ``uploads``."""
+    uploads: int = 0
+    batches: int = 0
+    """Whose leftovers are gone. Their records stay."""
+    kept: int = 0
+    """Looked at and not due yet."""
+    failed: int = 0
+    """That could not be looked at; the log of the worker says why. They come again in an hour."""
+    more: bool = False
+    """Whether the limit was reached before the end."""
+
+    def __add__(self, other: DeleteExpiredResult) -> DeleteExpiredResult:
+        return DeleteExpiredResult(
+            files=self.files + other.files,
+            uploads=self.uploads + other.uploads,
+            batches=self.batches + other.batches,
+            kept=self.kept + other.kept,
+            failed=self.failed + other.failed,
+            more=other.more,
+        )
+
+
+class WebhookInput(Model):
+    """The end of a batch, for all endpoints that hear of it."""
+
+    batch_id: str
+    tenant: str
+    endpoints: list[str]
+    """Their names; the worker knows addresses and secrets."""
+    event: str
+    """For example ``batch.completed``."""
+    created_at: int
+    """When it happened, in Unix seconds."""
+
+    @classmethod
+    def of(cls, spec: BatchSpec, status: BatchStatus) -> WebhookInput:
+        """Of a batch that has come to its terminal state."""
+        return cls(
+            batch_id=spec.batch_id,
+            tenant=spec.tenant,
+            endpoints=spec.webhooks,
+            event=f"batch.{status.phase}",
+            created_at=status.ended_at or 0,
+        )
+
+
+class WebhookResult(Model):
+    delivered: int = 0
+    """To so many endpoints; the others do not want events of this type."""
+
+
+class DeliverWebhookInput(Model):
+    endpoint: str
+    tenant: str
+    batch_id: str
+    event: str
+    created_at: int
+
+
+class DeliverWebhookResult(Model):
+    delivered: bool
+    """False where the endpoint does not want events of this type."""
+    status: int | None = None
+    """Of the HTTP answer."""
 
 
 class BatchStatus(Model):
@@ -218,6 +321,11 @@ class BatchStatus(Model):
     """Unix time of an earlier moment of this run, for the recent rate of requests …"""
     rate_done: int = 0
     """… and how many requests of finished shards were done then."""
+
+    @property
+    def ended_at(self) -> int | None:
+        """When it came to its terminal state, if it has."""
+        return self.completed_at or self.failed_at or self.expired_at or self.cancelled_at
 
 
 class BatchMemo(Model):

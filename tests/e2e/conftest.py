@@ -17,8 +17,14 @@ from api.temporal_binary import Progress, locate_temporal
 from tests.e2e.faults import COMMIT_INTERVAL, HEARTBEAT_TIMEOUT, Size, World, make_world
 from tests.e2e.faults_table import Matrix
 from tests.e2e.processes import Launcher, launcher
+from tests.e2e.shared_dev import SharedDev, shared_dev
 
 MakeWorld = Callable[..., Awaitable[World]]
+
+on_s3_too = pytest.mark.parametrize(
+    "world", ["folder", pytest.param("s3", marks=pytest.mark.slow_faults)], indirect=True
+)
+"""For a test whose fault touches what is committed: in a normal run with the folder alone."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,6 +55,20 @@ def cluster(processes: Launcher, temporal: str) -> Launcher:
 
 
 @pytest.fixture(scope="session")
+async def _dev(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[SharedDev]:
+    async with shared_dev(tmp_path_factory.mktemp("dev")) as shared:
+        yield shared
+
+
+@pytest.fixture
+async def server(_dev: SharedDev) -> SharedDev:
+    """``everbatch dev`` with what other tests have left in it, and an engine that does as it should."""
+    await _dev.engine.control()
+    await _dev.engine.reset_counters()
+    return _dev
+
+
+@pytest.fixture(scope="session")
 def _matrix(request: pytest.FixtureRequest) -> Generator[Matrix]:
     """The rows of the fault matrix; the table is written where ``EVERBATCH_WRITE_FAULTS=1`` asks for it."""
     cache = request.config.cache
@@ -66,11 +86,17 @@ def matrix(_matrix: Matrix, request: pytest.FixtureRequest) -> Matrix:
 
 
 @pytest.fixture
-async def world(cluster: Launcher, tmp_path: Path, matrix: Matrix) -> AsyncGenerator[MakeWorld]:
-    """Makes a running world: ``await world(SINGLE, workers=2)``, see :func:`tests.e2e.faults.make_world`."""
+async def world(
+    cluster: Launcher, tmp_path: Path, matrix: Matrix, request: pytest.FixtureRequest
+) -> AsyncGenerator[MakeWorld]:
+    """Makes a running world: ``await world(SINGLE, workers=2)``, see :func:`tests.e2e.faults.make_world`.
+
+    Its parameter may be ``s3``: a store on a server of the test's own.
+    """
+    server = request.getfixturevalue("own_s3_server") if getattr(request, "param", "") == "s3" else None
     async with contextlib.AsyncExitStack() as exits:
 
         async def make(size: Size, **options: Any) -> World:
-            return await exits.enter_async_context(make_world(cluster, tmp_path, matrix, size, **options))
+            return await exits.enter_async_context(make_world(cluster, tmp_path, matrix, size, s3=server, **options))
 
         yield make

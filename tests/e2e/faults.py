@@ -25,12 +25,14 @@ from tests.e2e.processes import TEMPORAL_LINE, Child, Launcher, api_port, gone, 
 from tests.fakes.engine_answers import Answers
 from tests.fakes.engine_process import EngineProcess
 from tests.integration.stack import CHAT, Finished, jsonl, requests, until
+from tests.s3_server import BUCKET, S3Server
 
 COMMIT_INTERVAL: Final = 0.1
 """Seconds before a fault in which an answer may not be committed yet."""
 COMMIT_SECONDS: Final = 0.1
 """Beyond that, for the commit itself, on a machine that has two cores for all of this."""
 HEARTBEAT_TIMEOUT: Final = 3
+S3_PREFIX: Final = "store"
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,10 @@ class World:
         size: Size,
         matrix: Matrix,
         answer_bytes: int,
+        s3: S3Server | None = None,
     ) -> None:
         self.launcher = launcher
+        self.s3 = s3
         self._answer_bytes = answer_bytes
         self.engine = engine
         self.log = log
@@ -101,7 +105,8 @@ class World:
 
     @property
     def store(self) -> Path:
-        return Path(self.launcher.env["EVERBATCH_STORE"])
+        """The folder of the store's objects, also of one on S3."""
+        return self.s3.root / BUCKET / S3_PREFIX if self.s3 else Path(self.launcher.env["EVERBATCH_STORE"])
 
     async def start_api(self) -> None:
         self.api, self.client = await self.launcher.serve()
@@ -247,7 +252,7 @@ class World:
         self.matrix.add(
             Row(
                 group=group,
-                fault=fault,
+                fault=f"{fault}, on S3" if self.s3 else fault,
                 requests=len(self.lines),
                 lost=0,  # asserted above
                 duplicates=again.total(),
@@ -302,13 +307,14 @@ async def make_world(
     workers: int = 1,
     engine: dict[str, Any] | None = None,
     engine_runs: bool = True,
+    s3: S3Server | None = None,
     **settings: str,
 ) -> AsyncGenerator[World]:
-    """Args: ``settings`` are those of Everbatch, in lower case without the prefix."""
+    """Args: ``s3`` is where the store is, else in a folder; ``settings`` are Everbatch's, in lower case."""
     log = folder / "engine.log"
     options: dict[str, Any] = {"latency": size.latency, "answer_bytes": 400, "log": log, **(engine or {})}
     fake = EngineProcess(**options)
-    world = World(launcher, fake, EngineLog(log), size, matrix, options["answer_bytes"])
+    world = World(launcher, fake, EngineLog(log), size, matrix, options["answer_bytes"], s3)
     try:
         if own_temporal:
             await world.start_temporal()
@@ -321,6 +327,7 @@ async def make_world(
             "EVERBATCH_COMMIT_INTERVAL": str(COMMIT_INTERVAL),
             "EVERBATCH_DRAIN_TIMEOUT": "5",
             "EVERBATCH_COMPLETION_WINDOWS": "5s,24h",
+            **({"EVERBATCH_STORE": f"s3://{BUCKET}/{S3_PREFIX}", **s3.variables} if s3 else {}),
             **{f"EVERBATCH_{name.upper()}": value for name, value in settings.items()},
         }
         starts = [world.start_api(), *(world.start_worker() for _ in range(workers))]

@@ -10,8 +10,9 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -149,16 +150,21 @@ class Launcher:
             **env,
         }
         self._children: list[Child] = []
+        self._numbers = count()  # several may start at once
 
     async def start(self, *arguments: str, env: dict[str, str] | None = None, module: str = "api.cli") -> Child:
-        number = len(self._children)
-        output, errors = (self.folder / f"{number}-{arguments[0]}.{kind}" for kind in ("out", "err"))
+        command = [sys.executable, "-m", module, *arguments]
+        return await self.program(arguments[0], command, {**self.env, **(env or {})})
+
+    async def program(self, name: str, command: Sequence[str], env: dict[str, str]) -> Child:
+        """Any other program; ``name`` is for its output, and ``env`` all that it gets of settings."""
+        number = next(self._numbers)
+        output, errors = (self.folder / f"{number}-{name}.{kind}" for kind in ("out", "err"))
         with output.open("wb") as to_output, errors.open("wb") as to_errors:
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", module, *arguments),
+                *command,
                 cwd=ROOT,
-                env={**_clean_environment(), **self.env, **(env or {})},
+                env={**_clean_environment(), **env},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=to_output,
                 stderr=to_errors,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from temporalio.client import Client
 
-from tests.e2e.conftest import MakeWorld
+from tests.e2e.conftest import MakeWorld, on_s3_too
 from tests.e2e.engine_log import SECOND
 from tests.e2e.faults import GROUPED, SINGLE, Size, World
 from tests.e2e.faults_table import Row
@@ -34,6 +34,7 @@ async def until_all_hang(it: World, fraction: float = 0.3) -> None:
     await until(look, "as many in flight as may be, all of which hang", 30)
 
 
+@on_s3_too
 @pytest.mark.parametrize("how", ["api", pytest.param("twice", marks=slow), pytest.param("temporal", marks=slow)])
 @pytest.mark.parametrize("size", [pytest.param(SINGLE, marks=slow), GROUPED], ids=str)
 async def test_cancelled_mid_run(world: MakeWorld, temporal: str, size: Size, how: str) -> None:
@@ -107,6 +108,7 @@ async def test_cancelled_while_no_worker_is_up(world: MakeWorld, size: Size) -> 
     assert latency <= 3
 
 
+@on_s3_too
 @slow
 @both
 async def test_expired(world: MakeWorld, size: Size) -> None:

@@ -12,7 +12,7 @@ import aiohttp
 import openai
 import pytest
 
-from tests.e2e.conftest import MakeWorld
+from tests.e2e.conftest import MakeWorld, on_s3_too
 from tests.e2e.engine_log import SECOND
 from tests.e2e.faults import GROUPED, SINGLE, Size, signalled
 from tests.e2e.faults_table import Row
@@ -36,6 +36,7 @@ async def test_nothing_happens(world: MakeWorld, size: Size) -> None:
 # The worker
 
 
+@on_s3_too
 @both
 async def test_worker_is_killed(world: MakeWorld, size: Size) -> None:
     it = await world(size)
@@ -48,6 +49,7 @@ async def test_worker_is_killed(world: MakeWorld, size: Size) -> None:
     await it.end("Worker", "`kill -9`", allowed=it.at_risk())
 
 
+@on_s3_too
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=slow)], ids=["TERM", "INT"])
 @either
 async def test_worker_drains(world: MakeWorld, size: Size, number: signal.Signals) -> None:
@@ -62,6 +64,7 @@ async def test_worker_drains(world: MakeWorld, size: Size, number: signal.Signal
     await it.end("Worker", number.name, note=f"gone in {seconds:.1f} s")
 
 
+@on_s3_too
 @slow
 @both
 async def test_rolling_restart(world: MakeWorld, size: Size) -> None:
@@ -78,6 +81,7 @@ async def test_rolling_restart(world: MakeWorld, size: Size) -> None:
     await it.end("Worker", "rolling restart of two")
 
 
+@on_s3_too
 @either
 async def test_zombie(world: MakeWorld, size: Size) -> None:
     """Suspended past its heartbeat timeout; when its shards have been taken up elsewhere it goes on."""
@@ -111,6 +115,7 @@ async def test_zombie(world: MakeWorld, size: Size) -> None:
 # The API
 
 
+@on_s3_too
 @slow
 async def test_api_is_killed_during_upload(world: MakeWorld) -> None:
     it = await world(SINGLE)
@@ -120,12 +125,13 @@ async def test_api_is_killed_during_upload(world: MakeWorld) -> None:
     head = f"POST {url.path}files HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=b\r\n"
     writer.write(f"{head}content-length: 9000000\r\n\r\n--b\r\n".encode())
     writer.write(b'Content-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b\r\n')
-    writer.write(b'Content-Disposition: form-data; name="file"; filename="half.jsonl"\r\n\r\n' + b"x" * 5_000_000)
+    writer.write(b'Content-Disposition: form-data; name="file"; filename="half.jsonl"\r\n\r\n' + b"x" * 6_000_000)
     await writer.drain()
-    temporary = it.store / ".tmp"
+    # Either keeps what is not committed in a folder of its own, S3 no part that is not full.
+    temporary = it.store.parent / ".sgwtmp" if it.s3 else it.store / ".tmp"
 
     async def under_way() -> bool:
-        return any(one.stat().st_size > 1_000_000 for one in temporary.iterdir())
+        return any(one.stat().st_size > 1_000_000 for one in temporary.rglob("*") if one.is_file())
 
     await until(under_way, "half a file")
     with it.fault("api"):
@@ -182,6 +188,7 @@ async def test_api_is_killed_during_polling(world: MakeWorld, size: Size) -> Non
     await it.end("API", "`kill -9` during polling")
 
 
+@on_s3_too
 @slow
 async def test_api_is_killed_during_download(world: MakeWorld) -> None:
     it = await world(GROUPED, engine={"answer_bytes": 8000})
@@ -263,6 +270,7 @@ async def test_temporal_is_down_while_a_batch_is_created(world: MakeWorld) -> No
 # Everything
 
 
+@on_s3_too
 @either
 async def test_the_machine_goes_down(world: MakeWorld, size: Size) -> None:
     it = await world(size, own_temporal=True)

@@ -15,12 +15,15 @@ from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
 from activities.inference import UpstreamUnavailable
 from activities.settings import Settings
 from activities.storage_local import LocalStore
+from activities.upstreams import Upstream
 from api.app import create_app
+from api.keys import KeyFile
 from tests.fakes.gateway import FakeGateway
 
 
 class FakeModels:
     def __init__(self) -> None:
+        self.upstream = Upstream(name="default", urls=("http://10.0.0.1/v1",))
         self.answer: tuple[int, bytes] | None = (200, b'{"object":"list","data":[{"id":"org/m","object":"model"}]}')
 
     async def get_models_raw(self) -> tuple[int, bytes]:
@@ -41,16 +44,17 @@ class Api:
     openai: AsyncOpenAI
 
     def stored(self) -> list[str]:
-        """Every file below the store's folder, temporary ones too."""
-        return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
+        """Every file below the store's folder, temporary ones too; the janitor's reminders are empty and stay."""
+        names = sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
+        return [name for name in names if not name.startswith("due/")]
 
 
-def open_api(folder: Path, **settings: Any) -> Api:
+def open_api(folder: Path, keys: KeyFile | None = None, **settings: Any) -> Api:
     configuration = Settings(store=str(folder), **settings)
     store = LocalStore(str(folder))
     gateway = FakeGateway(store)
     models = FakeModels()
-    app = create_app(configuration, gateway, store, models)
+    app = create_app(configuration, gateway, store, [models], keys)
     transport = httpx2.ASGITransport(app)
     http = httpx2.AsyncClient(transport=transport, base_url="http://everbatch")
     openai = AsyncOpenAI(

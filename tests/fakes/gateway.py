@@ -65,6 +65,10 @@ class FakeGateway:
         at = int(time.time()) if paused else None
         return self._view(self.set_status(record, record.status.model_copy(update={"paused_at": at})))
 
+    async def count_by_status(self) -> dict[str, int]:
+        self._check()
+        return {"in_progress": len(self.created)}
+
     async def missing(self) -> list[str]:
         return self.misses
 

@@ -22,10 +22,12 @@ from workflows.types import RunRequestsInput, Shard, ShardResult
 class ShardWorker:
     """One worker process with one shard of ``requests`` lines."""
 
-    def __init__(self, folder: Path, requests: int, *, in_flight: int = 8, interval: float = 0.0) -> None:
+    def __init__(
+        self, folder: Path, requests: int, *, in_flight: int = 8, interval: float = 0.0, replicas: int = 1
+    ) -> None:
         self.store = ShakyStore(str(folder))
         self.engine = FakeEngine()
-        self.limiter = Limiter(in_flight)
+        self.limiter = Limiter(in_flight, replicas=replicas)
         self.room = RoomForRequests(self.limiter)
         self.activity = RunRequests(self.store, self.engine.client, self.limiter, self.room, interval)
         self.beats: list[Any] = []
@@ -49,6 +51,11 @@ class ShardWorker:
             await self.run(attempt)
         self.settled()
         return caught.value
+
+    def pass_pause(self) -> None:
+        """As if the time until something may be sent again had passed."""
+        for replica in self.limiter._replicas:  # pyright: ignore[reportPrivateUsage]
+            replica.paused_until = 0
 
     def settled(self) -> None:
         """Nothing of an attempt that has ended is left in the worker."""

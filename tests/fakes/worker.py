@@ -14,14 +14,17 @@ from temporalio.testing import ActivityEnvironment
 from activities import catalog
 from activities.catalog import Catalog, FileRecord
 from activities.inference import Answer, InferenceClient, classify
+from activities.model_routes import ModelRoutes
 from activities.storage import ObjectStore, ObjectWriter, StoreError
 from activities.storage_local import LocalStore
+from activities.upstreams import Upstream
 from workflows.types import BatchSpec
 
 TENANT = "t"
 BATCH = "batch_1"
 FILE = "file-1"
 CHAT = "/v1/chat/completions"
+ONLY_UPSTREAM = Upstream(name="default", urls=("http://engine/v1",), is_only=True)
 
 
 def make_spec(**changes: Any) -> BatchSpec:
@@ -39,14 +42,20 @@ def make_spec(**changes: Any) -> BatchSpec:
 
 
 def request_line(number: int, custom_id: str | None = None, **body: Any) -> bytes:
-    """A good line; its body names its number, so that the engine knows it."""
-    request = {
+    """A good line; its body names its number, so that the engine knows it. ``...`` leaves a member of it out."""
+    request: dict[str, Any] = {
         "custom_id": custom_id or f"r{number}",
         "method": "POST",
         "url": CHAT,
         "body": {"model": "m", "messages": [{"role": "user", "content": "é"}], "n": number, **body},
     }
+    request["body"] = {name: value for name, value in request["body"].items() if value is not ...}
     return json.dumps(request, ensure_ascii=False).encode() + b"\n"
+
+
+def routes(known_models: frozenset[str] | None = None) -> ModelRoutes:
+    """Those of one upstream that lists these models; ``None`` where it cannot be asked."""
+    return ModelRoutes([ONLY_UPSTREAM], [known_models])
 
 
 def save_input(store: ObjectStore, content: bytes, **changes: Any) -> FileRecord:
@@ -126,10 +135,14 @@ class FakeEngine:
     held: set[int] = field(default_factory=set[int])
     """Requests that get no answer until :meth:`release`."""
     sent: list[int] = field(default_factory=list[int])
+    replicas: list[int] = field(default_factory=list[int])
+    """Where each was sent."""
     cancelled: list[int] = field(default_factory=list[int])
     in_flight: int = 0
     most_in_flight: int = 0
     _released: asyncio.Event = field(default_factory=asyncio.Event)
+
+    upstream: Upstream = ONLY_UPSTREAM
 
     @property
     def client(self) -> InferenceClient:
@@ -146,9 +159,10 @@ class FakeEngine:
     async def list_models(self) -> frozenset[str] | None:
         return self.models
 
-    async def send(self, endpoint: str, body: bytes) -> Answer:
+    async def send(self, endpoint: str, body: bytes, replica: int = 0) -> Answer:
         number: int = json.loads(body)["n"]
         self.sent.append(number)
+        self.replicas.append(replica)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from temporalio.client import Client
 
+from activities.connection import connect
 from activities.namespace import prepare_namespace
 from activities.settings import Settings
-from activities.worker import connect
 from api.temporal_binary import Progress, locate_temporal
 from api.temporal_server import EmbeddedTemporal
 from tests.integration.stack import Stack

@@ -20,11 +20,13 @@ from temporalio.client import Client, WorkflowHandle
 from activities.catalog import Catalog
 from activities.inference import InferenceClient
 from activities.settings import Settings
-from activities.storage_local import LocalStore
+from activities.stores import open_store
+from activities.upstreams import load_upstreams
 from activities.worker import BatchWorker
 from api.app import create_app
 from api.client import TERMINAL
 from api.gateway import TemporalGateway
+from api.keys import KeyFile
 from tests.fakes.engine import Engine, EngineOptions
 from tests.fakes.engine_script import Script
 
@@ -109,13 +111,15 @@ class Stack:
         self.settings = settings
         self.engine = engine
         self.engine_port = engine_port
-        self.store = LocalStore(settings.store_address)
+        self.store = open_store(settings)
         self.catalog = Catalog(self.store)
-        self._inference = InferenceClient(settings.upstream_url, "upstream-secret-key", settings.request_timeout)
+        self.inference = [InferenceClient(upstream) for upstream in load_upstreams(settings)]
         self._stop: asyncio.Event | None = None
         self._worker: asyncio.Task[None] | None = None
         self.openai = self.another_api()
-        self.http = httpx2.AsyncClient(transport=self._transport(), base_url="http://everbatch")
+        transport = self._transport()
+        self.app = transport.app
+        self.http = httpx2.AsyncClient(transport=transport, base_url="http://everbatch")
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -124,9 +128,10 @@ class Stack:
     ) -> AsyncGenerator[Stack]:
         engine = Engine(EngineOptions(latency=latency))
         port = await engine.start()
+        only_upstream = {"upstream_url": f"http://127.0.0.1:{port}/v1", "upstream_api_key": "upstream-secret-key"}
         values: dict[str, Any] = {
             "store": str(folder),
-            "upstream_url": f"http://127.0.0.1:{port}/v1",
+            **({} if "upstreams" in settings else only_upstream),
             "task_queue": f"test-{uuid.uuid4().hex}",
             "completion_windows": "2s,24h",
             "drain_timeout": 0.5,
@@ -136,14 +141,16 @@ class Stack:
             yield stack
         finally:
             await stack.stop_worker()
-            await stack._inference.close()
+            for inference in stack.inference:
+                await inference.close()
             await engine.close()
 
     def _transport(self, temporal: Client | None = None) -> httpx2.ASGITransport:
         gateway = TemporalGateway(
             temporal or self.temporal, self.store, self.settings.task_queue, "temporal.example:7233"
         )
-        return httpx2.ASGITransport(create_app(self.settings, gateway, self.store, self._inference))
+        keys = KeyFile(Path(self.settings.keys_file)) if self.settings.keys_file else None
+        return httpx2.ASGITransport(create_app(self.settings, gateway, self.store, self.inference, keys))
 
     def another_api(self, max_retries: int = 0, temporal: Client | None = None) -> AsyncOpenAI:
         """A client of another API process over the same store."""
@@ -157,7 +164,7 @@ class Stack:
     async def start_worker(self) -> None:
         assert self._worker is None, "a worker is running"
         self._stop = asyncio.Event()
-        worker = BatchWorker(self.temporal, self.settings, self.store, self._inference)
+        worker = BatchWorker(self.temporal, self.settings, self.store, self.inference)
         self._worker = asyncio.create_task(worker.run(self._stop))
 
     async def stop_worker(self) -> None:

@@ -131,7 +131,7 @@ async def test_a_large_batch_runs_in_groups(stack: MakeStack) -> None:
         (CHAT, (20, 0, 10, 0)),
         ("/v1/completions", (20, 0, 10, 0)),
         ("/v1/embeddings", (20, 0, 0, 0)),
-        ("/v1/responses", (20, 4, 10, 2)),  # passed through: only its envelope is checked
+        ("/v1/responses", (20, 4, 10, 2)),
     ],
 )
 async def test_endpoints(stack: MakeStack, endpoint: str, usage: tuple[int, int, int, int]) -> None:

@@ -13,8 +13,8 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from activities.catalog import Catalog
+from activities.connection import connect
 from activities.storage import ObjectNotFound, StoreError
-from activities.worker import connect
 from api.gateway import TemporalGateway
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import CHAT, requests, until

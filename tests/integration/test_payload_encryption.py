@@ -12,8 +12,8 @@ from google.protobuf.json_format import MessageToDict
 from temporalio.api.common.v1 import Payloads
 from temporalio.client import Client
 
+from activities.connection import ConnectOptions, connect
 from activities.payload_codec import AesGcmCodec, data_converter
-from activities.worker import connect
 from api.codec_server import create_codec_app
 from tests.integration.stack import Stack, progress_of, requests
 
@@ -21,10 +21,14 @@ CANARY = "canary"
 UI = "http://ui.example:8080"
 
 
+async def connect_sealed(temporal: Client, key: bytes) -> Client:
+    options = ConnectOptions(converter=data_converter([key]))
+    return await connect(temporal.service_client.config.target_host, options)
+
+
 async def test_a_sealed_batch_runs_and_its_history_has_no_clear_text(temporal: Client, tmp_path: Path) -> None:
     key = os.urandom(32)
-    address = temporal.service_client.config.target_host
-    sealed = await connect(address, converter=data_converter([key]))
+    sealed = await connect_sealed(temporal, key)
     async with Stack.open(sealed, tmp_path, max_requests=1000) as it:
         await it.start_worker()
         it.script(mode="status", status=503, match=f"{CANARY}-3", retry_after=1)
@@ -50,7 +54,7 @@ async def test_a_sealed_batch_runs_and_its_history_has_no_clear_text(temporal: C
 
 
 async def test_a_batch_that_was_started_in_the_clear_goes_on_sealed(temporal: Client, tmp_path: Path) -> None:
-    sealed = await connect(temporal.service_client.config.target_host, converter=data_converter([os.urandom(32)]))
+    sealed = await connect_sealed(temporal, os.urandom(32))
     async with Stack.open(temporal, tmp_path) as before:
         batch_id = await before.submit(requests(3))
         async with Stack.open(sealed, tmp_path, task_queue=before.settings.task_queue) as after:
@@ -60,7 +64,7 @@ async def test_a_batch_that_was_started_in_the_clear_goes_on_sealed(temporal: Cl
 
 
 async def test_an_api_without_the_key_says_so(temporal: Client, tmp_path: Path) -> None:
-    sealed = await connect(temporal.service_client.config.target_host, converter=data_converter([os.urandom(32)]))
+    sealed = await connect_sealed(temporal, os.urandom(32))
     async with Stack.open(sealed, tmp_path) as it:
         await it.start_worker()
         it.script(mode="hang")

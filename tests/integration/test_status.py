@@ -11,7 +11,7 @@ import pytest
 from openai.types import Batch
 from temporalio.client import Client
 
-from activities.worker import connect
+from activities.connection import connect
 from api.gateway import TemporalGateway
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import CHAT, progress_of, request, requests, until

@@ -46,7 +46,14 @@ async def test_code_that_does_not_know_a_running_batch_does_not_break_it(stack: 
     batch_id = await it.submit(requests(3))
     await it.until(batch_id, lambda batch: batch.request_counts and batch.request_counts.completed == 2)
     await it.stop_worker()
-    async with Worker(it.temporal, task_queue=it.settings.task_queue, workflows=[AnotherShape], max_cached_workflows=0):
+    another = Worker(
+        it.temporal,
+        task_queue=it.settings.task_queue,
+        workflows=[AnotherShape],
+        max_cached_workflows=0,
+        build_id="another",  # the default takes seconds to compute
+    )
+    async with another:
         await it.openai.post(f"/batches/{batch_id}/pause", cast_to=object)
 
         async def refused() -> bool:

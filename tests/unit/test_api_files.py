@@ -17,6 +17,7 @@ from activities.storage import CHUNK, StoreError
 from activities.storage_local import LocalStore
 from api.download import Reader
 from tests.fakes.api import Api, error_of, field, file, form, open_api
+from workflows.ids import file_id_for_key
 
 KEYS = {"id", "object", "bytes", "created_at", "expires_at", "filename", "purpose", "status", "status_details"}
 DAY = 24 * 3600
@@ -363,7 +364,7 @@ async def test_an_upload_with_the_key_of_an_expired_file_is_a_new_one(
     assert len([name for name in api.stored() if name.startswith("index/")]) == 1
 
 
-@pytest.mark.parametrize("fails_at", [1, 2])
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
 async def test_a_record_that_cannot_be_written_leaves_no_file(
     api: Api, monkeypatch: pytest.MonkeyPatch, fails_at: int
 ) -> None:
@@ -381,6 +382,19 @@ async def test_a_record_that_cannot_be_written_leaves_no_file(
     with pytest.raises(openai.InternalServerError):
         await files.create(file=("a.jsonl", b"{}"), purpose="batch", extra_headers=headers)
     assert api.stored() == []
+    created = await files.create(file=("a.jsonl", b"{}"), purpose="batch", extra_headers=headers)
+    assert (await files.content(created.id)).content == b"{}"
+
+
+async def test_an_upload_in_the_place_of_a_file_that_is_being_deleted_is_to_come_again(api: Api) -> None:
+    files, headers = api.openai.files, {"Idempotency-Key": "nightly"}
+    mark = f"files/default/{file_id_for_key('default', 'nightly')}/deleting"
+    api.store.put(mark, b"")
+    with pytest.raises(openai.InternalServerError) as caught:
+        await files.create(file=("a.jsonl", b"{}"), purpose="batch", extra_headers=headers)
+    assert caught.value.status_code == 503
+    assert api.stored() == [mark]
+    api.store.delete(mark)
     created = await files.create(file=("a.jsonl", b"{}"), purpose="batch", extra_headers=headers)
     assert (await files.content(created.id)).content == b"{}"
 

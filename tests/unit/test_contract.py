@@ -10,6 +10,8 @@ import pytest
 from pydantic import BaseModel
 from temporalio import activity, workflow
 
+from activities.deliver_webhook import DeliverWebhook
+from activities.janitor import DeleteExpired
 from activities.pause_shards import PauseShards
 from activities.run_requests import RunRequests
 from activities.validate_input import ValidateInput
@@ -22,6 +24,8 @@ PAIRS: list[tuple[Callable[..., Any], Callable[..., Any]]] = [
     (contract.RunRequestsStub.run_requests, RunRequests.run_requests),
     (contract.WriteFilesStub.write_files, WriteFiles.write_files),
     (contract.PauseShardsStub.pause_shards, PauseShards.pause_shards),
+    (contract.DeleteExpiredStub.delete_expired, DeleteExpired.delete_expired),
+    (contract.DeliverWebhookStub.deliver_webhook, DeliverWebhook.deliver_webhook),
 ]
 
 
@@ -53,6 +57,8 @@ def test_names_are_said_and_not_taken_from_functions() -> None:
         contract.RUN_REQUESTS,
         contract.WRITE_FILES,
         contract.PAUSE_SHARDS,
+        contract.DELETE_EXPIRED,
+        contract.DELIVER_WEBHOOK,
     ]
     definition = workflow._Definition.must_from_class(BatchWorkflow)
     assert definition.name == contract.BATCH_WORKFLOW

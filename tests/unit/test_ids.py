@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from workflows.ids import (
     batch_id_for_key,
     create_digest,
+    file_id_for_upload,
     format_ranges,
     parse_ranges,
     request_id_prefix,
@@ -78,3 +79,16 @@ def test_digests_differ_where_the_parameters_do() -> None:
     metadata: list[object] = [None, {}, {"a": "1"}, {"a": "2"}, {"b": "1"}, {"a": "1", "b": "2"}]
     digests = [create_digest({"metadata": value}) for value in metadata]
     assert len(set(digests)) == len(metadata)
+
+
+def test_an_upload_is_one_file_for_one_order_of_its_parts() -> None:
+    made = file_id_for_upload("upload_1", ["part_1", "part_2"])
+    assert re.fullmatch(r"file-[0-9a-f]{24}", made)
+    assert file_id_for_upload("upload_1", ["part_1", "part_2"]) == made
+    others = {
+        file_id_for_upload("upload_2", ["part_1", "part_2"]),
+        file_id_for_upload("upload_1", ["part_2", "part_1"]),
+        file_id_for_upload("upload_1", ["part_1"]),
+        file_id_for_upload("upload_1", []),
+    }
+    assert len(others | {made}) == 5

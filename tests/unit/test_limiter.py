@@ -27,13 +27,14 @@ class Upstream:
 
     maximum: int = 4
     clock: Clock = field(default_factory=Clock)
-    flying: list[tuple[str, int, float]] = field(default_factory=list[tuple[str, int, float]])
+    flying: list[tuple[str, int, float, int]] = field(default_factory=list[tuple[str, int, float, int]])
     order: list[str] = field(default_factory=list[str])
+    replicas: int = 1
     told: list[str] = field(default_factory=list[str])
     """Shards that were told to hold back, once for each time."""
 
     def __post_init__(self) -> None:
-        self.limiter = Limiter(self.maximum, self.clock)
+        self.limiter = Limiter(self.maximum, self.clock, self.replicas)
         self.changes = 0
         self.limiter.on_change = self._changed
 
@@ -41,11 +42,13 @@ class Upstream:
         self.changes += 1
 
     def shard(self, name: str, requests: int, batch: str = "") -> Queue:
-        def start(number: int) -> None:
+        def start(number: int, replica: int) -> None:
             assert not self.limiter.held_back
-            self.flying.append((name, number, self.clock.now))
+            self.flying.append((name, number, self.clock.now, replica))
             self.order.append(name)
-            assert len(self.flying) == self.limiter.in_flight <= self.limiter.limit
+            assert len(self.flying) == self.limiter.in_flight
+            there = sum(one == replica for _, _, _, one in self.flying)
+            assert there <= self.limiter._replicas[replica].adaptive.limit  # pyright: ignore[reportPrivateUsage]
 
         def held_back() -> None:
             self.told.append(name)
@@ -57,8 +60,8 @@ class Upstream:
 
     def answer(self, count: int = 1, signal: Signal = Signal.ANSWERED, retry_after: float | None = None) -> None:
         for _ in range(count):
-            _, _, sent_at = self.flying.pop(0)
-            self.limiter.finished(signal, sent_at, retry_after, "why")
+            _, _, sent_at, replica = self.flying.pop(0)
+            self.limiter.finished(signal, sent_at, retry_after, "why", replica)
 
     def volley(self, signal: Signal, retry_after: float | None = None) -> None:
         """Send as many as it lets, and have them all end so a second later."""
@@ -237,6 +240,130 @@ async def test_the_end_of_a_pause_is_announced() -> None:
     await until(lambda: up.changes > changes)
 
 
+# Replicas
+
+
+@dataclass
+class Replicas:
+    """Requests of one shard in front of several replicas."""
+
+    count: int
+    maximum: int = 4
+    clock: Clock = field(default_factory=Clock)
+    flying: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
+    """Replica and time of each."""
+    told: int = 0
+
+    def __post_init__(self) -> None:
+        self.limiter = Limiter(self.maximum, self.clock, replicas=self.count)
+
+    def send(self, requests: int) -> None:
+        def start(number: int, replica: int) -> None:
+            self.flying.append((replica, self.clock.now))
+
+        def held_back() -> None:
+            self.told += 1
+            self.limiter.withdraw(queue)
+
+        queue = Queue("b", list(range(requests)), start)
+        self.limiter.add(queue, held_back)
+
+    def at(self, replica: int) -> int:
+        return [number for number, _ in self.flying].count(replica)
+
+    def end(self, replica: int, signal: Signal = Signal.ANSWERED, count: int = 1) -> None:
+        for _ in range(count):
+            index = [number for number, _ in self.flying].index(replica)
+            _, sent_at = self.flying.pop(index)
+            self.limiter.finished(signal, sent_at, None, "why", replica)
+
+
+async def test_the_least_busy_replica_is_chosen_and_each_has_a_limit_of_its_own() -> None:
+    them = Replicas(3)
+    them.send(6)
+    assert [them.at(replica) for replica in range(3)] == [2, 2, 2]
+    them.end(1, count=2)
+    them.send(20)
+    assert [them.at(replica) for replica in range(3)] == [4, 4, 4]
+    assert (them.limiter.maximum, them.limiter.limit, them.limiter.waiting) == (12, 12, 12)
+    them.clock.now += 1
+    them.end(2, Signal.OVERLOADED)
+    assert them.limiter.limit == 10
+    assert [them.at(replica) for replica in range(3)] == [4, 4, 3]
+
+
+async def test_a_replica_that_is_away_is_set_aside_until_it_answers_again() -> None:
+    them = Replicas(2)
+    them.send(30)
+    them.clock.now += 1
+    them.end(0, Signal.UNREACHABLE, count=4)
+    assert (them.at(0), them.at(1), them.limiter.held_back, them.told) == (0, 4, False, 0)
+    them.end(1, count=4)
+    assert (them.at(0), them.at(1)) == (0, 4)
+    them.clock.now += FIRST_PAUSE + 0.001
+    them.end(1)
+    assert (them.at(0), them.at(1)) == (1, 4)  # one asks after it
+    them.end(0, Signal.UNREACHABLE)
+    assert (them.at(0), them.at(1)) == (0, 4)
+    them.clock.now += 2 * FIRST_PAUSE + 0.001
+    them.end(1)
+    them.end(0)
+    assert them.at(0) == 2  # back, and faster with each answer
+    assert them.told == 0
+
+
+async def test_the_end_of_one_replicas_pause_lets_in_what_waits() -> None:
+    them = Replicas(2, maximum=1)
+    them.send(5)
+    them.clock.now += 1
+    them.limiter.finished(Signal.OVERLOADED, them.flying.pop(0)[1], 0.01, "why", 0)
+    assert [replica for replica, _ in them.flying] == [1]
+    them.clock.now += 1
+    await until(lambda: them.at(0) == 1)
+
+
+async def test_when_all_replicas_are_away_everything_is_held_back() -> None:
+    them = Replicas(2)
+    them.send(30)
+    them.clock.now += 1
+    them.end(0, Signal.UNREACHABLE)
+    them.clock.now += 0.2
+    them.end(1, Signal.UNREACHABLE)
+    assert (them.limiter.held_back, them.told, them.limiter.waiting) == (True, 1, 0)
+    assert them.limiter.pause_left == pytest.approx(FIRST_PAUSE - 0.2)  # until the first of them is asked again
+    assert not them.limiter.room(0)
+
+
+async def test_what_hangs_at_a_replica_that_is_away_takes_no_room() -> None:
+    them = Replicas(2)
+    them.send(8)
+    them.clock.now += 1
+    them.end(0, Signal.UNREACHABLE)
+    them.end(1, count=4)
+    assert (them.at(0), them.at(1)) == (3, 0)
+    assert them.limiter.room(4)
+    assert not them.limiter.room(6)
+
+
+async def test_a_replica_that_only_fails_is_set_aside_where_another_answers() -> None:
+    them = Replicas(2, maximum=20)
+    them.send(100)
+    them.clock.now += 1
+    them.end(0, Signal.DROPPED, count=10)
+    them.end(0, Signal.UNCLEAR, count=10)  # so far nothing says that it is the replica
+    assert (them.at(0), them.at(1)) == (20, 20)
+    them.end(1)
+    them.end(0, Signal.UNCLEAR)
+    assert (them.at(0), them.at(1), them.told) == (19, 20, 0)
+    them.clock.now += FIRST_PAUSE + 0.001
+    them.end(0, Signal.DROPPED, count=19)
+    assert them.at(0) == 1
+    them.end(0)
+    assert them.at(0) == 2
+    them.end(0, Signal.UNCLEAR, count=2)
+    assert them.at(0) == 2
+
+
 # Holding back
 
 
@@ -261,7 +388,7 @@ async def test_block_holds_everybody_back_until_the_last_unblock() -> None:
 async def test_who_has_left_is_told_nothing() -> None:
     up = Upstream()
     told: list[str] = []
-    up.limiter.add(Queue("a", [1], lambda number: None), lambda: told.append("a"))
+    up.limiter.add(Queue("a", [1], lambda number, replica: None), lambda: told.append("a"))
     up.limiter.leave(lambda: None)  # somebody else
     up.limiter.block()
     assert told == ["a"]
@@ -270,7 +397,7 @@ async def test_who_has_left_is_told_nothing() -> None:
         told.append("b")
 
     up.limiter.unblock()
-    up.limiter.add(Queue("b", [1], lambda number: None), callback)
+    up.limiter.add(Queue("b", [1], lambda number, replica: None), callback)
     up.limiter.leave(callback)
     up.limiter.drain(0)
     assert told == ["a", "a"]
@@ -297,11 +424,11 @@ steps = st.one_of(
 )
 
 
-@given(st.integers(1, 6), st.lists(steps, max_size=60))
+@given(st.integers(1, 6), st.sampled_from([1, 1, 2, 3]), st.lists(steps, max_size=60))
 async def test_whatever_happens_the_count_is_right_and_nobody_waits_in_vain(
-    maximum: int, happened: list[tuple[str, ...]]
+    maximum: int, replicas: int, happened: list[tuple[str, ...]]
 ) -> None:
-    up = Upstream(maximum=maximum)
+    up = Upstream(maximum=maximum, replicas=replicas)
     limiter = up.limiter
     queues: list[Queue] = []
     blocks = 0
@@ -326,9 +453,11 @@ async def test_whatever_happens_the_count_is_right_and_nobody_waits_in_vain(
             blocks -= 1
         assert limiter.in_flight == len(up.flying)
         assert limiter.waiting == sum(len(queue.pending) for queue in queues)
-        assert 1 <= limiter.limit <= maximum
+        assert replicas <= limiter.limit <= maximum * replicas
         if limiter.held_back:
             assert limiter.waiting == 0  # what waits here is out of reach of everybody else
-        elif limiter.waiting:
+        elif limiter.waiting and replicas == 1:
             assert limiter.in_flight >= int(limiter.limit)
             assert not limiter.room(int(limiter.limit))
+        elif limiter.waiting:
+            assert limiter.in_flight >= 1

@@ -32,6 +32,19 @@ def test_a_refusal_fills_both_members() -> None:
     assert LINES.error(42, b'"a"', answer) == HEAD + b',"response":' + response + b',"error":' + error + b"}\n"
 
 
+def test_6_strict_lines_leave_the_error_of_an_http_answer_null() -> None:
+    strict = OutputLines(BATCH, strict=True)
+    answer = reply(404, {"error": {"message": "no", "type": "t", "param": None, "code": "gone"}})
+    response = b'{"status_code":404,"request_id":"req_%b","body":%b}' % (ID.encode(), answer.body)
+    assert strict.error(42, b'"a"', answer) == HEAD + b',"response":' + response + b',"error":null}\n'
+    # Where there is no answer there is nothing but the error to say so.
+    silent = Answer(Verdict.RETRY, code="request_timeout", message="why")
+    assert strict.error(42, b'"a"', silent) == LINES.error(42, b'"a"', silent)
+    for reason in MissingReason:
+        assert strict.missing(42, b'"a"', reason) == LINES.missing(42, b'"a"', reason)
+    assert strict.success(42, b'"a"', reply()) == LINES.success(42, b'"a"', reply())
+
+
 @pytest.mark.parametrize("code", ["request_timeout", "connection_error", "server_error"])
 def test_without_an_http_answer_the_response_is_null(code: str) -> None:
     line = LINES.error(42, b'"a"', Answer(Verdict.RETRY, code=code, message="why"))

@@ -11,9 +11,9 @@ from typing import Any
 import click
 import pytest
 
-from activities import worker
+from activities import connection
+from activities.connection import connect, when_there
 from activities.settings import Settings
-from activities.worker import connect, when_there
 from api import cli, processes
 from api.processes import StartError
 
@@ -40,7 +40,7 @@ async def test_when_a_part_fails_the_others_end_well_first(monkeypatch: pytest.M
 async def test_each_new_reason_why_temporal_is_not_there_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(worker, "CONNECT_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(connection, "CONNECT_RETRY_SECONDS", 0.0)
     answers: list[Exception | str] = [
         *(RuntimeError("no\n route"), RuntimeError("no\n route"), RuntimeError("bad key" + "!" * 1000)),
         "there",
@@ -52,10 +52,10 @@ async def test_each_new_reason_why_temporal_is_not_there_is_said_once(
             raise answer
         return answer
 
-    with caplog.at_level(logging.WARNING, "everbatch.worker"):
+    with caplog.at_level(logging.WARNING, "everbatch"):
         assert await when_there(ask, asyncio.Event()) == "there"
     said = [record.getMessage().partition(": ")[2] for record in caplog.records]
-    assert said == ["no route", ("bad key" + "!" * 1000)[: worker.REASON_LENGTH], ""]
+    assert said == ["no route", ("bad key" + "!" * 1000)[: connection.REASON_LENGTH], ""]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "bad host:1"])
@@ -120,7 +120,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli.asyncio, "run", run)
     error: Exception = ValueError("a bug")
     with pytest.raises(ValueError, match="a bug"):
-        cli.run(start)
+        cli.run(Settings.model_validate({}), start)
     error = StartError("no port")
     with pytest.raises(click.ClickException, match="no port"):
-        cli.run(start)
+        cli.run(Settings.model_validate({}), start)

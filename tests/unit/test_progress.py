@@ -123,3 +123,30 @@ def test_a_shard_that_is_pausing_still_has_requests_in_flight() -> None:
     info = pending("shard-0", said(1, 0, 8, "", 64))
     info.state = PendingActivityState.PENDING_ACTIVITY_STATE_PAUSE_REQUESTED
     assert progress(BatchStatus(counts=Counts(total=100)), info)[1].in_flight == 8
+
+
+def of_upstream(name: str, info: PendingActivityInfo) -> PendingActivityInfo:
+    info.activity_options.task_queue.name = f"everbatch-inference-{name}"
+    return info
+
+
+def test_an_upstream_that_is_away_is_named_while_others_answer() -> None:
+    status = BatchStatus(counts=Counts(total=400))
+    away = of_upstream("a", waiting("shard-0", Failure(message="upstream a: connection refused"), -1))
+    busy = of_upstream("b", pending("shard-1", said(40, 0, 60, "", 64)))
+    _, shown = progress(status, away, busy)
+    assert (shown.waiting_reason, shown.in_flight) == ("upstream a: connection refused", 60)
+    back = of_upstream("a", pending("shard-2", said(0, 0, 8, "", 8)))
+    _, shown = progress(status, away, busy, back)
+    assert (shown.waiting_reason, shown.in_flight, shown.in_flight_limit) == (None, 68, 72)
+
+
+def test_all_that_is_waited_for_is_told_the_soonest_first() -> None:
+    status = BatchStatus(counts=Counts(total=400))
+    infos = [
+        of_upstream("a", waiting("shard-0", Failure(message="a is away"), 9)),
+        of_upstream("b", waiting("shard-1", Failure(message="b is full"), 3)),
+        of_upstream("b", waiting("shard-2", Failure(message="b is full, too"), 4)),
+    ]
+    _, shown = progress(status, *infos)
+    assert (shown.waiting_reason, shown.next_attempt_at) == ("b is full; a is away", int(NOW) + 3)

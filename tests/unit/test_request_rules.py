@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from activities.jsonl import MAX_LINE_BYTES, Line
 from activities.request_rules import LineChecker
-from tests.fakes.worker import CHAT, make_spec
+from tests.fakes.worker import CHAT, make_spec, routes
 from workflows.types import BatchError, ValidateResult
 
 GOOD: dict[str, Any] = {
@@ -24,11 +24,11 @@ EMBEDDINGS = "/v1/embeddings"
 
 
 def checker(known_models: frozenset[str] | None = None, **spec: Any) -> LineChecker:
-    return LineChecker(make_spec(**spec), known_models)
+    return LineChecker(make_spec(**spec), routes(known_models))
 
 
 def check(data: bytes, lines: LineChecker | None = None) -> BatchError | None:
-    return (lines or checker()).check(Line(7, 0, len(data) + 1, data))[1]
+    return (lines or checker()).check(Line(7, 0, len(data) + 1, data)).error
 
 
 def line(**changes: Any) -> bytes:
@@ -46,7 +46,7 @@ def raw_body(text: str) -> bytes:
 
 def test_a_good_line_passes() -> None:
     lines = checker()
-    assert lines.check(Line(1, 0, 1, line())) == ("a", None)
+    assert lines.check(Line(1, 0, 1, line())) == ("a", None, 0)
     assert lines.only_model == "m"
 
 
@@ -149,7 +149,7 @@ def test_one_rule_broken(data: bytes, code: str, param: str, text: str) -> None:
 )
 def test_half_of_a_surrogate_pair_is_json_and_fails_nothing(data: bytes) -> None:
     # JavaScript writes it for an emoji that was cut in two.
-    custom_id, error = checker().check(Line(7, 0, len(data), data))
+    custom_id, error, _ = checker().check(Line(7, 0, len(data), data))
     assert error is None
     assert custom_id
 
@@ -187,7 +187,7 @@ def test_a_line_that_is_not_json_of_utf8(data: bytes) -> None:
 
 
 def test_a_line_that_is_too_long_to_hold() -> None:
-    error = checker().check(Line(7, 0, 20_000_000, None))[1]
+    error = checker().check(Line(7, 0, 20_000_000, None)).error
     assert error
     assert (error.code, error.param, error.line) == ("invalid_request", None, 7)
     assert error.message == f"This line has 20000000 bytes; a line may have at most {MAX_LINE_BYTES}."
@@ -275,13 +275,47 @@ def test_a_model_that_the_upstream_does_not_list() -> None:
         (EMBEDDINGS, {"model": "m", "input": "x"}, None),
         (EMBEDDINGS, {"model": "m"}, "body.input"),
         (EMBEDDINGS, {"model": "m", "input": {}}, "body.input"),
-        ("/v1/responses", {"anything": 1}, None),
-        ("/v1/responses", {"stream": True}, "body.stream"),
+        (EMBEDDINGS, {"model": "m", "messages": []}, None),
+        ("/v1/responses", {"model": "m", "input": "x"}, None),
+        ("/v1/responses", {"model": "m", "input": [{"role": "user", "content": "x"}]}, None),
+        ("/v1/responses", {"model": "m", "prompt": {"id": "pmpt_1"}}, None),
+        ("/v1/responses", {"model": "m", "previous_response_id": "resp_1"}, None),
+        ("/v1/responses", {"model": "m", "conversation": "conv_1", "input": None}, None),
+        ("/v1/responses", {"model": "m"}, "body.input"),
+        ("/v1/responses", {"model": "m", "prompt": None}, "body.input"),
+        ("/v1/responses", {"model": "m", "input": 5, "prompt": {}}, "body.input"),
+        ("/v1/responses", {"input": "x"}, "body.model"),
+        ("/v1/responses", {"model": "m", "input": "x", "stream": True}, "body.stream"),
+        ("/v1/moderations", {"input": "x"}, None),
+        ("/v1/moderations", {"model": "m", "input": [{"type": "text", "text": "x"}]}, None),
+        ("/v1/moderations", {"model": "m"}, "body.input"),
+        ("/v1/moderations", {"input": 7}, "body.input"),
+        ("/v1/images/generations", {}, None),
+        ("/v1/images/edits", {"anything": 1}, None),
+        ("/v1/videos", {"model": 7}, None),
+        ("/v1/score", {"text_1": "a", "text_2": ["b"]}, None),
+        ("/v1/score", {"stream": True}, "body.stream"),
     ],
 )
 def test_each_endpoint_has_its_own_required_members(endpoint: str, content: dict[str, Any], param: str | None) -> None:
     error = check(line(url=endpoint, body=content), checker(endpoint=endpoint))
     assert (error.param if error else None) == param
+
+
+def test_streaming_is_refused_in_the_words_of_each_endpoint() -> None:
+    text = "Streaming is not supported in the Batch API."
+    refused = check(body(stream=True))
+    assert refused
+    assert (refused.code, refused.message) == ("streaming_unsupported", f"Chat Completions: {text}")
+    refused = check(line(url="/v1/videos", body={"stream": True}), checker(endpoint="/v1/videos"))
+    assert refused
+    assert (refused.code, refused.message) == ("streaming_unsupported", text)
+
+
+def test_a_body_that_is_no_object_is_refused_on_every_endpoint() -> None:
+    error = check(line(url="/v1/score", body=[1]), checker(endpoint="/v1/score"))
+    assert error
+    assert (error.code, error.param) == ("invalid_type", "body")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from activities import catalog, results
-from activities.results import Committed, Kind, RecordReader, ShardLog, encode_record, find_result, look_up
+from activities.results import (
+    Committed,
+    Kind,
+    Place,
+    PlaceReader,
+    RecordReader,
+    ShardLog,
+    encode_record,
+    find_result,
+    look_up,
+)
 from activities.storage import ObjectNotFound, StoreError
 from tests.fakes.worker import BATCH, TENANT, ShakyStore, until
 from workflows.types import ShardResult, Usage
@@ -349,3 +359,23 @@ async def test_a_cancelled_commit_and_the_one_after_it_lose_nothing_between_them
         go.set()
     await until(lambda: len(store.written) > written)
     assert sorted(committed(store).records) == [1, 2]
+
+
+def test_what_is_read_back_costs_one_read_for_each_part(store: ShakyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "KEEP_BYTES", 300)
+    content = {f"p/{number}": bytes([number]) * 100 for number in range(4)} | {"p/large": bytes(range(200))}
+    for key, data in content.items():
+        store.put(key, data)
+    places = [Place(key, offset, 10) for key in content for offset in range(0, len(content[key]), 10)]
+    got: list[str] = []
+    real = store.get
+    monkeypatch.setattr(store, "get", lambda key: got.append(key) or real(key))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+    reader = PlaceReader(store, places)
+    across = sorted(places, key=lambda place: (place.offset // 50, place.key))  # two rounds over all parts
+    for place in across:
+        assert b"".join(reader.read(place)) == content[place.key][place.offset : place.offset + 10]
+    assert got == [f"p/{number}" for number in range(4)] * 2  # three are kept at the most, and the large one never
+    store.delete("p/3", "p/0")
+    assert b"".join(reader.read(Place("p/3", 0, 10))) == content["p/3"][:10]
+    with pytest.raises(ObjectNotFound):
+        reader.read(Place("p/0", 0, 10))

@@ -60,7 +60,7 @@ class Poller:
         """The activity has read its shard, and sends."""
         held = ExitStack()
         held.enter_context(self.room.running(requests))
-        self.limiter.add(Queue("b", list(range(requests)), lambda number: None), lambda: None)
+        self.limiter.add(Queue("b", list(range(requests)), lambda number, replica: None), lambda: None)
         self.shards.append((permit, held))
 
     def end(self) -> None:

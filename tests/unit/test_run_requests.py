@@ -9,7 +9,9 @@ import pytest
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities import catalog, run_requests, shard_heartbeat
+from activities.batch_plan import BatchPlan
 from activities.inference import Answer, Verdict
+from activities.upstreams import Upstream
 from tests.fakes.shard_worker import ShardWorker
 from tests.fakes.worker import (
     BATCH,
@@ -123,7 +125,7 @@ async def test_an_upstream_that_is_not_available_is_waited_for_uncounted(worker:
         worker.engine.fail([3], answer)
         await worker.run_to_retry(attempt)
         assert worker.committed().tried == {}
-        worker.limiter._paused_until = 0  # pyright: ignore[reportPrivateUsage] - the pause passes
+        worker.pass_pause()
     result = await worker.run(attempt=8)
     assert (result.completed, result.failed) == (10, 0)
 
@@ -161,7 +163,7 @@ async def test_a_reset_workflow_counts_attempts_anew_and_loses_nothing(worker: S
     for held in ([3, 4, 5], [3, 4], [3]):
         worker.engine.fail(held, *[refusal(503)] * 8)
         await worker.run_to_retry(attempt=1)
-        worker.limiter._paused_until = 0  # pyright: ignore[reportPrivateUsage] - the pause passes
+        worker.pass_pause()
         worker.engine.script.clear()
         assert sorted(worker.committed().records) == [n for n in range(1, 11) if n not in held]
     assert (await worker.run(attempt=1)).completed == 10
@@ -208,7 +210,46 @@ async def test_a_bad_gateway_counts_only_where_the_engine_answers_others(tmp_pat
     worker.engine.fail([1, 2], *[refusal(502)] * 9)
     for attempt in (1, 2, 3, 4):
         await worker.run_to_retry(attempt)
-        worker.limiter._paused_until = 0  # pyright: ignore[reportPrivateUsage] - the pause passes
+        worker.pass_pause()
     assert not worker.committed().tried
     worker.engine.script.clear()
     assert (await worker.run(attempt=5)).completed == 2
+
+
+# Upstreams
+
+
+async def test_requests_go_to_the_replicas_in_turn(tmp_path: Path) -> None:
+    worker = ShardWorker(tmp_path, 8, in_flight=4, replicas=2)
+    worker.engine.held = set(range(1, 9))
+    running, _ = worker.start()
+    await until(lambda: worker.engine.in_flight == 8)
+    assert sorted(worker.engine.replicas) == [0] * 4 + [1] * 4
+    worker.engine.release()
+    assert (await running).completed == 8
+    worker.settled()
+
+
+async def test_the_reason_to_wait_names_an_upstream_that_has_a_name(worker: ShardWorker) -> None:
+    worker.engine.upstream = Upstream(name="gpu-1", urls=("http://10.0.0.1/v1",))
+    worker.engine.fail(range(1, 11), REFUSED)
+    error = await worker.run_to_retry()
+    assert error.message == "10 of 10 requests to retry: upstream gpu-1: connection refused"
+    later = await worker.run_to_retry(attempt=2)
+    assert later.message == error.message
+
+
+async def test_a_shard_of_a_mixed_batch_sends_its_own_requests_only(worker: ShardWorker) -> None:
+    lines = [request_line(n, model="even" if n % 2 == 0 else "odd") for n in range(1, 11)]
+    lines.append(request_line(11, model=...))
+    worker.store.put(catalog.input_key(TENANT, BATCH), b"".join(lines))
+    plan = BatchPlan([], {"even": 1, "odd": 0}, rest=1)
+    worker.store.put(catalog.plan_key(TENANT, BATCH, "p"), plan.dump())
+    shard = Shard(0, len(b"".join(lines)), 1, 6, 1)
+    worker.engine.fail([4], refusal(503))
+    with pytest.raises(ApplicationError, match="1 of 6 requests to retry"):
+        await worker.run(shard=shard, plan="p")
+    worker.pass_pause()
+    result = await worker.run(attempt=2, shard=shard, plan="p")
+    assert sorted(worker.engine.sent) == [2, 4, 4, 6, 8, 10, 11]
+    assert [line for line, _, _ in worker.lines(result)] == [2, 4, 6, 8, 10, 11]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from temporalio import workflow
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from workflows.batch import BatchWorkflow
+from workflows.janitor import JanitorWorkflow
+from workflows.webhook import WebhookWorkflow
 
 
 def prepare(workflow_class: type) -> None:
@@ -13,5 +16,6 @@ def prepare(workflow_class: type) -> None:
     SandboxedWorkflowRunner().prepare_workflow(definition)
 
 
-async def test_the_batch_workflow_prepares() -> None:
-    prepare(BatchWorkflow)
+@pytest.mark.parametrize("workflow_class", [BatchWorkflow, JanitorWorkflow, WebhookWorkflow])
+async def test_the_workflow_prepares(workflow_class: type) -> None:
+    prepare(workflow_class)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from activities.settings import Settings, window_seconds
+from activities.settings import ENDPOINTS, Settings, window_seconds
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -98,6 +98,21 @@ def test_secrets_do_not_show() -> None:
 def test_what_cannot_be(name: str, value: Any) -> None:
     with pytest.raises(ValidationError):
         settings(**{name: value})
+
+
+def test_more_endpoints() -> None:
+    assert settings().endpoints == list(ENDPOINTS)
+    assert settings(extra_endpoints=" /v1/score,,/v1/a/b-c_1.2, /v1/score,/v1/videos").endpoints == [
+        *ENDPOINTS,
+        "/v1/score",
+        "/v1/a/b-c_1.2",
+    ]
+
+
+@pytest.mark.parametrize("value", ["score", "/score", "/v1", "/v1/", "/v1/../x", "/v1/a b", "/v1/x?y=1", "/v1//x"])
+def test_what_is_no_endpoint(value: str) -> None:
+    with pytest.raises(ValidationError, match="is not an endpoint such as /v1/score"):
+        settings(extra_endpoints=value)
 
 
 def test_the_store_is_in_the_data_folder_unless_said_otherwise() -> None:

@@ -1,98 +1,39 @@
-"""The contract of ObjectStore. Every implementation joins as one more parameter of the ``store`` fixture."""
+"""The store in a folder."""
 
 from __future__ import annotations
 
 import errno
 import multiprocessing
 import os
+import re
 import resource
 import signal
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from activities.settings import Settings
-from activities.storage import CHUNK, ObjectNotFound, ObjectStore, StoreError, open_store
+from activities.storage import CHUNK, ObjectNotFound, StoreError
 from activities.storage_local import LocalStore
+from activities.storage_s3 import S3Store
+from activities.stores import open_store
+from tests.store_contract import StoreContract
 
 
-def local_store(folder: Path) -> ObjectStore:
-    return LocalStore(str(folder / "root" / "store"))
+class TestLocalStore(StoreContract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> LocalStore:
+        return LocalStore(str(tmp_path / "root" / "store"))
 
 
-@pytest.fixture(params=[local_store], ids=["local"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    make: Callable[[Path], ObjectStore] = request.param
-    return make(tmp_path)
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(str(tmp_path))
 
 
-# Objects
-
-
-def test_an_object_reads_back_and_can_be_replaced(store: ObjectStore) -> None:
-    for data in (b"one", b"", b"a longer one"):
-        store.put("a/b", data)
-        assert store.get("a/b") == data
-        assert store.size("a/b") == len(data)
-        assert b"".join(store.stream("a/b")) == data
-
-
-def test_check(store: ObjectStore) -> None:
-    store.check()
-    store.check()
-    with pytest.raises(ObjectNotFound):
-        store.get("check")
-
-
-@pytest.mark.parametrize("key", ["a", "a/b", "a/b/c", "a.b/c-d_e.9"])
-def test_what_is_not_there_is_not_found(store: ObjectStore, key: str) -> None:
-    for read in (store.get, store.size, store.stream):
-        with pytest.raises(ObjectNotFound):
-            read(key)
-    with pytest.raises(ObjectNotFound):
-        store.copy(key, "target")
-    assert not store.delete(key)
-    store.delete_prefix(key + "/")
-    assert list(store.list(key + "/")) == []
-
-
-def test_a_prefix_is_no_object(store: ObjectStore) -> None:
-    store.put("a/b", b"x")
-    for read in (store.get, store.stream):
-        with pytest.raises(ObjectNotFound):
-            read("a")
-    with pytest.raises(ObjectNotFound):
-        store.get("a/b/c")
-    assert not store.delete("a")
-    assert list(store.list("a/b/")) == []
-
-
-@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, 3 * CHUNK + 7])
-def test_ranges(store: ObjectStore, size: int) -> None:
-    data = os.urandom(size)
-    store.put("a", data)
-    for offset in (0, 1, size // 2, size, size + 5):
-        for length in (None, 0, 1, size // 3, size + 9):
-            end = None if length is None else offset + length
-            chunks = list(store.stream("a", offset, length))
-            assert b"".join(chunks) == data[offset:end]
-            assert all(0 < len(chunk) <= CHUNK for chunk in chunks)
-
-
-def test_a_reader_keeps_what_it_began_to_read(store: ObjectStore) -> None:
-    data = os.urandom(2 * CHUNK)
-    store.put("a", data)
-    chunks = store.stream("a")
-    first = next(chunks)
-    store.put("a", b"new")
-    assert first + b"".join(chunks) == data
-
-
-def test_a_reader_that_is_dropped_half_way_leaves_nothing_open(store: ObjectStore) -> None:
+def test_a_reader_that_is_dropped_half_way_leaves_nothing_open(store: LocalStore) -> None:
     store.put("a", os.urandom(2 * CHUNK))
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
@@ -101,194 +42,34 @@ def test_a_reader_that_is_dropped_half_way_leaves_nothing_open(store: ObjectStor
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-# Writers
-
-
-def test_nothing_is_seen_before_the_commit(store: ObjectStore) -> None:
-    store.put("a", b"old")
-    with store.writer("a") as writer:
-        writer.write(b"ne")
-        writer.write(b"w" * CHUNK)
-        assert writer.size == CHUNK + 2
-        assert store.get("a") == b"old"
-        writer.commit()
-        assert store.get("a") == b"ne" + b"w" * CHUNK
-    assert store.size("a") == CHUNK + 2
-
-
 def all_files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_a_writer_without_a_commit_leaves_nothing(store: ObjectStore, tmp_path: Path) -> None:
+def test_a_writer_without_a_commit_leaves_no_file(store: LocalStore, tmp_path: Path) -> None:
     with store.writer("a/b") as writer:
         writer.write(b"x" * 3 * CHUNK)
-    with store.writer("a/b") as writer:
-        writer.write(b"x")
-        writer.abort()
-        writer.abort()
-
-    def fail() -> None:
-        with store.writer("a/b") as writer:
-            writer.write(b"x")
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert list(store.list("a/")) == []
     assert all_files(tmp_path) == []
 
 
-def test_an_abort_after_the_commit_does_nothing(store: ObjectStore) -> None:
-    with store.writer("a/b") as writer:
-        writer.write(b"x")
-        writer.commit()
-        writer.abort()
-    assert store.get("a/b") == b"x"
-
-
-# Listing and deleting
-
-KEYS = ["a-b", "a.b/x", "a/0", "a/b", "a/b-c/d", "a/b.c", "a/c/d/e/f", "a/c/d/g", "a/d", "a0", "aa/z"]
-
-
-def test_lists_are_in_plain_key_order(store: ObjectStore) -> None:
-    for key in reversed(KEYS):
-        store.put(f"p/{key}", b"")
-    store.put("pp/x", b"")
-    store.put("q", b"")
-    keys = sorted(f"p/{key}" for key in KEYS)
-    assert list(store.list("p/")) == keys
-    assert list(store.list("p/a/")) == [key for key in keys if key.startswith("p/a/")]
-    for after in [*keys, "p/", "p/a", "p/a/", "p/a/c/d/", "p/~", "zzz"]:
-        assert list(store.list("p/", after=after)) == [key for key in keys if key > after]
-
-
-def test_a_listing_survives_what_is_deleted_meanwhile(store: ObjectStore) -> None:
-    for number in range(10):
-        store.put(f"p/{number}/x", b"")
-    keys = store.list("p/")
-    assert next(keys) == "p/0/x"
-    store.delete_prefix("p/")
-    list(keys)
-
-
-def test_delete_says_whether_there_was_something(store: ObjectStore) -> None:
-    store.put("a/b", b"x")
-    store.put("a/c", b"y")
-    assert store.delete("a/b")
-    assert not store.delete("a/b")
-    assert list(store.list("a/")) == ["a/c"]
-
-
-def test_delete_prefix_takes_all_below_and_nothing_beside(store: ObjectStore) -> None:
-    for key in ("a/b/c", "a/b/d/e", "a/bb/c", "a/b.c", "b"):
-        store.put(key, b"x")
-    store.delete_prefix("a/b/")
-    store.delete_prefix("a/b/")
-    assert list(store.list("a/")) == ["a/b.c", "a/bb/c"]
-    assert store.get("b") == b"x"
-
-
-def test_a_copy_outlives_its_source(store: ObjectStore) -> None:
-    store.put("a/source", b"old")
-    store.put("target", b"to be replaced")
-    store.copy("a/source", "target")
-    store.copy("a/source", "new/folder/target")
-    store.put("a/source", b"new")
-    store.delete("a/source")
-    assert store.get("target") == store.get("new/folder/target") == b"old"
-
-
-# Keys that cannot be
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "",
-        "/",
-        "..",
-        "../x",
-        "a/../../x",
-        "a/..",
-        "./a",
-        "a//b",
-        "/etc/passwd",
-        "a/",
-        ".hidden",
-        "a/.b",
-        "a\0b",
-        "a b",
-        "a\n",
-        "é",
-        "a\\..\\b",
-        "~",
-    ],
-)
-def test_bad_keys_touch_nothing(store: ObjectStore, tmp_path: Path, key: str) -> None:
+@pytest.mark.parametrize("key", ["..", "../x", "a/../../x", "/etc/passwd", ".hidden", "a\0b"])
+def test_bad_keys_touch_nothing(tmp_path: Path, key: str) -> None:
+    store = LocalStore(str(tmp_path / "root" / "store"))
     (tmp_path / "x").write_bytes(b"outside")
     before = sorted(tmp_path.rglob("*"))
-    for call in (
-        lambda: store.get(key),
-        lambda: store.size(key),
-        lambda: store.stream(key),
+    calls: list[Callable[[], object]] = [
         lambda: store.put(key, b"evil"),
         lambda: store.writer(key).__enter__(),
         lambda: store.copy(key, "a"),
+        lambda: store.compose([key, key], "a"),
+        lambda: store.compose([], key),
         lambda: store.delete(key),
-    ):
+        lambda: store.delete_prefix(key.rstrip("/") + "/"),
+    ]
+    for call in calls:
         with pytest.raises(StoreError):
             call()
-    if not key.endswith("/"):
-        with pytest.raises(StoreError):
-            store.delete_prefix(key + "/")
-        with pytest.raises(StoreError):
-            list(store.list(key + "/"))
     assert sorted(tmp_path.rglob("*")) == before
-    store.put("a", b"x")
-    with pytest.raises(StoreError):
-        store.copy("a", key)
-
-
-# Many at once
-
-
-def test_writers_and_deleters_in_one_folder_never_get_in_each_others_way(store: ObjectStore) -> None:
-    # Where folders are real, deleting the last object removes them under the next writer.
-    store.put("source", b"s")
-    start = threading.Barrier(8)
-
-    def work(worker: int) -> None:
-        start.wait()
-        for number in range(150):
-            key = f"deep/er/folder/{worker}"
-            if number % 3:
-                store.put(key, b"%d" % number)
-            else:
-                store.copy("source", key)
-            assert store.get(key) in (b"%d" % number, b"s")
-            assert store.delete(key)
-            list(store.list("deep/"))
-
-    with ThreadPoolExecutor(8) as pool:
-        for future in [pool.submit(work, worker) for worker in range(8)]:
-            future.result()
-    assert list(store.list("deep/")) == []
-
-
-def test_of_many_writers_of_one_key_one_wins_whole(store: ObjectStore) -> None:
-    def write(worker: int) -> None:
-        for _ in range(30):
-            with store.writer("a/b") as writer:
-                for _ in range(5):
-                    writer.write(b"%d" % worker * 1000)
-                writer.commit()
-            assert len(set(store.get("a/b"))) == 1
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(write, range(4)))
-    assert store.size("a/b") == 5000
 
 
 def _write_in_process(folder: str, worker: int) -> None:
@@ -297,7 +78,7 @@ def _write_in_process(folder: str, worker: int) -> None:
         key = f"p/{number % 3}/{worker}-{number}"
         store.put(key, b"%d" % worker)
         assert store.get(key) == b"%d" % worker
-        assert store.delete(key)
+        store.delete(key)
 
 
 def test_several_processes_share_a_folder(tmp_path: Path) -> None:
@@ -312,6 +93,22 @@ def test_several_processes_share_a_folder(tmp_path: Path) -> None:
 
 
 # The folder itself
+
+
+@pytest.mark.parametrize("why", [errno.EXDEV, errno.ENOSYS])
+def test_where_the_system_cannot_copy_a_file_its_bytes_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: int
+) -> None:
+    def cannot(*arguments: object) -> int:
+        raise OSError(why, os.strerror(why))
+
+    monkeypatch.setattr(os, "copy_file_range", cannot)
+    store = LocalStore(str(tmp_path))
+    one, two = os.urandom(2 * CHUNK + 1), os.urandom(3)
+    store.put("one", one)
+    store.put("two", two)
+    store.compose(["one", "two", "one"], "three")
+    assert store.get("three") == one + two + one
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace", "mkdir"])
@@ -365,12 +162,14 @@ def test_what_killed_writers_left_goes_after_a_day(tmp_path: Path) -> None:
         path.write_bytes(b"x")
     for path in (old, folder):
         os.utime(path, (0, time.time() - 25 * 3600))
-    store = open_store(settings_of(str(tmp_path)))
-    assert list((tmp_path / ".tmp").iterdir()) == [new]
+    store = LocalStore(str(tmp_path))
     store.put("a", b"x")
-    open_store(settings_of(str(tmp_path / "new")))  # nothing there yet
+    store.delete_stale()
+    assert list((tmp_path / ".tmp").iterdir()) == [new]
+    assert store.get("a") == b"x"
+    LocalStore(str(tmp_path / "new")).delete_stale()  # nothing there yet
     (tmp_path / "file").touch()
-    open_store(settings_of(str(tmp_path / "file")))
+    LocalStore(str(tmp_path / "file")).delete_stale()
     assert not (tmp_path / "new").exists()
 
 
@@ -384,7 +183,6 @@ def test_a_store_that_has_gone_is_not_an_empty_one(tmp_path: Path, mount_point: 
         root.mkdir()
     calls: list[Callable[[], object]] = [
         lambda: store.get("a/b"),
-        lambda: store.size("a/b"),
         lambda: store.stream("a/b"),
         lambda: list(store.list("a/")),
         lambda: store.delete("a/b"),
@@ -404,11 +202,38 @@ def test_a_store_that_has_gone_is_not_an_empty_one(tmp_path: Path, mount_point: 
     assert (store.get("a/b"), store.get("a/c")) == (b"there", b"new")
 
 
-def settings_of(store: str) -> Settings:
-    return Settings.model_validate({"store": store})
+def settings_of(store: str, **values: str) -> Settings:
+    return Settings.model_validate({"store": store, **values})
+
+
+S3 = {"s3_endpoint": "s3.example:9000", "s3_access_key": "access-word", "s3_secret_key": "secret-word"}
 
 
 def test_the_address_says_which_store(tmp_path: Path) -> None:
     assert isinstance(open_store(settings_of(str(tmp_path))), LocalStore)
-    with pytest.raises(ValueError, match="EVERBATCH_STORE="):
-        open_store(settings_of("s4://bucket"))
+    for address in ("s3://bucket", "s3://bucket/", "s3://bucket/a/pre.fix", "s3://bucket/a/b/"):
+        assert isinstance(open_store(settings_of(address, **S3)), S3Store)
+
+
+@pytest.mark.parametrize(
+    ("address", "values", "said"),
+    [
+        ("s4://bucket", {}, "EVERBATCH_STORE is neither"),
+        ("s3://user:secret-word@bucket/x", {}, "EVERBATCH_STORE is neither"),
+        ("s3://", {}, "EVERBATCH_STORE is neither"),
+        ("s3://Bucket", {}, "EVERBATCH_STORE: invalid bucket name"),
+        ("s3://bucket/../x", {}, "EVERBATCH_STORE: invalid prefix"),
+        ("s3://bucket", {"s3_endpoint": ""}, "EVERBATCH_S3_ENDPOINT is not set"),
+        ("s3://bucket", {"s3_access_key": ""}, "EVERBATCH_S3_ACCESS_KEY is not set"),
+        ("s3://bucket", {"s3_secret_key": ""}, "EVERBATCH_S3_SECRET_KEY is not set"),
+        ("s3://bucket", {"s3_endpoint": "http://s3.example"}, "without http://"),
+        ("s3://bucket", {"s3_endpoint": "s3.example/path"}, "path in endpoint"),
+        ("s3://bucket", {"s3_endpoint": "s3.example:x"}, "invalid port"),
+        ("s3://bucket", {"s3_region": "no region"}, "invalid region"),
+    ],
+)
+def test_what_is_wrong_with_an_address_is_said_in_one_line(address: str, values: dict[str, str], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        open_store(settings_of(address, **(S3 | values)))
+    assert "\n" not in str(caught.value)
+    assert "-word" not in str(caught.value)

@@ -13,12 +13,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from temporalio.exceptions import ApplicationError
 
 from activities import catalog, validate_input
+from activities.batch_plan import BatchPlan, load_plan
 from activities.catalog import Catalog
 from activities.jsonl import MAX_LINE_BYTES, read_lines
+from activities.model_routes import ModelRoutes
 from activities.storage import StoreError
 from activities.storage_local import LocalStore
+from activities.upstreams import Upstream
 from activities.validate_input import LABEL_LENGTH, MAX_ERRORS, MAX_SHARD_BYTES, ValidateInput, scan_input
 from tests.fakes.worker import (
     BATCH,
@@ -28,6 +32,7 @@ from tests.fakes.worker import (
     activity_environment,
     make_spec,
     request_line,
+    routes,
     save_input,
 )
 from workflows.types import BatchError, BatchPhase, BatchSpec, Counts, Shard, ValidateResult
@@ -41,7 +46,7 @@ def store(tmp_path: Path) -> LocalStore:
 async def validate(
     store: LocalStore, spec: BatchSpec | None = None, engine: FakeEngine | None = None
 ) -> ValidateResult:
-    activity = ValidateInput(store, (engine or FakeEngine()).client)
+    activity = ValidateInput(store, [(engine or FakeEngine()).client])
     environment, _ = activity_environment()
     return await environment.run(activity.validate_input, spec or make_spec())
 
@@ -52,7 +57,7 @@ def lines(count: int, **body: Any) -> bytes:
 
 def scan(content: bytes, known_models: frozenset[str] | None = None, **spec: Any) -> ValidateResult:
     chunks = (content[start : start + 1000] for start in range(0, len(content), 1000))
-    return scan_input(chunks, make_spec(**spec), known_models)
+    return scan_input(chunks, make_spec(**spec), routes(known_models)).result
 
 
 def only_error(result: ValidateResult) -> BatchError:
@@ -164,7 +169,7 @@ async def test_cancel_stops_the_reading(store: LocalStore, monkeypatch: pytest.M
     monkeypatch.setattr(store, "stream", endless)
     environment, beats = activity_environment()
     running = asyncio.ensure_future(
-        environment.run(ValidateInput(store, FakeEngine().client).validate_input, make_spec())
+        environment.run(ValidateInput(store, [FakeEngine().client]).validate_input, make_spec())
     )
     while not beats:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
@@ -245,7 +250,7 @@ def test_a_line_of_20_mb_is_refused_without_being_held() -> None:
 def traced(chunks: Iterator[bytes], **spec: Any) -> tuple[ValidateResult, int]:
     tracemalloc.start()
     try:
-        result = scan_input(chunks, make_spec(**spec), None)
+        result = scan_input(chunks, make_spec(**spec), routes()).result
         return result, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -330,3 +335,90 @@ def test_shards_hold_every_request_once_and_in_order(
         assert len(inside) == shard.requests <= 4
         found += [(line.number, line.data) for line in inside]
     assert found == [(line.number, line.data) for line in reference]
+
+
+# Several upstreams
+
+
+TWO_UPSTREAMS = [Upstream(name=name, urls=("http://e/v1",), models=(name,)) for name in ("a", "b", "c")]
+TWO = ModelRoutes(TWO_UPSTREAMS, [None] * 3)
+
+
+def mixed(*models: str) -> bytes:
+    return b"".join(request_line(number, model=model) for number, model in enumerate(models, 1))
+
+
+def test_each_shard_is_for_one_upstream_and_each_request_in_one_shard() -> None:
+    content = b"\n" + mixed(*["c", "a", "c", "c"] * 400)
+    result, plan = scan_input([content], make_spec(), TWO)
+    assert (result.upstreams, result.total, result.model) == (["a", "c"], 1600, None)
+    assert plan == ([*result.shards], {"c": 1, "a": 0}, 0)
+    assert [shard.first_line for shard in result.shards] == sorted(shard.first_line for shard in result.shards)
+    assert sum(shard.requests for shard in result.shards) == 1600
+    seen: list[int] = []
+    for shard in result.shards:
+        assert shard.requests <= 100
+        data = content[shard.offset : shard.offset + shard.length]
+        mine = [
+            line.number
+            for line in read_lines([data], first_line=shard.first_line)
+            if line.data and json.loads(line.data)["body"]["model"] == result.upstreams[shard.upstream]
+        ]
+        assert len(mine) == shard.requests
+        seen += mine
+    assert sorted(seen) == list(range(2, 1602))
+
+
+def test_single_requests_are_shards_in_input_order() -> None:
+    result, plan = scan_input([mixed("a", "b", "a")], make_spec(), TWO)
+    assert [(shard.first_line, shard.requests, shard.upstream) for shard in result.shards] == [
+        (1, 1, 0),
+        (2, 1, 1),
+        (3, 1, 0),
+    ]
+    assert result.labels == ["r1", "r2", "r3"]
+    assert plan
+
+
+def test_a_batch_for_one_of_several_needs_no_plan() -> None:
+    result, plan = scan_input([mixed("b", "b")], make_spec(), TWO)
+    assert (result.upstreams, result.model, plan) == (["b"], "b", None)
+    assert {shard.upstream for shard in result.shards} == {0}
+
+
+def test_a_plan_comes_back_as_it_went() -> None:
+    plan = BatchPlan([Shard(0, 10, 1, 1), Shard(10, 10, 2, 1, 1)], {"a": 0, "b\ud83d": 1}, 1)
+    assert load_plan(plan.dump()) == plan
+    assert [plan.upstream(model) for model in ("a", "b\ud83d", None)] == [0, 1, 1]
+
+
+def test_an_unknown_model_that_may_pass_goes_to_the_first_that_takes_any() -> None:
+    any_model = ModelRoutes([TWO_UPSTREAMS[0], Upstream(name="any", urls=("http://e/v1",))], [None, frozenset({"x"})])
+    result, _ = scan_input([mixed("z")], make_spec(unknown_model="line"), any_model)
+    assert (result.errors, result.upstreams) == ([], ["any"])
+    refused, _ = scan_input([mixed("z")], make_spec(), any_model)
+    assert [error.code for error in refused.errors] == ["model_not_found"]
+
+
+def test_what_the_engine_would_refuse_is_refused_here() -> None:
+    nim = ModelRoutes(
+        [Upstream(name="n", urls=("http://e/v1",), dialect="nim"), TWO_UPSTREAMS[1]], [frozenset({"m"}), None]
+    )
+    good = [request_line(1, top_k=5), request_line(2, top_k=-1), request_line(3, model="b", top_k=0)]
+    assert not scan_input(good, make_spec(), nim).result.errors
+    result, _ = scan_input([*good, request_line(4, top_k=0)], make_spec(), nim)
+    assert [(error.code, error.param, error.line) for error in result.errors] == [("invalid_value", "body.top_k", 4)]
+
+
+async def test_engines_that_could_tell_whose_a_model_is_are_waited_for(store: LocalStore) -> None:
+    save_input(store, lines(2))
+    engines = [FakeEngine(upstream=Upstream(name=name, urls=("http://10.0.0.1/v1",))) for name in ("x", "y")]
+    activity = ValidateInput(store, [engine.client for engine in engines])
+    environment, _ = activity_environment()
+    with pytest.raises(ApplicationError, match="upstream x or y") as caught:
+        await environment.run(activity.validate_input, make_spec())
+    assert not caught.value.non_retryable
+    assert "10.0.0.1" not in caught.value.message
+    engines[1].models = frozenset({"m"})
+    result = await environment.run(activity.validate_input, make_spec())
+    assert (result.errors, result.upstreams) == ([], ["y"])

@@ -57,7 +57,7 @@ class Batch:
     async def begin(self, requests: int, content: bytes | None = None) -> None:
         save_input(self.store, content or b"".join(request_line(n) for n in range(1, requests + 1)))
         environment, _ = activity_environment()
-        result = await environment.run(ValidateInput(self.store, FakeEngine().client).validate_input, SPEC)
+        result = await environment.run(ValidateInput(self.store, [FakeEngine().client]).validate_input, SPEC)
         self.shards, self.total = result.shards, result.total
         self.attempts = [None] * len(result.shards)
         self.files.delete_file(TENANT, SPEC.input_file_id)
@@ -352,7 +352,7 @@ async def test_the_deepest_line_that_is_accepted_can_be_read_again(batch: Batch)
         depth = (good + bad) // 2
         save_input(batch.store, nested(depth))
         environment, _ = activity_environment()
-        result = await environment.run(ValidateInput(batch.store, FakeEngine().client).validate_input, SPEC)
+        result = await environment.run(ValidateInput(batch.store, [FakeEngine().client]).validate_input, SPEC)
         good, bad = (depth, bad) if not result.errors else (good, depth)
     assert good > 100
     await batch.begin(1, nested(good))

@@ -1,0 +1,97 @@
+"""Which upstream takes the requests for which model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from activities.dialects import DIALECTS
+from activities.dialects.dialect import Members, Refusal
+from activities.inference import InferenceClient, UpstreamUnavailable
+from activities.upstreams import Upstream, is_pattern
+
+
+class ModelRoutes:
+    """What is known at one moment.
+
+    A model is taken by the first upstream, in the order of the file, that
+
+    1. names it, in ``models`` or as an alias,
+    2. has a pattern for it in ``models``,
+    3. has no ``models`` and lists it,
+    4. has no ``models`` and could not be asked for its list, if it is the only such one. Were it one of several, a
+       batch that comes while engines are down would be sent to the wrong one, and fail.
+    """
+
+    def __init__(self, upstreams: Sequence[Upstream], listed: Sequence[frozenset[str] | None]) -> None:
+        """Args: ``listed`` is what each upstream lists, ``None`` where it could not be asked or was not."""
+        self._upstreams = upstreams
+        self._found: dict[str, int | None] = {}
+        for place, upstream in enumerate(upstreams):
+            for name in (*upstream.aliases, *upstream.models):
+                if name in upstream.aliases or not is_pattern(name):
+                    self._found.setdefault(name, place)
+        self._listed = [
+            (place, names)
+            for place, (upstream, names) in enumerate(zip(upstreams, listed, strict=True))
+            if not upstream.models
+        ]
+        without_models = [place for place, _ in self._listed]
+        self._stand_in = without_models[0] if without_models else 0
+
+    def find(self, model: str) -> int | None:
+        """The place of the upstream that takes a model, ``None`` if none does.
+
+        Raises:
+            UpstreamUnavailable: several may, and cannot be asked.
+        """
+        if model not in self._found:
+            self._found[model] = self._look(model)
+        return self._found[model]
+
+    def _look(self, model: str) -> int | None:
+        for place, upstream in enumerate(self._upstreams):
+            if upstream.takes(model):
+                return place
+        for place, names in self._listed:
+            if names is not None and model in names:
+                return place
+        unasked = [place for place, names in self._listed if names is None]
+        if len(unasked) > 1:
+            names = " or ".join(map(self.name, unasked))
+            raise UpstreamUnavailable(f"a model that upstream {names} may have: neither tells its models")
+        return unasked[0] if unasked else None
+
+    @property
+    def stand_in(self) -> int:
+        """The upstream for a request that names no model, or one that nobody is known to have: its answer decides."""
+        return self._stand_in
+
+    def name(self, place: int) -> str:
+        return self._upstreams[place].name
+
+    def refusal(self, place: int, endpoint: str, body: Members) -> Refusal | None:
+        """What the upstream would refuse a request for."""
+        refusal = DIALECTS[self._upstreams[place].dialect].refusal
+        return refusal(endpoint, body) if refusal else None
+
+    def has_refusals(self, place: int) -> bool:
+        """Whether :meth:`refusal` ever has anything to say of an upstream; to ask it costs looking into the body."""
+        return DIALECTS[self._upstreams[place].dialect].refusal is not None
+
+
+async def model_routes(clients: Sequence[InferenceClient], *, any_model: bool) -> ModelRoutes:
+    """The routes as the upstreams' lists of models make them just now.
+
+    Args:
+        clients: one for each upstream.
+        any_model: whether a model that nobody lists is to be sent all the same. Then one upstream need not be asked.
+    """
+    upstreams = [client.upstream for client in clients]
+    if any_model and len(clients) == 1:
+        return ModelRoutes(upstreams, [None])
+
+    async def listed(client: InferenceClient) -> frozenset[str] | None:
+        return None if client.upstream.models else await client.list_models()
+
+    return ModelRoutes(upstreams, await asyncio.gather(*map(listed, clients)))

@@ -1,0 +1,341 @@
+"""The object store in a bucket of an S3 server."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Generator, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from minio import Minio
+from minio.commonconfig import ComposeSource, CopySource
+from minio.datatypes import Part
+from minio.deleteobjects import DeleteObject
+from minio.error import S3Error
+from minio.helpers import check_bucket_name
+from urllib3 import BaseHTTPResponse
+
+from activities.s3_client import GONE, failing, reason_of_code
+from activities.storage import (
+    CHUNK,
+    STALE_SECONDS,
+    ObjectNotFound,
+    ObjectWriter,
+    StoreError,
+    checked_key,
+)
+
+PART_BYTES: Final = 5 << 20
+"""Of a multipart upload: the smallest part that S3 takes, because each open writer holds one in memory. The 10,000
+parts that it takes make 48 GiB."""
+
+COPY_BYTES: Final = 256 << 20
+"""Copied by one request at the most, so that a slow server answers before the read timeout."""
+
+_CHECK_NAME: Final = ".check"  # no key begins with a dot
+_BUCKET_IS_THERE: Final = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
+
+
+class _Body:
+    """An object's bytes. Whoever closes or drops it, read to its end or not, gives the connection back."""
+
+    def __init__(self, key: str, response: BaseHTTPResponse, left: int | None) -> None:
+        self._key = key
+        self._response = response
+        self._left = left
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        data = b""
+        if self._left != 0:
+            with failing(self._key):  # also where the body is shorter than was announced
+                data = self._response.read(CHUNK if self._left is None else min(CHUNK, self._left))
+        if not data:
+            self.close()
+            raise StopIteration
+        if self._left is not None:
+            self._left -= len(data)
+        return data
+
+    def close(self) -> None:
+        # A connection with unread bytes is closed, and made anew by whoever gets it next.
+        self._response.close()
+        self._response.release_conn()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class _S3Writer:
+    """A single put, or from the second part on a multipart upload.
+
+    It uses calls that the library keeps to itself: its public one takes the bytes from a reader and commits where that
+    ends, which would need a thread and a queue for each writer.
+    """
+
+    def __init__(self, client: Minio, bucket: str, name: str, key: str) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._name = name
+        self._key = key
+        self._buffer = bytearray()
+        self._upload_id = ""
+        self._parts: list[Part] = []
+        self._done = False
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        self._buffer += data
+        self.size += len(data)
+        while len(self._buffer) > PART_BYTES:
+            with memoryview(self._buffer) as view:
+                part = bytes(view[:PART_BYTES])
+            self._upload(part)
+            del self._buffer[:PART_BYTES]
+
+    def commit(self) -> None:
+        assert not self._done, "a writer commits once"
+        last = bytes(self._buffer)
+        if self._upload_id:
+            self._upload(last)  # never empty: a full part stays until more comes
+            self._complete()
+        else:
+            with failing(self._key):
+                self._client.put_object(
+                    bucket_name=self._bucket, object_name=self._name, data=io.BytesIO(last), length=len(last)
+                )
+        self._done = True
+        self._buffer.clear()
+
+    def abort(self) -> None:
+        if not self._done and self._upload_id:
+            # Otherwise it is left to delete_stale. Where the commit's answer was lost, there is nothing to abort.
+            with contextlib.suppress(StoreError), failing(self._key):
+                self._client._abort_multipart_upload(  # pyright: ignore[reportPrivateUsage]
+                    bucket_name=self._bucket, object_name=self._name, upload_id=self._upload_id
+                )
+        self._done = True
+        self._buffer.clear()
+
+    def _upload(self, part: bytes) -> None:
+        with failing(self._key):
+            if not self._upload_id:
+                self._upload_id = self._client._create_multipart_upload(  # pyright: ignore[reportPrivateUsage]
+                    bucket_name=self._bucket, object_name=self._name, headers={}
+                )
+            number = len(self._parts) + 1
+            etag = self._client._upload_part(  # pyright: ignore[reportPrivateUsage]
+                bucket_name=self._bucket,
+                object_name=self._name,
+                data=part,
+                headers=None,
+                upload_id=self._upload_id,
+                part_number=number,
+            )
+        self._parts.append(Part(number, etag))
+
+    def _complete(self) -> None:
+        with failing(self._key):
+            result = self._client._complete_multipart_upload(  # pyright: ignore[reportPrivateUsage]
+                bucket_name=self._bucket, object_name=self._name, upload_id=self._upload_id, parts=self._parts
+            )
+        if not result.etag:  # S3 may send 200 first and an error after it, which the library takes for a result
+            raise StoreError(f"the store failed at {self._key}: the object could not be put together")
+
+
+class S3Store:
+    """See :class:`activities.storage.ObjectStore` for the contract."""
+
+    def __init__(self, client: Minio, bucket: str, prefix: str = "") -> None:
+        """Args: ``prefix`` goes before each key, with a ``/`` between.
+
+        Raises:
+            ValueError: the bucket or the prefix cannot be one.
+        """
+        check_bucket_name(bucket, strict=True)
+        try:
+            self._prefix = f"{checked_key(prefix)}/" if prefix else ""
+        except ObjectNotFound as error:
+            raise ValueError(f"invalid prefix {prefix}") from error
+        self._client = client
+        self._bucket = bucket
+        self._bucket_was_there = False
+
+    def _name(self, key: str) -> str:
+        return self._prefix + checked_key(key)
+
+    def _folder(self, prefix: str) -> str:
+        return f"{self._name(prefix.rstrip('/'))}/"
+
+    def _open(self) -> Minio:
+        """The client, once there is a bucket. One that vanishes later is not made again: it had objects in it."""
+        if not self._bucket_was_there:
+            with failing("start"):
+                try:
+                    self._probe()
+                except S3Error as error:
+                    if error.code != "NoSuchBucket":
+                        raise
+                    self._make_bucket()
+            self._bucket_was_there = True
+        return self._client
+
+    def _probe(self) -> None:
+        # Not a HEAD, whose errors have no body and so do not say what is wrong.
+        next(self._client.list_objects(bucket_name=self._bucket, prefix=f"{self._prefix}{_CHECK_NAME}"), None)
+
+    def _make_bucket(self) -> None:
+        try:
+            self._client.make_bucket(bucket_name=self._bucket)
+        except S3Error as error:
+            if error.code not in _BUCKET_IS_THERE:
+                raise
+
+    def check(self) -> None:
+        name = self._prefix + _CHECK_NAME
+        client = self._open()
+        with failing("check"):
+            client.put_object(bucket_name=self._bucket, object_name=name, data=io.BytesIO(b"ok"), length=2)
+        if b"".join(self._read("check", name, 0, None)) != b"ok":
+            raise StoreError("the store gives back other bytes than it got")
+
+    def put(self, key: str, data: bytes) -> None:
+        name, client = self._name(key), self._open()
+        with failing(key):
+            client.put_object(bucket_name=self._bucket, object_name=name, data=io.BytesIO(data), length=len(data))
+
+    def get(self, key: str) -> bytes:
+        return b"".join(self.stream(key))
+
+    def stream(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        return self._read(key, self._name(key), offset, length)
+
+    def _read(self, key: str, name: str, offset: int, length: int | None) -> Iterator[bytes]:
+        client = self._open()
+        # For the library a length of 0 is none; the one byte that is asked for instead is not read.
+        wanted = None if length is None else max(length, 1)
+        with failing(key):
+            try:
+                response = client.get_object(
+                    bucket_name=self._bucket, object_name=name, offset=offset, length=wanted or 0
+                )
+            except S3Error as error:
+                if error.code == "InvalidRange":  # it begins at the object's end or behind
+                    return iter(())
+                raise
+        body = _Body(key, response, length)
+        if offset and response.status != 206:
+            body.close()
+            raise StoreError(f"the store failed at {key}: it cannot read from the middle of an object")
+        return body
+
+    @contextlib.contextmanager
+    def writer(self, key: str) -> Generator[ObjectWriter]:
+        writer = _S3Writer(self._open(), self._bucket, self._name(key), key)
+        try:
+            yield writer
+        finally:
+            writer.abort()
+
+    def copy(self, source: str, target: str) -> None:
+        self.compose([source], target)
+
+    def compose(self, sources: Sequence[str], target: str) -> None:
+        names = [self._name(source) for source in sources]
+        target_name, client = self._name(target), self._open()
+        sizes = {name: self._size(source, name) for source, name in zip(sources, names, strict=True)}
+        names = [name for name in names if sizes[name]]
+        if not names:
+            self.put(target, b"")
+        elif names == [target_name]:
+            pass  # S3 refuses to copy an object onto itself
+        elif len(names) == 1 and sizes[names[0]] <= COPY_BYTES:
+            with failing(target):
+                client.copy_object(
+                    bucket_name=self._bucket, object_name=target_name, source=CopySource(self._bucket, names[0])
+                )
+        elif all(sizes[name] >= PART_BYTES for name in names[:-1]):
+            pieces = [piece for name in names for piece in self._pieces(name, sizes[name])]
+            with failing(target):
+                client.compose_object(bucket_name=self._bucket, object_name=target_name, sources=pieces)
+        else:  # S3 puts no object together out of smaller ones
+            with self.writer(target) as writer:
+                for source in sources:
+                    for chunk in self.stream(source):
+                        writer.write(chunk)
+                writer.commit()
+
+    def _size(self, key: str, name: str) -> int:
+        try:
+            with failing(key):
+                return self._client.stat_object(bucket_name=self._bucket, object_name=name).size or 0
+        except ObjectNotFound:
+            with failing(key):  # a HEAD does not tell a missing object from a missing bucket
+                self._probe()
+            raise
+
+    def _pieces(self, name: str, size: int) -> Iterator[ComposeSource]:
+        offset = 0
+        while size - offset >= COPY_BYTES + PART_BYTES:  # so that what remains is not too small for a part
+            yield ComposeSource(self._bucket, name, offset=offset, length=COPY_BYTES)
+            offset += COPY_BYTES
+        yield ComposeSource(self._bucket, name, offset=offset, length=size - offset)
+
+    def delete(self, *keys: str) -> None:
+        names = [self._name(key) for key in keys]
+        if len(names) == 1:
+            client = self._open()
+            with contextlib.suppress(ObjectNotFound), failing(keys[0]):
+                client.remove_object(bucket_name=self._bucket, object_name=names[0])
+        elif names:
+            self._delete(keys[0], iter(names))
+
+    def delete_prefix(self, prefix: str) -> None:
+        self._delete(prefix, (self._prefix + key for key in self.list(prefix)))
+
+    def _delete(self, where: str, names: Iterator[str]) -> None:
+        client = self._open()
+        with failing(where):
+            errors = client.remove_objects(
+                bucket_name=self._bucket, delete_object_list=(DeleteObject(name) for name in names)
+            )
+            failed = [error.code for error in errors if error.code not in GONE]
+        if failed:
+            reason = reason_of_code(failed[0])
+            raise StoreError(f"the store failed at {where}: {len(failed)} objects not deleted: {reason}")
+
+    def list(self, prefix: str, after: str = "") -> Iterator[str]:
+        folder = self._folder(prefix)
+        found = self._open().list_objects(
+            bucket_name=self._bucket, prefix=folder, recursive=True, start_after=self._prefix + after if after else None
+        )
+        while True:
+            with failing(prefix):
+                entry = next(found, None)
+            if entry is None:
+                return
+            yield (entry.object_name or "").removeprefix(self._prefix)
+
+    def delete_stale(self) -> None:
+        client, oldest = self._open(), datetime.now(UTC) - timedelta(seconds=STALE_SECONDS)
+        more, marker = True, None
+        while more:
+            with failing("uploads"):
+                # By key alone: the library loses the other marker. What is passed over so is found the next time.
+                page = client._list_multipart_uploads(  # pyright: ignore[reportPrivateUsage]
+                    bucket_name=self._bucket, prefix=self._prefix, key_marker=marker
+                )
+                for upload in page.uploads:
+                    if upload.initiated_time and upload.initiated_time < oldest:
+                        self._abort(upload.object_name or "", upload.upload_id or "")
+            more, marker = page.is_truncated and bool(page.next_key_marker), page.next_key_marker
+
+    def _abort(self, name: str, upload_id: str) -> None:
+        try:
+            self._client._abort_multipart_upload(bucket_name=self._bucket, object_name=name, upload_id=upload_id)  # pyright: ignore[reportPrivateUsage]
+        except S3Error as error:
+            if error.code != "NoSuchUpload":  # it has come to its end meanwhile
+                raise

@@ -1,0 +1,109 @@
+"""What `everbatch setup` does: make in Temporal and in the store what the API and the workers then find there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from activities.connection import ConnectOptions, connect_when_there
+from activities.deployment import NoSuchVersion, promote, versions
+from activities.namespace import SEARCH_ATTRIBUTES, ensure_namespace, ensure_search_attributes
+from activities.payload_codec import data_converter
+from activities.schedule import prepare_schedule
+from activities.settings import Settings
+from activities.storage import StoreError
+from activities.stores import open_store
+from activities.worker import BUILD_ID
+from api.processes import Say, StartError, stop_on_signals
+
+log = logging.getLogger("everbatch.setup")
+
+STORE_TRIES = 30
+"""Looks at the store, a second apart, before it counts as not there: it may be starting too."""
+
+
+async def run_setup(settings: Settings, say: Say) -> None:
+    """Wait for Temporal; then make what is missing. A step that fails does not keep the others from being tried.
+
+    Raises:
+        StartError: a step failed, or a signal came before Temporal did.
+    """
+    with stop_on_signals() as stop:
+        try:
+            client = await connect_when_there(stop, ConnectOptions(converter=data_converter(settings.payload_keys)))
+        except ValueError as error:
+            raise StartError(str(error)) from error
+        if client is None:
+            raise StartError("stopped before Temporal was there")
+        steps = _steps(settings, client)
+        failed = [what for what, step in steps.items() if not await _done(what, step, say)]
+        if failed:
+            raise StartError(f"not set up: {', '.join(failed)}")
+
+
+def _steps(settings: Settings, client: Client) -> dict[str, Callable[[], Awaitable[object]]]:
+    attributes = ", ".join(SEARCH_ATTRIBUTES)
+    return {
+        f"store {settings.store_address}": lambda: _prepare_store(settings),
+        f"namespace {client.namespace}, closed workflows kept for {settings.retention_days} days": lambda: (
+            ensure_namespace(client, settings.retention)
+        ),
+        f"search attributes {attributes}": lambda: ensure_search_attributes(client),
+        f"janitor, every {settings.janitor_interval} seconds": lambda: prepare_schedule(
+            client, settings.task_queue, timedelta(seconds=settings.janitor_interval)
+        ),
+    }
+
+
+async def _done(what: str, step: Callable[[], Awaitable[object]], say: Say) -> bool:
+    try:
+        await step()
+    except (RPCError, RuntimeError, TimeoutError, ValueError, StoreError) as error:
+        log.error("%s: %s", what, " ".join(str(error).split()))
+        return False
+    say(f"ready: {what}")
+    return True
+
+
+async def _prepare_store(settings: Settings) -> None:
+    store = open_store(settings)
+    for left in reversed(range(STORE_TRIES)):
+        try:
+            await asyncio.to_thread(store.check)
+            break
+        except StoreError as error:
+            if not left:
+                raise
+            if left == STORE_TRIES - 1:
+                log.warning("waiting for the store: %s", error)
+        await asyncio.sleep(1)
+
+
+async def run_promote(settings: Settings, build_id: str | None, say: Say) -> None:
+    """Let new batches run on a version of the workers' code.
+
+    Raises:
+        StartError: there is no such version, or Temporal refuses.
+    """
+    build_id = build_id or settings.build_id or BUILD_ID
+    if not settings.deployment:
+        raise StartError("EVERBATCH_DEPLOYMENT is not set: the workers have no versions")
+    with stop_on_signals() as stop:
+        client = await connect_when_there(stop)
+        if client is None:
+            raise StartError("stopped before Temporal was there")
+        try:
+            await promote(client, settings.deployment, build_id)
+        except NoSuchVersion as error:
+            known = ", ".join(
+                f"{name} ({state})" for name, state in (await versions(client, settings.deployment)).items()
+            )
+            raise StartError(f"no worker of {error}; known: {known or 'none'}") from error
+        except RPCError as error:
+            raise StartError(f"{settings.deployment}/{build_id}: {error}") from error
+        say(f"new batches run on {settings.deployment}/{build_id}")

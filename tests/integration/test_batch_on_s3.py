@@ -1,0 +1,33 @@
+"""Batches whose store is on S3."""
+
+from __future__ import annotations
+
+import uuid
+
+from tests.integration.conftest import MakeStack
+from tests.integration.stack import requests
+from tests.s3_server import BUCKET, S3Server
+
+
+async def test_a_batch_from_upload_to_results(stack: MakeStack, s3_server: S3Server) -> None:
+    it = await stack(store=f"s3://{BUCKET}/{uuid.uuid4().hex}", **s3_server.settings)
+    lines = requests(600)  # shards of 100
+    done = await it.run(lines)
+    assert done.batch.status == "completed"
+    assert done.answered == [line["custom_id"] for line in lines]
+    assert [batch.id for batch in (await it.openai.batches.list()).data] == [done.batch.id]
+    left = sorted(key.rsplit("/", 1)[1] for key in it.store.list(f"batches/default/{done.batch.id}/"))
+    assert left == ["created.json", "record.json", "running.json"]
+
+
+async def test_a_cancelled_batch_keeps_what_is_answered(stack: MakeStack, s3_server: S3Server) -> None:
+    it = await stack(store=f"s3://{BUCKET}/{uuid.uuid4().hex}", latency=0.2, max_in_flight=8, **s3_server.settings)
+    lines = requests(600)
+    batch_id = await it.submit(lines)
+    await it.until(batch_id, lambda batch: batch.request_counts and batch.request_counts.completed)
+    await it.openai.batches.cancel(batch_id)
+    done = await it.finished(batch_id)
+    assert done.batch.status == "cancelled"
+    assert done.answered
+    assert set(done.error_codes.values()) == {"batch_cancelled"}
+    assert sorted(done.answered + done.refused) == sorted(line["custom_id"] for line in lines)

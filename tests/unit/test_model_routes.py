@@ -1,0 +1,79 @@
+"""Which upstream takes which model."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from activities.inference import InferenceClient, UpstreamUnavailable
+from activities.model_routes import ModelRoutes, model_routes
+from activities.upstreams import Upstream
+
+
+def upstream(name: str, *models: str, **more: Any) -> Upstream:
+    return Upstream(name=name, urls=(f"http://{name}/v1",), models=models, **more)
+
+
+def test_names_come_before_patterns_and_these_before_what_is_listed() -> None:
+    found = ModelRoutes(
+        [
+            upstream("lists"),
+            upstream("pattern", "org/*", "exact"),
+            upstream("names", "org/big", "exact", aliases={"nick": "org/real"}),
+            upstream("any", "*"),
+        ],
+        [frozenset({"org/small", "listed", "nick"}), None, None, None],
+    )
+    places = {
+        name: found.find(name) for name in ("org/small", "org/big", "exact", "nick", "listed", "else", "org/real")
+    }
+    assert places == {"org/small": 1, "org/big": 2, "exact": 1, "nick": 2, "listed": 3, "else": 3, "org/real": 1}
+    assert found.stand_in == 0
+
+
+def test_upstreams_without_models_take_what_they_list() -> None:
+    found = ModelRoutes([upstream("a"), upstream("b")], [frozenset({"x", "both"}), frozenset({"y", "both"})])
+    assert [found.find(model) for model in ("x", "y", "both", "z")] == [0, 1, 0, None]
+
+
+def test_one_that_cannot_be_asked_takes_what_nobody_else_has() -> None:
+    found = ModelRoutes([upstream("a"), upstream("b"), upstream("c", "m")], [frozenset({"x"}), None, None])
+    assert [found.find(model) for model in ("x", "z", "m")] == [0, 1, 2]
+
+
+def test_several_that_cannot_be_asked_are_waited_for() -> None:
+    found = ModelRoutes([upstream("a"), upstream("b"), upstream("c", "m")], [None, None, None])
+    assert found.find("m") == 2
+    with pytest.raises(UpstreamUnavailable, match="upstream a or b"):
+        found.find("x")
+
+
+def test_patterns_mind_the_case() -> None:
+    found = ModelRoutes([upstream("a", "Llama-?[0-9]")], [None])
+    assert [found.find(model) for model in ("Llama-x3", "llama-x3", "Llama-3")] == [0, None, None]
+
+
+class Client:
+    def __init__(self, of: Upstream, listed: frozenset[str] | None = None) -> None:
+        self.upstream = of
+        self.listed = listed
+        self.asked = 0
+
+    async def list_models(self) -> frozenset[str] | None:
+        self.asked += 1
+        return self.listed
+
+
+async def routes_of(*clients: Client, any_model: bool = False) -> ModelRoutes:
+    return await model_routes([cast(InferenceClient, client) for client in clients], any_model=any_model)
+
+
+async def test_only_those_are_asked_whose_settings_do_not_say() -> None:
+    says, lists = Client(upstream("a", "m")), Client(upstream("b"), frozenset({"x"}))
+    found = await routes_of(says, lists)
+    assert (says.asked, lists.asked) == (0, 1)
+    assert [found.find(model) for model in ("m", "x", "y")] == [0, 1, None]
+    alone = Client(upstream("a"), frozenset({"x"}))
+    assert (await routes_of(alone, any_model=True)).find("y") == 0
+    assert alone.asked == 0
