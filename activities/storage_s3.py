@@ -100,7 +100,9 @@ class _S3Writer:
         assert not self._done, "a writer commits once"
         last = bytes(self._buffer)
         if self._upload_id:
-            self._upload(last)  # never empty: a full part stays until more comes
+            if last:  # else uploaded by a commit that failed after it
+                self._upload(last)
+            self._buffer.clear()
             self._complete()
         else:
             with failing(self._key):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 from tests.integration.conftest import MakeStack
-from tests.integration.stack import requests
+from tests.integration.stack import requests, until
 from tests.s3_server import BUCKET, S3Server
 
 
@@ -16,8 +17,13 @@ async def test_a_batch_from_upload_to_results(stack: MakeStack, s3_server: S3Ser
     assert done.batch.status == "completed"
     assert done.answered == [line["custom_id"] for line in lines]
     assert [batch.id for batch in (await it.openai.batches.list()).data] == [done.batch.id]
-    left = sorted(key.rsplit("/", 1)[1] for key in it.store.list(f"batches/default/{done.batch.id}/"))
-    assert left == ["created.json", "record.json", "running.json"]
+    folder = f"batches/default/{done.batch.id}/"
+
+    async def only_records_are_left() -> bool:  # soon: the final record is written before the rest is deleted
+        left = await asyncio.to_thread(lambda: list(it.store.list(folder)))
+        return left == [f"{folder}{name}.json" for name in ("created", "record", "running")]
+
+    await until(only_records_are_left, "the leftovers are gone")
 
 
 async def test_a_cancelled_batch_keeps_what_is_answered(stack: MakeStack, s3_server: S3Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import multiprocessing
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from activities import stores
 from activities.settings import Settings
 from activities.storage import CHUNK, ObjectNotFound, StoreError
 from activities.storage_local import LocalStore
@@ -237,3 +239,22 @@ def test_what_is_wrong_with_an_address_is_said_in_one_line(address: str, values:
         open_store(settings_of(address, **(S3 | values)))
     assert "\n" not in str(caught.value)
     assert "-word" not in str(caught.value)
+
+
+def test_why_a_store_cannot_be_used_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stores, "CHECK_AGAIN_SECONDS", 0.0)
+    store = LocalStore(str(tmp_path))
+    answers = ["no connection", "no connection", "access denied", ""]
+
+    def check() -> None:
+        if answer := answers.pop(0):
+            raise StoreError(answer)
+
+    monkeypatch.setattr(store, "check", check)
+    with caplog.at_level(logging.WARNING, "everbatch"):
+        stores.tell_of_store(store)
+    said = [record.getMessage() for record in caplog.records]
+    waiting = "waiting for the file store: "
+    assert said == [f"{waiting}no connection", f"{waiting}access denied", "the file store is there"]
