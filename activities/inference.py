@@ -304,7 +304,9 @@ class InferenceClient:
 
     def _in_dialect(self, endpoint: str, body: bytes) -> tuple[str, bytes]:
         """The engine's name of the model, where the path needs it, and the body as the engine wants it."""
-        members = raw_object(body) or {}  # validated: it is an object
+        members = raw_object(body)
+        if members is None:
+            return "", body  # for the engine to refuse
         model = _text(members.get("model"))
         if (name := self.upstream.aliases.get(model)) is not None:
             model = name

@@ -9,7 +9,15 @@ from typing import Final, NamedTuple
 import msgspec
 
 from activities.jsonl import MAX_LINE_BYTES, Line, RequestLine, parse_line
-from activities.lenient_json import loads_object, printable, raw_members, raw_object
+from activities.lenient_json import (
+    MAX_ITEMS,
+    count_items,
+    has_more_items,
+    loads_object,
+    printable,
+    raw_members,
+    raw_object,
+)
 from activities.model_routes import ModelRoutes
 from workflows.types import BatchError, BatchSpec
 
@@ -31,6 +39,14 @@ STAND_INS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
 
 QUOTED_LENGTH: Final = 100
 """Of a client's text inside a message."""
+
+
+MAX_MODEL_LENGTH: Final = 512
+"""Characters of a model's name. The names of a batch are held in memory, and the only one crosses Temporal."""
+MAX_BODY_MEMBERS: Final = 10_000
+_SPARE_FRAMES: Final = 200
+"""How much deeper in calls than this check a line can still be parsed: what is nested deeply passes here or nowhere."""
+_MANY_OPENINGS: Final = 400
 
 
 class _Body(msgspec.Struct):
@@ -71,6 +87,7 @@ class LineChecker:
 
     def __init__(self, spec: BatchSpec, routes: ModelRoutes) -> None:
         self._endpoint = spec.endpoint
+        self._max_requests = spec.max_requests
         self._mixed_models = spec.mixed_models
         self._any_model = spec.unknown_model == "line"
         self._routes = routes
@@ -126,7 +143,13 @@ class LineChecker:
             raise _missing("body")
         if _type_of(raw) != "object":
             raise _wrong_type("body", "object", raw)
-        body = _parse_body(raw)
+        if has_more_items(raw, MAX_BODY_MEMBERS):
+            message = f"Invalid 'body': too many properties. Expected at most {MAX_BODY_MEMBERS}."
+            raise _Refused("object_above_max_properties", message, "body")
+        try:
+            body = _parse_body(raw)
+        except ValueError:
+            raise _not_json() from None
         for name, expected in REQUIRED_FIELDS.get(self._endpoint, ()):
             if not body.has(name):
                 if any(map(body.has, STAND_INS.get((self._endpoint, name), ()))):
@@ -146,10 +169,14 @@ class LineChecker:
             if refusal:
                 raise _Refused("invalid_value", refusal.message, f"body.{refusal.param}")
         if self._endpoint == "/v1/embeddings":
-            self.embedding_inputs += _count_inputs(body.input)
+            self.embedding_inputs += _count_inputs(body.input, self._max_requests)
         return upstream
 
     def _check_model(self, model: str) -> int:
+        if len(model) > MAX_MODEL_LENGTH:
+            text = f"a string with maximum length {MAX_MODEL_LENGTH}, but got a string with length {len(model)}"
+            message = f"Invalid 'body.model': string too long. Expected {text} instead."
+            raise _Refused("string_above_max_length", message, "body.model")
         upstream = self._routes.find(model)
         if upstream is None:
             upstream = self._routes.stand_in if self._any_model else None
@@ -171,9 +198,18 @@ def _parse(line: Line) -> RequestLine:
         message = f"This line has {line.length} bytes; a line may have at most {MAX_LINE_BYTES}."
         raise _Refused("invalid_request", message, None)
     try:
-        return parse_line(line.data)
+        openings = line.data.count(b"[") + line.data.count(b"{")
+        return _parse_at_depth(line.data, _SPARE_FRAMES if openings > _MANY_OPENINGS else 0)
     except ValueError:
-        raise _Refused("invalid_json_line", "This line is not parseable as valid JSON.", None) from None
+        raise _not_json() from None
+
+
+def _parse_at_depth(data: bytes, frames: int) -> RequestLine:
+    return _parse_at_depth(data, frames - 1) if frames else parse_line(data)
+
+
+def _not_json() -> _Refused:
+    return _Refused("invalid_json_line", "This line is not parseable as valid JSON.", None)
 
 
 def model_of(body: msgspec.Raw) -> str | None:
@@ -186,9 +222,12 @@ def _model_of(body: _Body) -> str | None:
 
 
 def _parse_body(raw: msgspec.Raw) -> _Body:
+    """Raises ValueError: only the standard library can read it, and not write it again."""
     try:
         return _decode_body(raw)
     except msgspec.DecodeError:
+        if raw_object(raw) is None:
+            raise ValueError("not a body that can be written again") from None
         return _Body(**raw_members(loads_object(bytes(raw)) or {}, _Body))
 
 
@@ -224,12 +263,18 @@ def _type_of(raw: msgspec.Raw) -> str:
     return names.get(first, "number")
 
 
-def _count_inputs(raw: msgspec.Raw) -> int:
-    """Inputs of an embedding request: a text or a list of tokens is one, a list of either is several."""
+def _count_inputs(raw: msgspec.Raw, most: int) -> int:
+    """Inputs of an embedding request: a text or a list of tokens is one, a list of either is several.
+
+    Above ``most`` they are not all counted.
+    """
     if _type_of(raw) != "array":
         return 1
-    items = _decode_items(raw)
-    return 1 if items and _type_of(items[0]) == "number" else len(items)
+    data = bytes(raw)
+    if data.count(b",") <= MAX_ITEMS:
+        items = _decode_items(raw)
+        return 1 if items and _type_of(items[0]) == "number" else len(items)
+    return 1 if data[1:].lstrip()[:1] not in (b'"', b"[", b"{") else count_items(data, most)
 
 
 def _quoted(text: str) -> str:

@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     )
     unknown_model: Literal["batch", "line"] = Field(
         "batch",
-        description="A model that the upstream does not list: `batch` fails the batch with `model_not_found`, "
+        description="A model that no upstream has: `batch` fails the batch with `model_not_found`, "
         "`line` sends the line and lets its answer decide.",
     )
     extra_endpoints: str = Field(

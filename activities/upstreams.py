@@ -230,12 +230,14 @@ class _File:
         key = "url" if entry.url is not None else "urls"
         try:
             parts = urlsplit(url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.query or parts.fragment)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname)
             _ = parts.port
         except ValueError as error:
             raise self._wrong(index, key, f"{key}: {error}") from None
         if parts.username is not None or parts.password is not None:
             raise self._wrong(index, key, f"{key}: holds credentials; name a key by key_env or key_file")
+        if parts.query or parts.fragment:
+            raise self._wrong(index, key, f"{key}: has something behind its path")
         if not usable:
             raise self._wrong(index, key, f"{key}: {url!r} is not an http:// or https:// address")
         return url.rstrip("/") if parts.path.strip("/") else url.rstrip("/") + DIALECTS[entry.dialect].base_path

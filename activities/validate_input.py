@@ -150,12 +150,15 @@ def scan_input(chunks: Iterable[bytes], spec: BatchSpec, routes: ModelRoutes) ->
         scan.end = line.offset + line.length
         if line.data is not None and not line.data:
             continue
+        if scan.requests >= spec.max_requests:
+            scan.requests += 1  # the batch fails for them all; what their lines hold need not be remembered
+            continue
         custom_id, error, upstream = checker.check(line)
         if error:
             errors_total += 1
             if len(errors) < MAX_ERRORS:
                 errors.append(error)
-        scan.add(line, custom_id, upstream, spec.max_requests)
+        scan.add(line, custom_id, upstream)
     if not scan.requests:
         message = "The input file is empty. Please ensure that the batch contains at least one request."
         return Scanned(_failed([BatchError(code="empty_file", message=message)]))
@@ -205,10 +208,8 @@ class _Scan:
         self._lines = array("Q")
         self._upstreams = array("H")
 
-    def add(self, line: Line, label: str, upstream: int, max_requests: int) -> None:
+    def add(self, line: Line, label: str, upstream: int) -> None:
         self.requests += 1
-        if self.requests > max_requests:
-            return
         # A byte order mark is taken off the first line by its number, so it may stay inside the first shard.
         self._offsets.append(line.offset)
         self._lines.append(line.number)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final, TypeGuard
 
@@ -35,7 +36,7 @@ from activities.catalog import Catalog
 from activities.payload_codec import SealedPayload
 from activities.running_batches import RunningBatches
 from activities.storage import ObjectNotFound, ObjectStore, StoreError
-from api.progress import HighWater, Pending, live_counts, opened, progress_of, read_pending
+from api.progress import HighWater, Pending, live_counts, opened, progress_of, read_pending, tell_missing
 from api.views import BatchHasEnded, BatchView, IdempotencyConflict, Progress, TemporalUnavailable
 from workflows import contract
 from workflows.batch import BatchWorkflow
@@ -62,12 +63,15 @@ Handle = WorkflowHandle[BatchWorkflow, BatchStatus]
 class TemporalGateway:
     """See :class:`api.views.Gateway` for the contract."""
 
-    def __init__(self, client: Client, store: ObjectStore, task_queue: str, address: str) -> None:
-        """Args: ``client`` may be lazy; ``address`` is for messages."""
+    def __init__(
+        self, client: Client, store: ObjectStore, task_queue: str, address: str, upstreams: Sequence[str] = ()
+    ) -> None:
+        """Args: ``client`` may be lazy; ``address`` is for messages; ``upstreams`` are the names of all, if given."""
         self._client = client
         self._catalog = Catalog(store)
         self._task_queue = task_queue
         self._address = address
+        self._upstreams = upstreams
         self._high_water = HighWater()
 
     async def create(self, spec: BatchSpec, *, idempotent: bool) -> BatchView:
@@ -113,6 +117,8 @@ class TemporalGateway:
         # Asked after the description, the workflow knows of every shard that was no longer pending in it.
         activities = await opened(description.raw_description.pending_activities, self._client.data_converter)
         pending = read_pending(activities)
+        if self._upstreams:
+            pending = tell_missing(pending, record.spec.inference_task_queue, self._upstreams)
         status = await self._query(record.spec.batch_id, deadline - time.monotonic())
         if status and status.phase.is_terminal:
             return await self._ended(record, description)  # its record is written; the workflow is about to close

@@ -95,7 +95,10 @@ def check_upstreams(settings: Settings, host: str, port: int) -> list[Upstream]:
     except UpstreamsError as error:
         raise StartError(str(error)) from error
     if not upstreams:
-        raise StartError("no inference server: set EVERBATCH_UPSTREAM_URL, for example http://127.0.0.1:8001/v1")
+        raise StartError(
+            "no inference server: set EVERBATCH_UPSTREAM_URL, for example http://127.0.0.1:8001/v1, "
+            "or EVERBATCH_UPSTREAMS to a file of several"
+        )
     for url in (url for upstream in upstreams for url in upstream.urls):
         parts = urlsplit(url)
         try:
@@ -305,7 +308,8 @@ async def _serve_api(
     listener: socket.socket,
     stop: asyncio.Event,
 ) -> None:
-    gateway = TemporalGateway(client, store, settings.task_queue, address)
+    upstreams = [proxy.upstream.name for proxy in inference]
+    gateway = TemporalGateway(client, store, settings.task_queue, address, upstreams)
     await serve(create_app(settings, gateway, store, inference, keys), listener, stop)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pydantic import ValidationError
@@ -15,6 +15,7 @@ from temporalio.converter import DataConverter
 from temporalio.exceptions import FailureError
 
 from api.views import Progress
+from workflows.contract import DEFAULT_UPSTREAM, upstream_task_queue
 from workflows.ids import parse_ranges
 from workflows.types import BatchStatus, Counts, ShardProgress
 
@@ -108,6 +109,21 @@ def _heartbeat(activity: PendingActivityInfo) -> ShardProgress:
         with contextlib.suppress(ValidationError):
             return ShardProgress.model_validate_json(activity.heartbeat_details.payloads[0].data)
     return ShardProgress()
+
+
+def tell_missing(pending: list[Pending], inference_queue: str, upstreams: Sequence[str]) -> list[Pending]:
+    """The same, with a reason for what waits in the task queue of an upstream that is not among these any more."""
+    there = {upstream_task_queue(inference_queue, name) for name in upstreams}
+    return [
+        replace(item, waits_for=f"there is no upstream {_upstream_of(item, inference_queue)}")
+        if item.queue.startswith(inference_queue) and item.queue not in there and not item.in_flight
+        else item
+        for item in pending
+    ]
+
+
+def _upstream_of(item: Pending, inference_queue: str) -> str:
+    return item.queue.removeprefix(inference_queue).removeprefix("-") or DEFAULT_UPSTREAM
 
 
 def live_counts(status: BatchStatus, pending: list[Pending]) -> Counts:

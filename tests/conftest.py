@@ -30,8 +30,14 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[S3Server]:
 
 
 @pytest.fixture
-def own_s3_server(tmp_path: Path) -> Generator[S3Server]:
+def s3_folder(tmp_path: Path) -> Path:
+    """Where a server of the test's own keeps its objects."""
+    return tmp_path / "s3"
+
+
+@pytest.fixture
+def own_s3_server(s3_folder: Path) -> Generator[S3Server]:
     """One to be killed and started again."""
-    server = _server(tmp_path / "s3")
+    server = _server(s3_folder)
     yield server
     server.kill()

@@ -7,6 +7,7 @@ own ``nvext`` wins over what is derived here.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -19,6 +20,8 @@ ENDPOINTS: Final = (CHAT, "/v1/completions")
 
 _MOVED: Final = ("top_k", "repetition_penalty")
 _NO_TOP_K: Final = msgspec.Raw(b"-1")
+_LOOKED_INTO: Final = re.compile(rb"image|tool_calls")
+"""Messages without these go out as they came."""
 _encode = msgspec.json.encode
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -57,8 +60,9 @@ def nim_body(endpoint: str, body: Members) -> Members:
         body["nvext"] = _object(derived | members)
     if "tool_choice" in body and _is_nothing(body.get("tools")):
         del body["tool_choice"]
-    if endpoint == CHAT and b"image" in bytes(body.get("messages", b"")):
-        body["messages"] = _with_data_urls(body["messages"])
+    messages = body.get("messages")
+    if endpoint == CHAT and messages is not None and _LOOKED_INTO.search(messages):
+        body["messages"] = _each(messages, _message)
     return body
 
 
@@ -84,25 +88,36 @@ def _json_schema(raw: msgspec.Raw | None) -> msgspec.Raw | None:
     return None if is_null(schema) else schema
 
 
-# Images
+def _each(array: msgspec.Raw, change: Callable[[msgspec.Raw], msgspec.Raw]) -> msgspec.Raw:
+    """An array with its items changed; the very same one where none is."""
+    items = raw_items(array) or []
+    changed = [change(item) for item in items]
+    if all(new is old for new, old in zip(changed, items, strict=True)):
+        return array
+    return msgspec.Raw(_encode(changed))
 
 
-def _with_data_urls(messages: msgspec.Raw) -> msgspec.Raw:
-    items = raw_items(messages)
-    if items is None:
-        return messages
-    return msgspec.Raw(_encode([_message(item) for item in items]))
+def _changed(raw: msgspec.Raw, **changes: Callable[[msgspec.Raw], msgspec.Raw]) -> msgspec.Raw:
+    """An object with some of its members changed; the very same one where none is."""
+    members = raw_object(raw) or {}
+    new = {name: change(members[name]) for name, change in changes.items() if name in members}
+    return _object(members | new) if any(new[name] is not members[name] for name in new) else raw
+
+
+# Messages
 
 
 def _message(raw: msgspec.Raw) -> msgspec.Raw:
-    members = raw_object(raw)
-    parts = raw_items(members.get("content")) if members else None
-    if not members or not parts:
-        return raw
-    changed = [_part(part) for part in parts]
-    if all(new is old for new, old in zip(changed, parts, strict=True)):
-        return raw
-    return _object(members | {"content": msgspec.Raw(_encode(changed))})
+    return _changed(raw, content=lambda parts: _each(parts, _part), tool_calls=lambda calls: _each(calls, _tool_call))
+
+
+def _tool_call(raw: msgspec.Raw) -> msgspec.Raw:
+    return _changed(raw, function=lambda function: _changed(function, arguments=_arguments))
+
+
+def _arguments(raw: msgspec.Raw) -> msgspec.Raw:
+    """The text of JSON that OpenAI has; some clients write the object itself."""
+    return _string(bytes(raw).decode()) if bytes(memoryview(raw)[:1]) == b"{" else raw
 
 
 def _part(raw: msgspec.Raw) -> msgspec.Raw:

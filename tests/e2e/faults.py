@@ -299,7 +299,7 @@ async def signalled(child: Child, number: signal.Signals, seconds: float = 20) -
 @contextlib.asynccontextmanager
 async def make_world(
     launcher: Launcher,
-    folder: Path,
+    log_folder: Path,
     matrix: Matrix,
     size: Size,
     *,
@@ -308,10 +308,11 @@ async def make_world(
     engine: dict[str, Any] | None = None,
     engine_runs: bool = True,
     s3: S3Server | None = None,
+    folder: Path | None = None,
     **settings: str,
 ) -> AsyncGenerator[World]:
-    """Args: ``s3`` is where the store is, else in a folder; ``settings`` are Everbatch's, in lower case."""
-    log = folder / "engine.log"
+    """Args: ``s3`` is where the store is, or else ``folder``; ``settings`` are Everbatch's, in lower case."""
+    log = log_folder / "engine.log"
     options: dict[str, Any] = {"latency": size.latency, "answer_bytes": 400, "log": log, **(engine or {})}
     fake = EngineProcess(**options)
     world = World(launcher, fake, EngineLog(log), size, matrix, options["answer_bytes"], s3)
@@ -327,6 +328,7 @@ async def make_world(
             "EVERBATCH_COMMIT_INTERVAL": str(COMMIT_INTERVAL),
             "EVERBATCH_DRAIN_TIMEOUT": "5",
             "EVERBATCH_COMPLETION_WINDOWS": "5s,24h",
+            **({"EVERBATCH_STORE": str(folder)} if folder else {}),
             **({"EVERBATCH_STORE": f"s3://{BUCKET}/{S3_PREFIX}", **s3.variables} if s3 else {}),
             **{f"EVERBATCH_{name.upper()}": value for name, value in settings.items()},
         }

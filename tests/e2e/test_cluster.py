@@ -101,6 +101,7 @@ async def test_one_of_each_is_killed(cluster: Cluster, tmp_path: Path) -> None:
         assert {batch.id async for batch in other.batches.list()} == set(batches.values())
     at_risk = log.read().unanswered(since - int((COMMIT_INTERVAL + COMMIT_SECONDS) * SECOND), until_then)
     again = log.sent_again()
+    assert at_risk
     assert set(again) <= at_risk, f"{set(again) - at_risk} beyond the {len(at_risk)} that may be sent twice"
     assert max(again.values(), default=0) <= 1
 

@@ -130,7 +130,15 @@ async def completed_with_webhooks(it: Stack) -> str:
     return await it.submit(requests(2))
 
 
+async def cancelled_over_two_upstreams(it: Stack) -> str:
+    batch_id = await it.submit([request("1", model="a"), request("2", model="b")])
+    await it.until(batch_id, lambda batch: progress_of(batch).get("waiting_reason"))
+    await it.openai.batches.cancel(batch_id)
+    return batch_id
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
+    "cancelled_over_two_upstreams": {"upstreams": str(FOLDER / "upstreams.toml")},
     # That nobody may be told at this address is for the webhook's own workflow to find out.
     "completed_with_webhooks": {"webhook_url": "http://127.0.0.1:9/", "webhook_secret": "secret"},
 }
@@ -150,6 +158,7 @@ CASES: list[Callable[[Stack], Awaitable[str]]] = [
     expired_before_a_worker_came,
     paused_and_resumed,
     completed_with_webhooks,
+    cancelled_over_two_upstreams,
 ]
 
 

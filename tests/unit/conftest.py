@@ -1,7 +1,10 @@
 from __future__ import annotations
 
-from hypothesis import settings
+import os
+
+from hypothesis import HealthCheck, settings
 
 # How long one example takes says more about the machine than about the code.
-settings.register_profile("unit", deadline=None)
-settings.load_profile("unit")
+settings.register_profile("unit", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("deep", settings.get_profile("unit"), derandomize=False, max_examples=3000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "unit"))

@@ -147,6 +147,19 @@ def test_nim_keeps_what_an_image_part_has_beside() -> None:
     assert part.replace("@", f"data:image/png;base64,{PNG}") in body
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ('{"a": 1.0, "b":"\\u00e9"}', '"{\\"a\\": 1.0, \\"b\\":\\"\\\\u00e9\\"}"'),
+        ('"{\\"a\\":1}"', '"{\\"a\\":1}"'),
+        ("null", "null"),
+    ],
+)
+def test_nim_gets_the_arguments_of_a_tool_call_as_text(arguments: str, expected: str) -> None:
+    call = '{"messages":[{"role":"assistant","x":1.0,"tool_calls":[{"id":"c","function":{"name":"f","arguments":@}}]}]}'
+    assert sent(call.replace("@", arguments)) == call.replace("@", expected)[:-1] + ',"nvext":{"top_k":-1}}'
+
+
 def test_nim_completions_and_other_endpoints() -> None:
     body = '{"prompt":["a","b"],"logprobs":3,"top_k":2}'
     assert sent(body, COMPLETIONS) == '{"prompt":["a","b"],"logprobs":3,"nvext":{"top_k":2}}'

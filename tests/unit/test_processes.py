@@ -16,6 +16,7 @@ from activities.connection import connect, when_there
 from activities.settings import Settings
 from api import cli, processes
 from api.processes import StartError
+from workflows.contract import upstream_task_queue
 
 
 async def test_when_a_part_fails_the_others_end_well_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,3 +125,24 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     error = StartError("no port")
     with pytest.raises(click.ClickException, match="no port"):
         cli.run(Settings.model_validate({}), start)
+
+
+def test_an_upstream_of_the_file_is_not_oneself(tmp_path: Path) -> None:
+    path = tmp_path / "upstreams.toml"
+    path.write_text(
+        '[[upstream]]\nname = "a"\nurl = "http://10.0.0.1:8000"\n'
+        '[[upstream]]\nname = "b"\nurls = ["http://10.0.0.2:1", "http://localhost:8000/v1"]\n'
+    )
+    settings = Settings.model_validate({"upstreams": str(path), "upstream_url": ""})
+    assert [upstream.name for upstream in processes.check_upstreams(settings, "127.0.0.1", 8001)] == ["a", "b"]
+    with pytest.raises(StartError, match="http://localhost:8000/v1 is this server's own address"):
+        processes.check_upstreams(settings, "127.0.0.1", 8000)
+    path.write_text("[[upstream]]\n")
+    with pytest.raises(StartError, match="line 1: needs name"):
+        processes.check_upstreams(settings, "127.0.0.1", 8000)
+
+
+def test_an_upstream_has_a_task_queue_of_its_own() -> None:
+    assert upstream_task_queue("everbatch-inference", "gpu") == "everbatch-inference-gpu"
+    # One that is called so takes over what the single upstream of the settings has left.
+    assert upstream_task_queue("everbatch-inference", "default") == "everbatch-inference"

@@ -8,7 +8,7 @@ from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.api.failure.v1 import Failure, TimeoutFailureInfo
 from temporalio.api.workflow.v1 import PendingActivityInfo
 
-from api.progress import HighWater, live_counts, progress_of, read_pending
+from api.progress import HighWater, live_counts, progress_of, read_pending, tell_missing
 from api.views import Progress
 from workflows.types import BatchStatus, Counts, ShardProgress
 
@@ -150,3 +150,14 @@ def test_all_that_is_waited_for_is_told_the_soonest_first() -> None:
     ]
     _, shown = progress(status, *infos)
     assert (shown.waiting_reason, shown.next_attempt_at) == ("b is full; a is away", int(NOW) + 3)
+
+
+def test_an_upstream_that_is_no_more_is_told() -> None:
+    queue = "everbatch-inference"
+    infos = [of_upstream("gone", pending("line-1")), of_upstream("here", pending("line-2"))]
+    for info in infos:
+        info.state = PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
+    infos += [pending("validate"), of_upstream("gone", pending("line-3"))]  # the last runs, so somebody has it
+    found = tell_missing(read_pending(infos), queue, ["here"])
+    assert [item.waits_for for item in found] == ["there is no upstream gone", "", "", ""]
+    assert tell_missing(read_pending(infos), queue, ["here", "gone"]) == read_pending(infos)

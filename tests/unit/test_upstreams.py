@@ -116,6 +116,7 @@ HEAD = '[[upstream]]\nname = "a"\nurl = "http://e:1/v1"\n'
         ('[[upstream]]\nname = "a"\nurl = "e:1"\n', 3, "is not an http:// or https:// address"),
         ('[[upstream]]\nname = "a"\nurl = "http://e:99999"\n', 3, "upstream a: url: "),
         ('[[upstream]]\nname = "a"\nurl = "http://u:hush@e:1"\n', 3, "url: holds credentials"),
+        ('[[upstream]]\nname = "a"\nurl = "http://e:1/v1?key=hush"\n', 3, "url: has something behind its path"),
         ('[[upstream]]\nname = "a"\nurls = []\n', 3, "urls"),
         ('[[upstream]]\nname = "a"\nurls = ["http://e:1", "http://e:1/v1"]\n', 3, "names a replica twice"),
         (HEAD + 'key = "hush"\n', 4, "unknown setting key; name a key by key_env or key_file"),

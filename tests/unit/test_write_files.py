@@ -16,6 +16,7 @@ from activities.inference import Answer
 from activities.output_lines import OutputLines
 from activities.results import ShardLog
 from activities.storage import ObjectNotFound, StoreError
+from activities.upstreams import Upstream
 from activities.validate_input import ValidateInput
 from activities.write_files import WriteFiles
 from tests.fakes.worker import (
@@ -38,6 +39,7 @@ from workflows.types import (
     MissingReason,
     ShardResult,
     Usage,
+    ValidateResult,
     WriteFilesInput,
 )
 
@@ -358,3 +360,75 @@ async def test_the_deepest_line_that_is_accepted_can_be_read_again(batch: Batch)
     await batch.begin(1, nested(good))
     status = await batch.write(BatchPhase.EXPIRED, MissingReason.EXPIRED)
     assert batch.ids(status.error_file_id) == ["r1"]
+
+
+class MixedBatch:
+    """A batch for two upstreams, validated; what is odd is for the first."""
+
+    def __init__(self, store: ShakyStore) -> None:
+        self.store = store
+        engines = [
+            FakeEngine(upstream=Upstream(name=name, urls=("http://e/v1",), models=(name,))) for name in ("odd", "even")
+        ]
+        self._validate = ValidateInput(store, [engine.client for engine in engines]).validate_input
+
+    async def begin(self, requests: int, **body: Any) -> ValidateResult:
+        lines = [request_line(n, model="odd" if n % 2 else "even", **body) for n in range(1, requests + 1)]
+        return await self.begin_with(b"".join(lines))
+
+    async def begin_with(self, content: bytes) -> ValidateResult:
+        save_input(self.store, content)
+        environment, _ = activity_environment()
+        self.result = await environment.run(self._validate, SPEC)
+        return self.result
+
+    async def write(self, outcome: BatchPhase, attempts: list[str | None]) -> BatchStatus:
+        task = WriteFilesInput(
+            spec=SPEC,
+            status=BatchStatus(counts=Counts(total=self.result.total)),
+            outcome=outcome,
+            attempts=attempts,
+            missing=MissingReason.CANCELLED,
+            plan=self.result.plan,
+        )
+        environment, _ = activity_environment()
+        return await environment.run(WriteFiles(self.store).write_files, task)
+
+
+async def test_shards_that_lie_across_each_other_are_merged_in_input_order(batch: Batch) -> None:
+    mixed = MixedBatch(batch.store)
+    result = await mixed.begin(600)
+    assert (result.upstreams, len(result.shards), bool(result.plan)) == (["odd", "even"], 6, True)
+    first, second = (next(n for n, shard in enumerate(result.shards) if shard.upstream == place) for place in (0, 1))
+    attempts: list[str | None] = [None] * 6
+    log = batch.log(first)
+    assert await log.load() is None
+    for number in range(1, 200, 2):  # all of the first hundred odd ones
+        log.add(number, "output", LINES.success(number, b'"r%d"' % number, completion(number)), Usage())
+    attempts[first] = (await log.finish()).attempt
+    log = batch.log(second)
+    for number in (4, 200):  # some of the even ones
+        log.add(number, "output", LINES.success(number, b'"r%d"' % number, completion(number)), Usage())
+    await log.commit()
+    status = await mixed.write(BatchPhase.CANCELLED, attempts)
+    assert status.counts == Counts(total=600, completed=102, failed=498)
+    answered = sorted([*range(1, 200, 2), 4, 200])
+    assert batch.ids(status.output_file_id) == [f"r{n}" for n in answered]
+    assert batch.ids(status.error_file_id) == [f"r{n}" for n in range(1, 601) if n not in answered]
+    assert [key for key in batch.left() if key.startswith("plans/")] == []
+
+
+async def test_the_deepest_line_of_a_mixed_batch_can_be_read_again(batch: Batch) -> None:
+    def nested(depth: int) -> bytes:
+        lines = [request_line(n, model=("even", "odd")[n % 2], messages="@") for n in (1, 2)]
+        return b"".join(lines).replace(b'"@"', b"[" * depth + b"]" * depth)
+
+    mixed = MixedBatch(batch.store)
+    good, bad = 1, 100_000
+    while bad - good > 1:
+        depth = (good + bad) // 2
+        good, bad = (depth, bad) if not (await mixed.begin_with(nested(depth))).errors else (good, depth)
+    assert good > 100
+    await mixed.begin_with(nested(good))
+    status = await mixed.write(BatchPhase.CANCELLED, [None, None])
+    assert batch.ids(status.error_file_id) == ["r1", "r2"]

@@ -1,0 +1,297 @@
+"""Input files that no client that means well uploads: what is taken is sent and answered, and nothing costs the worker
+its memory.
+"""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from activities.jsonl import MAX_LINE_BYTES, Line, RequestLine, parse_line, read_lines
+from activities.lenient_json import count_items, loads_object, raw_items, raw_object
+from activities.output_lines import OutputLines
+from activities.request_rules import MAX_BODY_MEMBERS, MAX_MODEL_LENGTH, LineChecker
+from activities.validate_input import scan_input
+from tests.fakes.worker import BATCH, CHAT, completion, make_spec, request_line, routes
+from workflows.types import ValidateResult
+
+HEAD = b'{"custom_id":"a","method":"POST","url":"%b","body":' % CHAT.encode()
+EMBEDDINGS = "/v1/embeddings"
+MEGABYTE = 1 << 20
+
+
+def scan(data: bytes | Iterator[bytes], **spec: Any) -> ValidateResult:
+    return scan_input([data] if isinstance(data, bytes) else data, make_spec(**spec), routes()).result
+
+
+def traced(data: bytes | Iterator[bytes], **spec: Any) -> tuple[ValidateResult, float]:
+    """With the peak of memory in megabytes."""
+    tracemalloc.start()
+    try:
+        return scan(data, **spec), tracemalloc.get_traced_memory()[1] / MEGABYTE
+    finally:
+        tracemalloc.stop()
+
+
+def loads(data: bytes) -> Any:
+    """As every client reads it, but for the length of numbers."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(data.decode(), parse_constant=refuse, parse_int=lambda text: text if len(text) > 400 else int(text))
+
+
+# What is inside a JSON string, as it is written.
+written = st.lists(
+    st.sampled_from(
+        [
+            *("\\ud83d", "\\uDC00", "\\ud83d\\ude00", "\\\\ud83d", "\\u0000", "\\n", "\\\\", '\\"', "\\/", "\\u2028"),
+            *("\u2028", "\u2029", "\x85", "\x7f", "\ufeff", "é", "😀", "a", "[", "{", ",", ":", "../", "NaN"),
+        ]
+    ),
+    max_size=6,
+).map("".join)
+numbers = st.sampled_from(["0", "-0", "1e400", "-1E+999", "1.10", "1e-999", "9" * 30, "9" * 5000, "0.1", "NaN", "01"])
+plain = numbers | st.sampled_from(["true", "null", "[]", "{}"]) | written.map(lambda text: f'"{text}"')
+json_texts = st.recursive(
+    plain,
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]")
+        | st.lists(st.tuples(written, inner), max_size=3).map(
+            lambda members: "{%s}" % ",".join(f'"{name}" : {value}' for name, value in members)
+        )
+    ),
+    max_leaves=6,
+)
+bodies = st.lists(st.tuples(written, json_texts), max_size=3).map(
+    lambda members: "{" + "".join(f'"{name}":{value},' for name, value in members) + '"model":"m","messages":[]}'
+)
+
+
+@st.composite
+def lines(draw: st.DrawFn) -> bytes:
+    """Mostly requests, each with an oddity or two; also members twice, and no requests at all."""
+    custom_id = draw(written)
+    body = draw(bodies | json_texts)
+    extra = "".join(f',"{name}":{value}' for name, value in draw(st.lists(st.tuples(written, json_texts), max_size=1)))
+    twice = draw(st.sampled_from(["", ',"custom_id":"twice"', ',"method":"POST"']))
+    line = f'{{"custom_id":"{custom_id}","method":"POST","url":"{CHAT}","body":{body}{extra}{twice}}}'.encode()
+    return draw(st.sampled_from([line, b"\xef\xbb\xbf" + line, b" \t" + line + b"\r"]) | st.binary(max_size=6))
+
+
+def good_lines(custom_ids: list[str], body: str, ends: list[bytes]) -> bytes:
+    return b"".join(
+        f'{{"custom_id":"{number}{custom_id}","method":"POST","url":"{CHAT}","body":{body}}}'.encode() + end
+        for number, (custom_id, end) in enumerate(zip(custom_ids, ends, strict=False))
+    )
+
+
+def check_round_trip(data: bytes, result: ValidateResult) -> None:
+    """Each line of the input is in one shard, is sent as it was meant, and its answer can be read."""
+    expected = {line.number: line.data for line in read_lines([data]) if line.data}
+    found: dict[int, bytes] = {}
+    output = OutputLines(BATCH)
+    for shard in result.shards:
+        in_shard = 0
+        piece = data[shard.offset : shard.offset + shard.length]
+        for line in read_lines([piece], first_line=shard.first_line):
+            if not line.data:
+                continue
+            in_shard += 1
+            assert line.number not in found
+            found[line.number] = line.data
+            request, meant = parse_line(line.data), loads(line.data)
+            body = bytes(request.body)
+            assert loads(body) == meant["body"]
+            written = output.success(line.number, bytes(request.custom_id), completion(1))
+            assert written.endswith(b"}\n")
+            assert written.count(b"\n") == 1
+            assert loads(written)["custom_id"] == meant["custom_id"]
+        assert in_shard == shard.requests
+    assert found == expected
+    assert result.total == len(expected)
+    assert [(one.offset + one.length, other.offset) for one, other in pairwise(result.shards) if one == other] == []
+
+
+@given(st.lists(lines(), max_size=4), st.sampled_from([b"\n", b"\r\n", b"\n\n"]))
+@example([HEAD + b'{"model":"m","messages":[],"x":1e400,"\\ud83d":1}}'], b"\n")
+@example([HEAD + b'{"model":"m","messages":[]},"\\ud83d":1e400}'], b"\n")
+@example([HEAD + b'{"model":"m","messages":[],"x":1e400},"\\ud83d":1}'], b"\n")
+@example([HEAD + b'{"model":"m","messages":[],"model":7,"model":"n"}}'], b"\n")
+def test_any_line_is_refused_or_sent_and_answered(parts: list[bytes], end: bytes) -> None:
+    data = end.join(parts)
+    result = scan(data)
+    result.model_dump_json()
+    if result.errors:
+        assert not result.shards
+        assert all(0 < len(error.message) < 1000 for error in result.errors)
+    else:
+        check_round_trip(data, result)
+
+
+@given(
+    st.lists(written, min_size=1, max_size=8),
+    bodies,
+    st.lists(st.sampled_from([b"\n", b"\r\n", b"\n\r\n \n"]), min_size=8, max_size=8),
+)
+def test_oddities_that_are_json_are_taken(custom_ids: list[str], body: str, ends: list[bytes]) -> None:
+    data = good_lines(custom_ids, body, ends)
+    is_json = True
+    try:
+        json.loads(body, parse_constant=lambda _: 1 // 0, parse_int=str)
+    except (ValueError, ZeroDivisionError):
+        is_json = False
+    result = scan(data)
+    if is_json and not result.errors:
+        check_round_trip(data, result)
+    codes = {error.code for error in result.errors}
+    # Beside what is no JSON: numbers above any float or of thousands of digits, beside half of a surrogate pair.
+    is_allowed = not is_json or "e400" in body or "E+999" in body or "9" * 5000 in body or '"model":' in body[:-27]
+    assert codes <= ({"invalid_json_line", "invalid_type"} if is_allowed else set())
+
+
+@pytest.mark.parametrize("depth", [300, 700, 780, 800, 900, 950, 970, 980, 985, 990, 5000, 200_000])
+@pytest.mark.parametrize(("opening", "end"), [("[", "]"), ('{"a":', "1}")], ids=["arrays", "objects"])
+def test_what_is_nested_deeply_is_refused_or_can_be_sent(depth: int, opening: str, end: str) -> None:
+    inner = opening * depth + ("" if opening == "[" else "1") + end.removeprefix("1") * depth
+    data = HEAD + b'{"model":"m","messages":[],"x":' + inner.encode() + b"}}"
+    error = LineChecker(make_spec(), routes()).check(Line(1, 0, len(data), data)).error
+    assert error is None or error.code == "invalid_json_line"
+    assert (error is None) == (depth < 500 or error is None)
+
+    def parse_below(frames: int) -> RequestLine:
+        # The activity that sends it has other calls above it than the one that checked it.
+        return parse_below(frames - 1) if frames else parse_line(data)
+
+    if error is None:
+        assert parse_below(150).body
+    if depth <= 300:
+        assert error is None
+
+
+# Numbers, names and lists without bounds
+
+
+def one_error(result: ValidateResult, code: str, param: str | None = None) -> None:
+    assert [(error.code, error.param) for error in result.errors] == [(code, param)]
+    assert len(result.model_dump_json()) < 2000
+
+
+def test_a_number_of_a_million_digits_goes_out_as_it_came() -> None:
+    body = b'{"model":"m","messages":[],"seed":%b}' % (b"9" * 1_000_000)
+    data = HEAD + body + b"}"
+    assert scan(data).errors == []
+    assert bytes(parse_line(data).body) == body
+
+
+def test_a_custom_id_of_ten_megabytes_comes_back() -> None:
+    custom_id = "é" * (5 * MEGABYTE)
+    data = request_line(1, custom_id=custom_id)
+    result, peak = traced(data)
+    assert peak < 80
+    assert len(result.model_dump_json()) < 2000  # but it does not cross Temporal
+    line = OutputLines(BATCH).success(1, bytes(parse_line(data).custom_id), completion(1))
+    assert json.loads(line)["custom_id"] == custom_id
+
+
+def test_a_model_whose_name_would_not_cross_temporal() -> None:
+    assert scan(request_line(1, model="m" * MAX_MODEL_LENGTH)).errors == []
+    one_error(scan(request_line(1, model="m" * 3_000_000)), "string_above_max_length", "body.model")
+
+
+def test_lines_beyond_the_limit_are_counted_and_not_remembered() -> None:
+    def chunks() -> Iterator[bytes]:
+        for start in range(0, 150_000, 1000):
+            yield b"".join(request_line(number, model=f"model-{number}") for number in range(start, start + 1000))
+
+    result, peak = traced(chunks(), max_requests=100)
+    one_error(result, "too_many_tasks")
+    assert "150000 requests" in result.errors[0].message
+    assert peak < 3
+
+
+def test_bad_lines_without_number_cost_no_memory() -> None:
+    result, peak = traced((b"x\n" * 1000 for _ in range(100)), max_requests=200_000)
+    assert (len(result.errors), result.errors_total) == (100, 100_000)
+    assert peak < 5
+
+
+def embedding(value: bytes) -> bytes:
+    return HEAD.replace(CHAT.encode(), EMBEDDINGS.encode()) + b'{"model":"m","input":' + value + b"}}"
+
+
+FULL = MAX_LINE_BYTES - 1000
+
+
+@pytest.mark.parametrize(
+    ("value", "is_taken"),
+    [
+        (b"[" + b"1," * (FULL // 2) + b"1]", True),
+        (b"[" + b"[1,2],[3]," * 10_000 + b"[" + b"1," * (FULL // 4) + b"1]]", True),
+        (b"[" + b'"",' * (FULL // 3) + b'""]', False),
+        (b"[" + b"[]," * (FULL // 3) + b"[]]", False),
+        (b"[" + b'{"a":[1]},' * (FULL // 10) + b"1]", False),
+        (b"[ " + b'"\\",[",' * (FULL // 7) + b'"\\\\"]', False),
+    ],
+    ids=["tokens", "lists of tokens", "texts", "lists", "objects", "quotes"],
+)
+def test_a_line_of_embeddings_is_not_taken_apart_in_memory(value: bytes, is_taken: bool) -> None:
+    result, peak = traced(embedding(value), endpoint=EMBEDDINGS)
+    assert peak < 70
+    if is_taken:
+        assert result.errors == []
+    else:
+        one_error(result, "too_many_tasks")
+
+
+def test_a_body_of_a_million_members() -> None:
+    members = b"".join(b'"%x":1,' % number for number in range(1_000_000))
+    data = HEAD + b"{" + members + b'"model":"m","messages":[]}}'
+    result, peak = traced(data)
+    one_error(result, "object_above_max_properties", "body")
+    assert peak < 4 * len(data) / MEGABYTE
+    few = b"".join(b'"%x":[1,2],' % number for number in range(MAX_BODY_MEMBERS - 2))
+    assert scan(HEAD + b"{" + few + b'"model":"m","messages":[]}}').errors == []
+
+
+@pytest.mark.parametrize(
+    "read",
+    [loads_object, lambda data: raw_object(data), lambda data: raw_items(data), lambda data: parse_or_none(data)],
+    ids=["loads_object", "raw_object", "raw_items", "parse_line"],
+)
+@pytest.mark.parametrize("item", [b"[],", b"{},", b"1,", b'"",', b'"\\u0000",'])
+def test_half_of_a_surrogate_pair_does_not_make_objects_of_millions(read: Callable[[bytes], Any], item: bytes) -> None:
+    count = 8 * MEGABYTE // len(item)
+    data = b'{"\\ud83d":[' + item * count + b"1]}"
+    if "raw_items" in read.__code__.co_names:
+        data = data[len(b'{"\\ud83d":') : -1]
+    tracemalloc.start()
+    try:
+        assert read(data) is None or read is loads_object
+        assert tracemalloc.get_traced_memory()[1] < 60 * MEGABYTE
+    finally:
+        tracemalloc.stop()
+
+
+def parse_or_none(data: bytes) -> RequestLine | None:
+    try:
+        return parse_line(data)
+    except ValueError:
+        return None
+
+
+@given(st.lists(json_texts.filter(lambda text: "NaN" not in text and "01" not in text), min_size=1, max_size=6))
+def test_items_are_counted_without_looking_into_them(items: list[str]) -> None:
+    data = f"[{' , '.join(items)}]".encode()
+    assert count_items(data, 100) == len(items)
+    members = ",".join(f'"{number}":{item}' for number, item in enumerate(items))
+    assert count_items(f"{{{members}}}".encode(), 100) == len(items)
+    assert count_items(data, 2) <= 3
