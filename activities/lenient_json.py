@@ -50,7 +50,7 @@ def _raw(value: object) -> msgspec.Raw:
 
 def raw_object(data: bytes | msgspec.Raw | None) -> dict[str, msgspec.Raw] | None:
     """The members of a JSON object as the bytes that they came as; ``None`` if it is none, or has too many."""
-    if data is None or has_more_items(data, MAX_ITEMS):
+    if data is None or has_more_members(data, MAX_ITEMS):
         return None
     try:
         return _decode_members(data)
@@ -64,7 +64,7 @@ def raw_object(data: bytes | msgspec.Raw | None) -> dict[str, msgspec.Raw] | Non
 
 def raw_items(data: bytes | msgspec.Raw | None) -> list[msgspec.Raw] | None:
     """The same of an array."""
-    if data is None or has_more_items(data, MAX_ITEMS):
+    if data is None or _has_more_items(data, MAX_ITEMS):
         return None
     try:
         return _decode_items(data)
@@ -76,16 +76,21 @@ def raw_items(data: bytes | msgspec.Raw | None) -> list[msgspec.Raw] | None:
         return None
 
 
-def has_more_items(data: bytes | msgspec.Raw, most: int) -> bool:
-    """Whether an array or object has more than ``most`` items."""
+def has_more_members(data: bytes | msgspec.Raw, most: int) -> bool:
+    """Whether an object has more than ``most`` members."""
+    data = bytes(data)
+    return data.count(b":") > most and count_items(data, most) > most
+
+
+def _has_more_items(data: bytes | msgspec.Raw, most: int) -> bool:
     data = bytes(data)
     return data.count(b",") >= most and count_items(data, most) > most
 
 
 def count_items(data: bytes, most: int) -> int:
     """Items of an array or object that has some, without making objects of them; counting ends above ``most``."""
-    depth, items = 0, 1
-    for found in _TOKEN.finditer(data):
+    depth, items = 1, 1
+    for found in _TOKEN.finditer(data, len(data) - len(data.lstrip()) + 1):
         token = data[found.start()]
         if token in b"[{":
             depth += found.end() - found.start() == 1  # else it has ended too

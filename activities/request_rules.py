@@ -12,7 +12,7 @@ from activities.jsonl import MAX_LINE_BYTES, Line, RequestLine, parse_line
 from activities.lenient_json import (
     MAX_ITEMS,
     count_items,
-    has_more_items,
+    has_more_members,
     loads_object,
     printable,
     raw_members,
@@ -143,7 +143,7 @@ class LineChecker:
             raise _missing("body")
         if _type_of(raw) != "object":
             raise _wrong_type("body", "object", raw)
-        if has_more_items(raw, MAX_BODY_MEMBERS):
+        if has_more_members(raw, MAX_BODY_MEMBERS):
             message = f"Invalid 'body': too many properties. Expected at most {MAX_BODY_MEMBERS}."
             raise _Refused("object_above_max_properties", message, "body")
         try:

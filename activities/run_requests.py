@@ -19,6 +19,7 @@ from activities.batch_plan import BatchPlan, load_plan
 from activities.inference import Answer, InferenceClient, Verdict
 from activities.jsonl import parse_line, read_lines
 from activities.limiter import Limiter, Queue, RoomForRequests, Signal
+from activities.metrics import RequestMetrics
 from activities.output_lines import OutputLines
 from activities.request_rules import model_of
 from activities.results import ShardLog
@@ -57,6 +58,7 @@ class RunRequests(RunRequestsStub):
         limiter: Limiter,
         room: RoomForRequests,
         commit_interval: float,
+        metrics: RequestMetrics,
     ) -> None:
         """Args: ``commit_interval`` is how long an answer may wait for others, in seconds."""
         self._store = store
@@ -64,13 +66,14 @@ class RunRequests(RunRequestsStub):
         self._limiter = limiter
         self._room = room
         self._commit_interval = commit_interval
+        self._metrics = metrics
 
     @activity.defn(name=RUN_REQUESTS)
     async def run_requests(self, task: RunRequestsInput) -> ShardResult:
         log = ShardLog(
             self._store, task.tenant, task.batch_id, task.index, catalog.attempt_name(activity.info().attempt)
         )
-        run = _ShardRun(task, log, self._client, self._limiter, self._commit_interval)
+        run = _ShardRun(task, log, self._client, self._limiter, self._commit_interval, self._metrics)
         try:
             if result := await log.load():
                 return result
@@ -112,12 +115,16 @@ class _ShardRun:
         client: InferenceClient,
         limiter: Limiter,
         commit_interval: float,
+        metrics: RequestMetrics,
     ) -> None:
         self._task = task
         self._log = log
         self._client = client
         self._limiter = limiter
         self._commit_interval = commit_interval
+        self._metrics = metrics
+        self._upstream = client.upstream.name
+        self._waiting_since: float | None = None  # the first answer that is not in the store
         self._lines = OutputLines(task.batch_id, strict=task.strict_error_lines)
         self._requests: dict[int, _Request] = {}
         self._queue = Queue(task.batch_id, [], self._start)
@@ -240,15 +247,20 @@ class _ShardRun:
         if answer.verdict is Verdict.SUCCESS:
             assert answer.usage is not None
             self._log.add(line, "output", self._lines.success(line, custom_id, answer), answer.usage)
+            self._metrics.ended(self._upstream, self._task.model, "completed", answer.usage)
         elif answer.verdict is Verdict.FINAL or (
             answer.verdict is Verdict.RETRY and self._log.note_failure(line) >= self._task.max_attempts
         ):
             self._log.add(line, "error", self._lines.error(line, custom_id, answer))
+            self._metrics.ended(self._upstream, self._task.model, "failed")
         else:
+            self._metrics.retried(self._upstream, answer)
             self._again[answer.reason] += 1
             self._most_tried = max(self._most_tried, self._log.tried.get(line, 0))
         if self._log.has(line):
             del self._requests[line]
+        if self._log.has_uncommitted and self._waiting_since is None:
+            self._waiting_since = self._loop.time()
         if self._log.has_uncommitted and not self._commit_timer and not self._commit_task:
             self._commit_timer = self._loop.call_later(self._commit_interval, self._commit_soon)
 
@@ -294,7 +306,9 @@ class _ShardRun:
         try:
             while True:
                 try:
-                    return await store()
+                    stored = await store()
+                    self._measure_commit()
+                    return stored
                 except ObjectNotFound:
                     raise  # the parts are gone and nobody has finished: waiting brings nothing back
                 except StoreError as error:
@@ -308,6 +322,12 @@ class _ShardRun:
             if blocked:
                 self._store_error = ""
                 self._limiter.unblock()
+
+    def _measure_commit(self) -> None:
+        now = self._loop.time()
+        if self._waiting_since is not None:
+            self._metrics.committed(now - self._waiting_since)
+        self._waiting_since = now if self._log.has_uncommitted else None
 
     def _progress(self) -> ShardProgress:
         completed, failed = self._log.committed

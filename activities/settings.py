@@ -69,7 +69,8 @@ class Settings(BaseSettings):
     upstream_api_key: SecretStr = Field(SecretStr(""), description="Bearer key for the inference server.")
     upstreams: str = Field(
         "",
-        description="TOML file that names several inference servers, instead of the two above: see `docs/upstreams.md`.",
+        description="TOML file that names several inference servers, instead of the two above: "
+        "see `docs/upstreams.md`.",
     )
     max_in_flight: int = Field(64, ge=1, le=10_000, description="Requests sent at once by one worker process.")
     request_timeout: float = Field(600.0, gt=0, description="Seconds that one request may take.")

@@ -18,7 +18,7 @@ from activities.deliver_webhook import DeliverWebhook
 from activities.inference import InferenceClient
 from activities.janitor import DeleteExpired
 from activities.limiter import Limiter, RoomForRequests
-from activities.metrics import report_limiters
+from activities.metrics import RequestMetrics, report_limiters
 from activities.pause_shards import PauseShards
 from activities.run_requests import RunRequests
 from activities.settings import Settings
@@ -83,6 +83,7 @@ class BatchWorker:
         self._client = client
         self._settings = settings
         self._limiters: dict[str, Limiter] = {}
+        self._metrics = RequestMetrics()
         drain = timedelta(seconds=settings.drain_timeout)
         self._batch_worker = Worker(
             client,
@@ -111,7 +112,7 @@ class BatchWorker:
         limiter = Limiter(upstream.max_in_flight, replicas=len(upstream.urls))
         self._limiters[upstream.name] = limiter
         room = RoomForRequests(limiter)
-        run_requests = RunRequests(store, inference, limiter, room, self._settings.commit_interval)
+        run_requests = RunRequests(store, inference, limiter, room, self._settings.commit_interval, self._metrics)
         fixed = FixedSizeSlotSupplier(1)  # this worker has no other tasks
         return Worker(
             self._client,
@@ -148,13 +149,17 @@ class BatchWorker:
             Exception: a worker failed for good, for example because Temporal refuses its credentials.
         """
         meter = self._client.service_client.config.runtime or Runtime.default()
-        reporting = asyncio.create_task(report_limiters(self._limiters, meter.metric_meter))
+        reports = [
+            asyncio.create_task(report_limiters(self._limiters, meter.metric_meter)),
+            asyncio.create_task(self._metrics.report(meter.metric_meter)),
+        ]
         workers = [self._batch_worker, *self._inference_workers, *self._webhook_workers]
         runs = [asyncio.create_task(worker.run()) for worker in workers]
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([stopping, *runs], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        reporting.cancel()
+        for report in reports:
+            report.cancel()
         for limiter in self._limiters.values():
             limiter.drain(self._settings.drain_timeout)
         # Inference first: what it hands back is then settled by a workflow worker that still runs.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Final
+from typing import Any, Final
 
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -69,6 +69,9 @@ class ApiMetrics:
             self._batches.labels(status).set(count)
 
 
+_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+
 def metrics_router(metrics: ApiMetrics) -> APIRouter:
     router = APIRouter(tags=["Health"])
 
@@ -76,5 +79,6 @@ def metrics_router(metrics: ApiMetrics) -> APIRouter:
         """Metrics in Prometheus' text format."""
         return Response(await metrics.exposition(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
-    router.add_api_route("/metrics", show, methods=["GET"], name="metrics")
+    # Not PlainTextResponse: the document would have errors be plain text too.
+    router.add_api_route("/metrics", show, methods=["GET"], name="metrics", response_class=Response, responses=_TEXT)
     return router

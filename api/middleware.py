@@ -18,6 +18,7 @@ log = logging.getLogger("everbatch.api")
 
 _QUIET = ("/health", "/ready")
 """Paths that something polls every few seconds."""
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _LONGEST_CLIENT_ID = 512
 _CLIENT_GONE = 499
 """nginx's status for a client that left before its answer."""
@@ -103,7 +104,9 @@ class _Exchange:
     def count(self, metrics: ApiMetrics) -> None:
         route = getattr(self._scope.get("route"), "path", "none")
         seconds = time.perf_counter() - self._started
-        metrics.answered(self._scope["method"], route, self.status or _CLIENT_GONE, seconds)
+        # Any word may be sent as a method, and every other one would be another time series for ever.
+        method = self._scope["method"] if self._scope["method"] in _METHODS else "other"
+        metrics.answered(method, route, self.status or _CLIENT_GONE, seconds)
 
     def _path(self) -> str:
         # As sent, so percent-encoded: a decoded path can hold line breaks and forge a line of the log.

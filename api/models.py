@@ -98,9 +98,11 @@ async def _listed(proxy: ModelsProxy) -> list[Entry]:
         raise ApiError(502, f"The inference server answered HTTP {status} when asked for its models.", "server_error")
     try:
         answer: object = json.loads(body)
+        json.dumps(answer, allow_nan=False)  # it is to be written again
     except (ValueError, RecursionError):
         answer = None
     entries = cast("Entry", answer).get("data") if isinstance(answer, dict) else None
     if not isinstance(entries, list):
         raise ApiError(502, "The inference server did not answer with a list of models.", "server_error")
-    return [cast("Entry", entry) for entry in cast("list[object]", entries) if isinstance(entry, dict)]
+    listed = [cast("Entry", entry) for entry in cast("list[object]", entries) if isinstance(entry, dict)]
+    return [entry for entry in listed if isinstance(entry.get("id"), str)]

@@ -214,6 +214,7 @@ class BatchWorkflow:
                     tenant=self._spec.tenant,
                     endpoint=self._spec.endpoint,
                     index=index,
+                    model=self._status.model or "",
                     shard=shard,
                     max_attempts=self._spec.max_attempts,
                     strict_error_lines=self._spec.strict_error_lines,

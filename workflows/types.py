@@ -162,6 +162,8 @@ class RunRequestsInput(Model):
     endpoint: str
     index: int
     """Of the shard, from 0."""
+    model: str = ""
+    """Of all requests of the batch; empty where there are several."""
     shard: Shard
     max_attempts: int
     strict_error_lines: bool = False

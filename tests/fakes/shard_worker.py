@@ -13,6 +13,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities import catalog
 from activities.limiter import Limiter, RoomForRequests
+from activities.metrics import RequestMetrics
 from activities.results import Committed, RecordReader, look_up
 from activities.run_requests import RunRequests
 from tests.fakes.worker import BATCH, CHAT, TENANT, FakeEngine, ShakyStore, activity_environment, request_line
@@ -29,7 +30,7 @@ class ShardWorker:
         self.engine = FakeEngine()
         self.limiter = Limiter(in_flight, replicas=replicas)
         self.room = RoomForRequests(self.limiter)
-        self.activity = RunRequests(self.store, self.engine.client, self.limiter, self.room, interval)
+        self.activity = RunRequests(self.store, self.engine.client, self.limiter, self.room, interval, RequestMetrics())
         self.beats: list[Any] = []
         content = b"".join(request_line(number) for number in range(1, requests + 1))
         self.store.put(catalog.input_key(TENANT, BATCH), content)

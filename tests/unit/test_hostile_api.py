@@ -121,7 +121,6 @@ def at_most(megabytes: int) -> Generator[None]:
     tracemalloc.start()
     try:
         yield
-        print("PEAK", tracemalloc.get_traced_memory()[1]/MEGABYTE)
         assert tracemalloc.get_traced_memory()[1] < megabytes * MEGABYTE
     finally:
         tracemalloc.stop()
@@ -173,7 +172,7 @@ async def test_any_body_where_json_is_expected(api: Api, path: bytes, value: Any
     ids=["digits", "nesting", "100,000 keys", "objects", "100,000 errors", "NUL", "mark", "no utf-8"],
 )
 async def test_bombs_in_json(api: Api, body: bytes) -> None:
-    with at_most(200):
+    with at_most(100):
         refused(await ask(api, "POST", b"/v1/batches", body=body, headers=JSON), 400)
 
 
@@ -391,3 +390,35 @@ async def test_200_mb_of_nonsense_cost_no_memory(tmp_path: Path, piece: bytes, s
     with at_most(30):
         refused(await ask(api, "POST", b"/v1/files", body=body(), headers=headers), 400, 413)
     assert api.stored() == []
+
+
+# Beside the routes
+
+
+async def test_invented_methods_are_not_counted_each(api: Api) -> None:
+    for number in range(20):
+        refused(await ask(api, f"X{number}", b"/v1/files"), 405)
+    metrics = (await ask(api, "GET", b"/metrics")).body
+    assert b'method="other",route="/v1/files"' in metrics
+    assert b"X1" not in metrics
+
+
+@pytest.mark.parametrize(
+    ("models", "status"),
+    [
+        (b'[{"id":[]},{"id":{}},{"id":7},{},7,null,{"id":"m","x":"\\ud800"}]', 200),
+        (b'[{"id":"m","x":NaN}]', 502),
+        (b'[{"id":"m","x":1e999}]', 502),
+        (b'[{"id":"m","x":' + b"9" * 5000 + b"}]", 502),
+        (b"[" * 100_000, 502),
+        (b"\xff", 502),
+    ],
+    ids=["ids", "NaN", "infinity", "digits", "nesting", "no utf-8"],
+)
+async def test_models_that_an_engine_made_up(api: Api, models: bytes, status: int) -> None:
+    api.models.answer = (200, b'{"data":%b}' % models)
+    answer = await ask(api, "GET", b"/v1/models")
+    if status == 200:
+        assert [model["id"] for model in json.loads(answer.body)["data"]] == ["m"]
+    else:
+        refused(answer, status)

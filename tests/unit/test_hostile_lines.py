@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -165,7 +165,6 @@ def test_what_is_nested_deeply_is_refused_or_can_be_sent(depth: int, opening: st
     data = HEAD + b'{"model":"m","messages":[],"x":' + inner.encode() + b"}}"
     error = LineChecker(make_spec(), routes()).check(Line(1, 0, len(data), data)).error
     assert error is None or error.code == "invalid_json_line"
-    assert (error is None) == (depth < 500 or error is None)
 
     def parse_below(frames: int) -> RequestLine:
         # The activity that sends it has other calls above it than the one that checked it.
@@ -209,18 +208,18 @@ def test_a_model_whose_name_would_not_cross_temporal() -> None:
 
 def test_lines_beyond_the_limit_are_counted_and_not_remembered() -> None:
     def chunks() -> Iterator[bytes]:
-        for start in range(0, 150_000, 1000):
+        for start in range(0, 20_000, 1000):
             yield b"".join(request_line(number, model=f"model-{number}") for number in range(start, start + 1000))
 
     result, peak = traced(chunks(), max_requests=100)
     one_error(result, "too_many_tasks")
-    assert "150000 requests" in result.errors[0].message
-    assert peak < 3
+    assert "20000 requests" in result.errors[0].message
+    assert peak < 2
 
 
 def test_bad_lines_without_number_cost_no_memory() -> None:
-    result, peak = traced((b"x\n" * 1000 for _ in range(100)), max_requests=200_000)
-    assert (len(result.errors), result.errors_total) == (100, 100_000)
+    result, peak = traced((b"x\n" * 1000 for _ in range(20)), max_requests=200_000)
+    assert (len(result.errors), result.errors_total) == (100, 20_000)
     assert peak < 5
 
 
@@ -238,7 +237,7 @@ FULL = MAX_LINE_BYTES - 1000
         (b"[" + b"[1,2],[3]," * 10_000 + b"[" + b"1," * (FULL // 4) + b"1]]", True),
         (b"[" + b'"",' * (FULL // 3) + b'""]', False),
         (b"[" + b"[]," * (FULL // 3) + b"[]]", False),
-        (b"[" + b'{"a":[1]},' * (FULL // 10) + b"1]", False),
+        (b"[" + b'{"a":[1]},' * 200_000 + b"1]", False),
         (b"[ " + b'"\\",[",' * (FULL // 7) + b'"\\\\"]', False),
     ],
     ids=["tokens", "lists of tokens", "texts", "lists", "objects", "quotes"],
@@ -262,21 +261,17 @@ def test_a_body_of_a_million_members() -> None:
     assert scan(HEAD + b"{" + few + b'"model":"m","messages":[]}}').errors == []
 
 
-@pytest.mark.parametrize(
-    "read",
-    [loads_object, lambda data: raw_object(data), lambda data: raw_items(data), lambda data: parse_or_none(data)],
-    ids=["loads_object", "raw_object", "raw_items", "parse_line"],
-)
 @pytest.mark.parametrize("item", [b"[],", b"{},", b"1,", b'"",', b'"\\u0000",'])
-def test_half_of_a_surrogate_pair_does_not_make_objects_of_millions(read: Callable[[bytes], Any], item: bytes) -> None:
-    count = 8 * MEGABYTE // len(item)
-    data = b'{"\\ud83d":[' + item * count + b"1]}"
-    if "raw_items" in read.__code__.co_names:
-        data = data[len(b'{"\\ud83d":') : -1]
+def test_half_of_a_surrogate_pair_does_not_make_objects_of_millions(item: bytes) -> None:
+    items = b"[" + item * (3 * MEGABYTE // len(item)) + b'"\\ud83d"]'
+    data = b'{"\\ud83d":%b}' % items
     tracemalloc.start()
     try:
-        assert read(data) is None or read is loads_object
-        assert tracemalloc.get_traced_memory()[1] < 60 * MEGABYTE
+        assert loads_object(data) is None
+        assert raw_object(data) is None
+        assert raw_items(items) is None
+        assert parse_or_none(data) is None
+        assert tracemalloc.get_traced_memory()[1] < 20 * MEGABYTE
     finally:
         tracemalloc.stop()
 
