@@ -27,6 +27,7 @@ from workflows.types import Usage
 
 CONNECT_TIMEOUT: Final = 10.0
 MODEL_LIST_TIMEOUT: Final = 5.0
+MODEL_LIST_BYTES: Final = 8 << 20
 
 # uvicorn, which most engines use, closes a connection after 5 s idle. Ours must be the shorter patience: a
 # request sent into a closing connection is lost, and nobody can say whether the engine has seen it.
@@ -61,7 +62,7 @@ class Answer:
     request_id: str = ""
     usage: Usage | None = None
     code: str = ""
-    """For the error line: ``request_timeout``, ``connection_error`` or the engine's own."""
+    """For the error line: ``request_timeout``, ``connection_error``, ``answer_too_large`` or the engine's own."""
     message: str = ""
     """For the error line. May hold the engine's words, so it stays out of Temporal."""
     reason: str = ""
@@ -287,7 +288,9 @@ class InferenceClient:
         try:
             target = self._target(endpoint, model, replica)
             async with self._session.post(target, data=body, allow_redirects=False) as response:
-                data = await response.read()
+                data = await _read(response, self.upstream.max_answer_bytes)
+                if data is None:
+                    return _too_large(response.status, self.upstream.max_answer_bytes)
                 return classify(response.status, response.headers, data, time.time())
         except aiohttp.ConnectionTimeoutError:
             return _unreachable("no connection in time")
@@ -335,7 +338,8 @@ class InferenceClient:
         for url in self.upstream.urls:
             try:
                 async with self._session.get(f"{url}/models", timeout=timeout) as response:
-                    return response.status, await response.read()
+                    if (data := await _read(response, MODEL_LIST_BYTES)) is not None:
+                        return response.status, data
             except (TimeoutError, aiohttp.ClientError, OSError):
                 continue
         raise UpstreamUnavailable(f"the inference server at {', '.join(self.upstream.urls)} does not answer")
@@ -358,6 +362,26 @@ def _text(raw: msgspec.Raw | None) -> str:
         return msgspec.json.decode(raw, type=str) if raw is not None else ""
     except msgspec.DecodeError:
         return ""
+
+
+async def _read(response: aiohttp.ClientResponse, most: int) -> bytes | None:
+    """The body, unpacked; ``None`` where it has more than ``most`` bytes, of which not many more are read."""
+    headers = response.headers
+    is_plain = "content-encoding" not in headers and "transfer-encoding" not in headers
+    if is_plain and (response.content_length or most + 1) <= most:
+        return await response.read()  # the hot path: the parser ends it at that length
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > most:
+            return None
+    return bytes(body)
+
+
+def _too_large(status: int, most: int) -> Answer:
+    message = f"The inference server's answer was larger than {most} bytes."
+    reason = f"HTTP {status} with a body that is too large"
+    return Answer(Verdict.RETRY, code="answer_too_large", message=message, reason=reason)
 
 
 def _unreachable(reason: str) -> Answer:

@@ -74,6 +74,9 @@ class Settings(BaseSettings):
     )
     max_in_flight: int = Field(64, ge=1, le=10_000, description="Requests sent at once by one worker process.")
     request_timeout: float = Field(600.0, gt=0, description="Seconds that one request may take.")
+    max_answer_bytes: int = Field(
+        67_108_864, ge=1024, description="Bytes in one answer of the inference server; more are a failed attempt."
+    )
     max_attempts: int = Field(
         5, ge=1, le=1000, description="Failed attempts (timeouts, 5xx) after which a request becomes an error line."
     )

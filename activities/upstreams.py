@@ -122,6 +122,7 @@ class Upstream(BaseModel):
     """From the name that clients use to the engine's."""
     timeout: float = 600.0
     """Seconds that one request may take."""
+    max_answer_bytes: int = 64 << 20
     max_in_flight: int = 64
     """Requests sent at once to each replica by one worker process."""
     dialect: str = "plain"
@@ -167,6 +168,7 @@ def _only_upstream(settings: Settings) -> Upstream:
         urls=(settings.upstream_url,),
         key=settings.upstream_api_key,
         timeout=settings.request_timeout,
+        max_answer_bytes=settings.max_answer_bytes,
         max_in_flight=settings.max_in_flight,
         is_only=True,
     )
@@ -220,6 +222,7 @@ class _File:
             models=tuple(entry.models or ()),
             aliases=entry.aliases,
             timeout=entry.timeout or settings.request_timeout,
+            max_answer_bytes=settings.max_answer_bytes,
             max_in_flight=entry.max_in_flight or settings.max_in_flight,
             dialect=entry.dialect,
             headers={name: self._header(index, value) for name, value in entry.headers.items()},

@@ -64,7 +64,7 @@ class WriteFiles(WriteFilesStub):
             status = task.status
             if status.counts.total:
                 status = self._merge(task, stop)
-            end = {"phase": task.outcome, _END_TIMES[task.outcome]: int(time.time())}
+            end = self._end(task)
             final = BatchRecord(spec=spec, status=status.model_copy(update=end))
             self._catalog.save_final(final)
         if spec.counted:
@@ -72,6 +72,18 @@ class WriteFiles(WriteFilesStub):
         # Only now: the record is what tells an attempt after a crash that all of this is no longer needed.
         self._catalog.delete_leftovers(spec.tenant, spec.batch_id)
         return final.status
+
+    def _end(self, task: WriteFilesInput) -> dict[str, object]:
+        """The terminal state, decided as late as can be: cancelled while its files are written, a batch keeps what is
+        answered and is cancelled still.
+        """
+        outcome, now = task.outcome, int(time.time())
+        if outcome in (BatchPhase.COMPLETED, BatchPhase.EXPIRED):
+            asked_at = self._catalog.cancel_requested_at(task.spec.tenant, task.spec.batch_id)
+            if asked_at is not None:
+                outcome = BatchPhase.CANCELLED
+                return {"phase": outcome, "cancelling_at": asked_at, _END_TIMES[outcome]: now}
+        return {"phase": outcome, _END_TIMES[outcome]: now}
 
     def _merge(self, task: WriteFilesInput, stop: StopFlag) -> BatchStatus:
         spec = task.spec

@@ -276,7 +276,7 @@ class TemporalGateway:
     ) -> BatchView:
         counts = self._high_water.raise_to(spec.batch_id, live_counts(status, pending))
         if without_worker:
-            if status.cancelling_at is None and status.phase is not BatchPhase.FINALIZING:
+            if status.cancelling_at is None:
                 cancelling_at = await asyncio.to_thread(self._catalog.cancel_requested_at, spec.tenant, spec.batch_id)
                 status = status.model_copy(update={"cancelling_at": cancelling_at})
             progress = without_worker

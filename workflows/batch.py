@@ -87,7 +87,7 @@ class BatchWorkflow:
     @workflow.signal(name=contract.CANCEL_SIGNAL)
     def cancel(self) -> None:
         self._cancel_requested = True
-        if self._status.cancelling_at is None and not self._status.finalizing_at:
+        if self._status.cancelling_at is None and not self._status.phase.is_terminal:
             self._update(cancelling_at=self._now())
 
     @workflow.signal(name=contract.PAUSE_SIGNAL)
