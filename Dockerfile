@@ -1,10 +1,8 @@
 # One image for the API, the workers and `everbatch setup`; the command chooses:
 #   docker build -t everbatch .
 
-FROM ghcr.io/astral-sh/uv:0.13.9 AS uv
-
 FROM python:3.11-slim-bookworm AS build
-COPY --from=uv /uv /usr/local/bin/uv
+RUN pip install --no-cache-dir --root-user-action=ignore uv==0.13.9
 ENV UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1
 RUN uv venv /opt/everbatch
 WORKDIR /src

@@ -8,7 +8,7 @@ import gzip
 import json
 import tracemalloc
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 
 import pytest
 
@@ -182,13 +182,3 @@ async def test_a_list_of_models_without_end_is_none() -> None:
         assert await client.list_models() is None
         with pytest.raises(UpstreamUnavailable):
             await client.get_models_raw()
-
-
-@pytest.fixture(autouse=True)
-async def _nothing_is_left() -> AsyncIterator[None]:
-    before = asyncio.all_tasks()
-    yield
-    # Servers end with their clients, each in a step or two.
-    async with asyncio.timeout(10):
-        while asyncio.all_tasks() - before:
-            await asyncio.sleep(0.01)
