@@ -262,7 +262,7 @@ class InferenceClient:
         self._dialect = DIALECTS[upstream.dialect]
         # The hot path: then the body goes out as the bytes that it came as.
         self._as_it_came = not (upstream.aliases or self._dialect.body or self._dialect.path_has_model)
-        self._targets: dict[tuple[str, str, int], URL] = {}
+        self._targets: dict[tuple[str, int], URL] = {}
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": _USER_AGENT}
         if key := upstream.key.get_secret_value():
             headers |= self._dialect.auth(key)
@@ -321,11 +321,12 @@ class InferenceClient:
         return model if self._dialect.path_has_model else "", raw_bytes(members)
 
     def _target(self, endpoint: str, model: str, replica: int) -> URL:
-        key = (endpoint, model, replica)
-        url = self._targets.get(key)
+        url = self._targets.get((endpoint, replica))
         if url is None:
             path = self._dialect.path(endpoint, model, self.upstream.api_version)
-            url = self._targets[key] = URL(self.upstream.urls[replica] + path, encoded=self._dialect.path_has_model)
+            url = URL(self.upstream.urls[replica] + path, encoded=self._dialect.path_has_model)
+            if not self._dialect.path_has_model:  # clients may name any number of models
+                self._targets[endpoint, replica] = url
         return url
 
     async def get_models_raw(self) -> tuple[int, bytes]:
@@ -337,7 +338,7 @@ class InferenceClient:
         timeout = aiohttp.ClientTimeout(total=MODEL_LIST_TIMEOUT)
         for url in self.upstream.urls:
             try:
-                async with self._session.get(f"{url}/models", timeout=timeout) as response:
+                async with self._session.get(f"{url}/models", timeout=timeout, allow_redirects=False) as response:
                     if (data := await _read(response, MODEL_LIST_BYTES)) is not None:
                         return response.status, data
             except (TimeoutError, aiohttp.ClientError, OSError):

@@ -16,6 +16,7 @@ from temporalio import activity
 from activities.catalog import Catalog
 from activities.in_thread import StopFlag, run_in_thread
 from activities.reminders import Reminder
+from activities.running_batches import RunningBatches
 from activities.storage import ObjectStore
 from activities.upload_records import UploadRecords
 from workflows.contract import DELETE_EXPIRED, DeleteExpiredStub
@@ -32,6 +33,7 @@ class DeleteExpired(DeleteExpiredStub):
     def __init__(self, store: ObjectStore, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._catalog = Catalog(store)
+        self._running = RunningBatches(self._catalog)
         self._uploads = UploadRecords(store, clock)
         self._clock = clock
 
@@ -83,8 +85,9 @@ class DeleteExpired(DeleteExpiredStub):
         if not self._catalog.get_final(tenant, batch_id):
             self._catalog.remind("batch", tenant, batch_id, now + LATER_SECONDS)
             return DeleteExpiredResult(kept=1)
-        # Again: an attempt that was thought dead may have written parts behind the end.
+        # Again: an attempt that was thought dead may have written parts behind the end, or counted the batch as running.
         self._catalog.delete_leftovers(tenant, batch_id)
+        self._running.remove(tenant, batch_id)
         done = DeleteExpiredResult(batches=1)
         for kind in ("output", "error"):
             done += self._look_at_file(tenant, result_file_id(batch_id, kind), now)

@@ -11,6 +11,11 @@ from activities.inference import InferenceClient, UpstreamUnavailable
 from activities.upstreams import Upstream, is_pattern
 
 
+def _is_asked(upstream: Upstream) -> bool:
+    """Whether its own list says which models it takes, and not only its settings."""
+    return upstream.lists_models and not upstream.models
+
+
 class ModelRoutes:
     """What is known at one moment.
 
@@ -34,10 +39,9 @@ class ModelRoutes:
         self._listed = [
             (place, names)
             for place, (upstream, names) in enumerate(zip(upstreams, listed, strict=True))
-            if not upstream.models
+            if _is_asked(upstream)
         ]
-        without_models = [place for place, _ in self._listed]
-        self._stand_in = without_models[0] if without_models else 0
+        self._stand_in = self._listed[0][0] if self._listed else 0
 
     def find(self, model: str) -> int | None:
         """The place of the upstream that takes a model, ``None`` if none does.
@@ -92,6 +96,6 @@ async def model_routes(clients: Sequence[InferenceClient], *, any_model: bool) -
         return ModelRoutes(upstreams, [None])
 
     async def listed(client: InferenceClient) -> frozenset[str] | None:
-        return None if client.upstream.models else await client.list_models()
+        return await client.list_models() if _is_asked(client.upstream) else None
 
     return ModelRoutes(upstreams, await asyncio.gather(*map(listed, clients)))

@@ -98,8 +98,8 @@ class LineChecker:
 
     @property
     def only_model(self) -> str | None:
-        """The model of all lines checked so far, if it is one."""
-        return next(iter(self.models)) if len(self.models) == 1 else None
+        """The model of all lines checked so far, if it is one, for people to read."""
+        return printable(next(iter(self.models))) if len(self.models) == 1 else None
 
     def check(self, line: Line) -> CheckedLine:
         """Raises ``UpstreamUnavailable``: only upstreams that do not answer could say who takes it."""

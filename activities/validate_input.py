@@ -239,8 +239,9 @@ class _Scan:
         size = 1
         if self.requests > SINGLE_REQUESTS:
             size = max(MIN_SHARD_REQUESTS, math.ceil(self.requests / MAX_SHARDS))
-        # An operator may allow inputs so large that shards of 16 MiB would be more than Temporal takes at once.
-        most_bytes = max(MAX_SHARD_BYTES, math.ceil(self.end / MAX_SHARDS))
+        # An operator may allow inputs so large that shards of 16 MiB would be more than Temporal takes at once. The
+        # shards of each upstream may span the whole input.
+        most_bytes = max(MAX_SHARD_BYTES, math.ceil(self.end * len(self.upstreams) / MAX_SHARDS))
         first = 0
         for count, index in enumerate(requests, 1):
             start = self._offsets[requests[first]]

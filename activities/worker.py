@@ -1,4 +1,4 @@
-"""The worker process: one Temporal worker for workflows, validation and files, one for inference."""
+"""The worker process: a Temporal worker for batches and files, one for each upstream, and one for webhooks."""
 
 from __future__ import annotations
 

@@ -120,10 +120,26 @@ class WriteFiles(WriteFilesStub):
         for index, shard in enumerate(plan.shards):
             by_upstream.setdefault(shard.upstream, []).append((index, shard))
         runs = [
-            self._lines_of_shards(task, shards, partial(_is_of, plan, upstream), stop)
+            self._shards_in_turn(task, shards, partial(_is_of, plan, upstream), stop)
             for upstream, shards in by_upstream.items()
         ]
-        return heapq.merge(*runs, key=lambda line: line.number)
+        merged = heapq.merge(*runs, key=_line_number)
+        return (item for item in merged if isinstance(item, _ResultLine))
+
+    def _shards_in_turn(
+        self,
+        task: WriteFilesInput,
+        shards: Iterable[tuple[int, Shard]],
+        is_mine: Callable[[RequestLine], bool],
+        stop: StopFlag,
+    ) -> Iterator[Shard | _ResultLine]:
+        """Each shard before its lines, so that its object is opened when the turn comes to its first line.
+
+        Opened with the first of all, its connection could be idle for minutes, and servers cut those.
+        """
+        for index, shard in shards:
+            yield shard
+            yield from self._lines_of_shards(task, [(index, shard)], is_mine, stop)
 
     def _lines_of_shards(
         self,
@@ -189,6 +205,10 @@ class _ResultLine(NamedTuple):
     kind: Kind
     usage: Usage
     data: Iterator[bytes]
+
+
+def _line_number(item: Shard | _ResultLine) -> int:
+    return item.first_line if isinstance(item, Shard) else item.number
 
 
 class _ResultFiles:

@@ -74,6 +74,7 @@ PAUSE_TIMEOUT = timedelta(seconds=10)
 VALIDATE_TIMEOUT = timedelta(hours=2)
 WRITE_TIMEOUT = timedelta(hours=6)
 DELETE_TIMEOUT = timedelta(hours=1)
+"""Of one attempt. Heartbeats, not these, tell whether a worker lives."""
 
 DELIVER_RETRY = RetryPolicy(
     initial_interval=timedelta(seconds=2),
@@ -84,8 +85,6 @@ DELIVER_RETRY = RetryPolicy(
 DELIVER_WITHIN = timedelta(hours=72)
 DELIVER_TIMEOUT = timedelta(seconds=20)
 """Of one attempt, which gives the endpoint ten."""
-"""Of one attempt. Heartbeats, not these, tell whether a worker lives."""
-
 
 DEFAULT_UPSTREAM = "default"
 

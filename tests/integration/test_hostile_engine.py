@@ -134,7 +134,8 @@ async def test_any_head_is_an_answer_or_a_failed_attempt(head: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"HTTP/1.1 200", b"HTTP/9.9 200 OK", b"HTTP/1.1 99999 x", b"200", b"\x00\xff", b"x" * MEGABYTE, b"HTTP/1.1 -1"]
+    "line",
+    [b"HTTP/1.1 200", b"HTTP/9.9 200 OK", b"HTTP/1.1 99999 x", b"200", b"\x00\xff", b"x" * MEGABYTE, b"HTTP/1.1 -1"],
 )
 async def test_what_is_no_http_is_a_failed_attempt(line: bytes) -> None:
     result = await send([line + b"\r\ncontent-length: 2\r\n\r\n{}"])
@@ -168,7 +169,9 @@ async def test_a_usage_that_is_nonsense_is_not_counted(usage: str, status: int) 
     assert is_refused or isinstance(json.loads(result.body, parse_int=str), dict)
 
 
-@pytest.mark.parametrize("value", ["-1", "1e400", "nan", "99999999999999", "Mon, 99 Foo 9999 99:99:99", "\xb2", "1, 2", ""])
+@pytest.mark.parametrize(
+    "value", ["-1", "1e400", "nan", "99999999999999", "Mon, 99 Foo 9999 99:99:99", "\xb2", "1, 2", ""]
+)
 @pytest.mark.parametrize("name", ["retry-after", "retry-after-ms"])
 async def test_a_retry_after_that_is_nonsense_is_bounded(name: str, value: str) -> None:
     head = f"HTTP/1.1 503 x\r\n{name}: {value}\r\n{name}: 7000000000\r\ncontent-length: 0\r\n\r\n"

@@ -31,6 +31,8 @@ class Recorder:
 
     async def handle(self, request: web.Request) -> web.Response:
         self.paths.append(request.raw_path)
+        if request.path.startswith("/moved/"):
+            raise web.HTTPTemporaryRedirect("/v1/models")
         self.bodies.append(await request.read())
         self.headers = {name.lower(): value for name, value in request.headers.items()}
         return web.json_response({"data": [{"id": "m"}]})
@@ -119,3 +121,13 @@ async def test_each_replica_has_its_address_and_models_are_asked_of_the_first_th
     finally:
         await client.close()
     assert server.paths == ["/v2/chat/completions", "/v2/models"]
+
+
+async def test_no_redirect_is_followed_because_keys_would_follow_it(server: Recorder) -> None:
+    client = InferenceClient(Upstream(name="u", urls=(server.url + "/moved",), headers={"X-Key": SecretStr("k")}))
+    try:
+        assert await client.list_models() is None
+        assert (await client.send(CHAT, BODY)).verdict is Verdict.UNREACHABLE
+    finally:
+        await client.close()
+    assert server.paths == ["/moved/models", "/moved/chat/completions"]

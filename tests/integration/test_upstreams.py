@@ -152,6 +152,26 @@ async def test_an_upstream_that_running_batches_need_is_missed(stack: MakeStack,
     assert (await it.finished(batch_id)).counts == (1, 0, 1)
 
 
+@pytest.mark.parametrize(("window", "code"), [("24h", "batch_cancelled"), ("4s", "batch_expired")])
+async def test_a_batch_ends_whose_upstream_no_worker_has_any_more(
+    stack: MakeStack, engines: Engines, window: str, code: str
+) -> None:
+    await engines.start("up", "a", models='["a"]')
+    await engines.start("gone", "b", models='["b"]')
+    it = await stack(upstreams=engines.path, completion_windows="4s,24h")
+    await engines.engines[1].close()
+    batch_id = await it.submit(taking_turns(20, "a", "b"), window=window)
+    await it.until(batch_id, lambda batch: batch.request_counts and batch.request_counts.completed == 10)
+    await it.stop_worker()
+    await it.inference.pop().close()
+    await it.start_worker()
+    if code == "batch_cancelled":
+        await it.openai.batches.cancel(batch_id)
+    finished = await it.finished(batch_id, seconds=20)
+    assert finished.counts == (20, 10, 10)
+    assert set(finished.error_codes.values()) == {code}
+
+
 async def test_a_cancelled_batch_over_several_has_a_line_for_each_request(stack: MakeStack, engines: Engines) -> None:
     await engines.start("up", "a", models='["a"]')
     await engines.start("down", "b", models='["b"]')

@@ -294,9 +294,25 @@ async def test_a_range_of_a_content_is_the_whole(api: Api, wanted: bytes) -> Non
 
 
 tokens = st.sampled_from(
-    [b'"', b"'", b";", b"=", b"\\", b"../", b"..\\", b"filename", b"filename*", b"name", b"file", b"purpose", b"batch"]
-    + [b"UTF-8''", b"utf-16''", b"xyz''", b"%0d%0a", b"%ff", b"\x00", b"\t", b"\xff", b"\xe2\x80\xa8", b" ", b"*0"]
-    + [b"; ", b'; filename="', b"; filename*=UTF-8''%e2%80%ae", b"\r\n", b"\r\nContent-Disposition: ", b"x" * 3000]
+    [
+        *(
+            b'"',
+            b"'",
+            b";",
+            b"=",
+            b"\\",
+            b"../",
+            b"..\\",
+            b"filename",
+            b"filename*",
+            b"name",
+            b"file",
+            b"purpose",
+            b"batch",
+        ),
+        *(b"UTF-8''", b"utf-16''", b"xyz''", b"%0d%0a", b"%ff", b"\x00", b"\t", b"\xff", b"\xe2\x80\xa8", b" ", b"*0"),
+        *(b"; ", b'; filename="', b"; filename*=UTF-8''%e2%80%ae", b"\r\n", b"\r\nContent-Disposition: ", b"x" * 3000),
+    ]
 )
 dispositions = st.lists(tokens | st.binary(max_size=4), max_size=8).map(b"".join)
 

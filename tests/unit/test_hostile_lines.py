@@ -46,7 +46,9 @@ def loads(data: bytes) -> Any:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
-    return json.loads(data.decode(), parse_constant=refuse, parse_int=lambda text: text if len(text) > 400 else int(text))
+    return json.loads(
+        data.decode(), parse_constant=refuse, parse_int=lambda text: text if len(text) > 400 else int(text)
+    )
 
 
 # What is inside a JSON string, as it is written.
@@ -66,7 +68,7 @@ json_texts = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]")
         | st.lists(st.tuples(written, inner), max_size=3).map(
-            lambda members: "{%s}" % ",".join(f'"{name}" : {value}' for name, value in members)
+            lambda members: "{" + ",".join(f'"{name}" : {value}' for name, value in members) + "}"
         )
     ),
     max_leaves=6,
@@ -204,6 +206,12 @@ def test_a_custom_id_of_ten_megabytes_comes_back() -> None:
 def test_a_model_whose_name_would_not_cross_temporal() -> None:
     assert scan(request_line(1, model="m" * MAX_MODEL_LENGTH)).errors == []
     one_error(scan(request_line(1, model="m" * 3_000_000)), "string_above_max_length", "body.model")
+
+
+def test_a_model_that_no_encoder_takes_crosses_temporal() -> None:
+    result = scan(request_line(1).replace(b'"m"', b'"m\\ud83d"'))
+    assert (result.errors, result.model) == ([], "m?")
+    assert "m?" in result.model_dump_json()
 
 
 def test_lines_beyond_the_limit_are_counted_and_not_remembered() -> None:

@@ -12,6 +12,7 @@ from activities import catalog
 from activities.catalog import Catalog, FileRecord
 from activities.janitor import LATER_SECONDS, DeleteExpired
 from activities.reminders import Reminder
+from activities.running_batches import RunningBatches
 from activities.storage import StoreError
 from activities.upload_records import UploadRecord, UploadRecords
 from tests.fakes.worker import BATCH, FILE, TENANT, ShakyStore, activity_environment, make_spec, save_input
@@ -147,6 +148,7 @@ async def test_parts_behind_the_end_of_a_batch_go_and_its_record_stays(it: Janit
     it.catalog.create_batch(spec)
     it.catalog.save_final(BatchRecord(spec=spec, status=BatchStatus(phase=BatchPhase.COMPLETED)))
     it.store.put(catalog.part_key(TENANT, BATCH, 0, "000001-a", 0), b"late")
+    RunningBatches(it.catalog).add(TENANT, BATCH, 5)
     it.save_file(id=result_file_id(BATCH, "output"), expires_at=CREATED + 2 * HOUR)
     it.store.put(catalog.content_key(TENANT, result_file_id(BATCH, "error")), b"never published")
     for reminder in list(it.catalog.due(10**11)):
@@ -155,6 +157,7 @@ async def test_parts_behind_the_end_of_a_batch_go_and_its_record_stays(it: Janit
     assert await it.run(CREATED + HOUR) == DeleteExpiredResult(batches=1, kept=1, files=1)
     prefix = f"batches/{TENANT}/{BATCH}/"
     assert it.keys("batches/") == [f"{prefix}created.json", f"{prefix}record.json"]
+    assert RunningBatches(it.catalog).ids(TENANT) == []
     assert it.reminders() == [("file", result_file_id(BATCH, "output"), CREATED + 2 * HOUR)]
     assert await it.run(CREATED + 2 * HOUR) == DeleteExpiredResult(files=1)
     assert it.catalog.get_batch(TENANT, BATCH).status.phase is BatchPhase.COMPLETED

@@ -49,6 +49,14 @@ def test_several_that_cannot_be_asked_are_waited_for() -> None:
         found.find("x")
 
 
+def test_one_whose_list_says_nothing_takes_its_aliases_alone() -> None:
+    azure = {"dialect": "azure", "api_version": "1"}
+    upstreams = [upstream("x", aliases={"a": "d"}, **azure), upstream("y", aliases={"b": "d"}, **azure), upstream("z")]
+    found = ModelRoutes(upstreams, [None, None, frozenset({"m"})])
+    assert [found.find(model) for model in ("a", "b", "m", "else")] == [0, 1, 2, None]
+    assert found.stand_in == 2
+
+
 def test_patterns_mind_the_case() -> None:
     found = ModelRoutes([upstream("a", "Llama-?[0-9]")], [None])
     assert [found.find(model) for model in ("Llama-x3", "llama-x3", "Llama-3")] == [0, None, None]
@@ -73,6 +81,9 @@ async def test_only_those_are_asked_whose_settings_do_not_say() -> None:
     says, lists = Client(upstream("a", "m")), Client(upstream("b"), frozenset({"x"}))
     found = await routes_of(says, lists)
     assert (says.asked, lists.asked) == (0, 1)
+    azure = Client(upstream("a", aliases={"m": "d"}, dialect="azure", api_version="1"), frozenset({"may-be-deployed"}))
+    assert (await routes_of(azure)).find("may-be-deployed") is None
+    assert azure.asked == 0
     assert [found.find(model) for model in ("m", "x", "y")] == [0, 1, None]
     alone = Client(upstream("a"), frozenset({"x"}))
     assert (await routes_of(alone, any_model=True)).find("y") == 0

@@ -369,6 +369,13 @@ def test_each_shard_is_for_one_upstream_and_each_request_in_one_shard() -> None:
     assert sorted(seen) == list(range(2, 1602))
 
 
+def test_large_inputs_for_many_upstreams_are_not_too_many_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validate_input, "MAX_SHARD_BYTES", 1000)
+    monkeypatch.setattr(validate_input, "MAX_SHARDS", 20)
+    result, _ = scan_input([mixed(*["a", "b", "c"] * 400)], make_spec(), TWO)
+    assert len(result.shards) <= 2 * 20 + 3
+
+
 def test_single_requests_are_shards_in_input_order() -> None:
     result, plan = scan_input([mixed("a", "b", "a")], make_spec(), TWO)
     assert [(shard.first_line, shard.requests, shard.upstream) for shard in result.shards] == [

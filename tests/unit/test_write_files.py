@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -416,6 +417,31 @@ async def test_shards_that_lie_across_each_other_are_merged_in_input_order(batch
     assert batch.ids(status.output_file_id) == [f"r{n}" for n in answered]
     assert batch.ids(status.error_file_id) == [f"r{n}" for n in range(1, 601) if n not in answered]
     assert [key for key in batch.left() if key.startswith("plans/")] == []
+
+
+async def test_the_objects_of_several_upstreams_are_opened_when_their_turn_comes(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed = MixedBatch(batch.store)
+    await mixed.begin_with(b"".join(request_line(n, model="odd" if n <= 3 else "even") for n in range(1, 7)))
+    attempts: list[str | None] = []
+    for shard in range(6):
+        log = batch.log(shard)
+        assert await log.load() is None
+        log.add(shard + 1, "output", LINES.success(shard + 1, b'"r"', completion(shard + 1)), Usage())
+        attempts.append((await log.finish()).attempt)
+    opened: list[str] = []
+    stream = batch.store.stream
+
+    def opening(key: str, *arguments: Any) -> Iterator[bytes]:
+        opened.append(key)
+        return stream(key, *arguments)
+
+    monkeypatch.setattr(batch.store, "stream", opening)
+    await mixed.write(BatchPhase.COMPLETED, attempts)
+    results = [key for key in opened if "/results/" in key]
+    assert len(results) == 6
+    assert results == sorted(results)
 
 
 async def test_the_deepest_line_of_a_mixed_batch_can_be_read_again(batch: Batch) -> None:
