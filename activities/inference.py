@@ -289,9 +289,9 @@ class InferenceClient:
             target = self._target(endpoint, model, replica)
             async with self._session.post(target, data=body, allow_redirects=False) as response:
                 data = await _read(response, self.upstream.max_answer_bytes)
-                if data is None:
-                    return _too_large(response.status, self.upstream.max_answer_bytes)
-                return classify(response.status, response.headers, data, time.time())
+                if data is not None:
+                    return classify(response.status, response.headers, data, time.time())
+                return _too_large(response.status, self.upstream.max_answer_bytes)
         except aiohttp.ConnectionTimeoutError:
             return _unreachable("no connection in time")
         except TimeoutError:
@@ -367,9 +367,8 @@ def _text(raw: msgspec.Raw | None) -> str:
 
 async def _read(response: aiohttp.ClientResponse, most: int) -> bytes | None:
     """The body, unpacked; ``None`` where it has more than ``most`` bytes, of which not many more are read."""
-    headers = response.headers
-    is_plain = "content-encoding" not in headers and "transfer-encoding" not in headers
-    if is_plain and (response.content_length or most + 1) <= most:
+    is_packed = "content-encoding" in response.headers or "transfer-encoding" in response.headers
+    if not is_packed and (response.content_length or most + 1) <= most:
         return await response.read()  # the hot path: the parser ends it at that length
     body = bytearray()
     async for piece in response.content.iter_any():
@@ -380,9 +379,8 @@ async def _read(response: aiohttp.ClientResponse, most: int) -> bytes | None:
 
 
 def _too_large(status: int, most: int) -> Answer:
-    message = f"The inference server's answer was larger than {most} bytes."
-    reason = f"HTTP {status} with a body that is too large"
-    return Answer(Verdict.RETRY, code="answer_too_large", message=message, reason=reason)
+    reason = f"HTTP {status} with a body of more than {most} bytes"
+    return Answer(Verdict.RETRY, code="answer_too_large", message=f"The answer was {reason}.", reason=reason)
 
 
 def _unreachable(reason: str) -> Answer:

@@ -85,7 +85,7 @@ class DeleteExpired(DeleteExpiredStub):
         if not self._catalog.get_final(tenant, batch_id):
             self._catalog.remind("batch", tenant, batch_id, now + LATER_SECONDS)
             return DeleteExpiredResult(kept=1)
-        # Again: an attempt that was thought dead may have written parts behind the end, or counted the batch as running.
+        # Again: an attempt that was thought dead may have written parts behind the end, or counted it as running.
         self._catalog.delete_leftovers(tenant, batch_id)
         self._running.remove(tenant, batch_id)
         done = DeleteExpiredResult(batches=1)

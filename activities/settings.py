@@ -177,6 +177,14 @@ class Settings(BaseSettings):
             window_seconds(window.strip())
         return value
 
+    @field_validator("metrics_address")
+    @classmethod
+    def _metrics_address_has_a_port(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if value and not (host and port.isascii() and port.isdigit()):
+            raise ValueError(f"{value!r} is not host:port, for example 127.0.0.1:9464")
+        return value
+
     @field_validator("payload_key")
     @classmethod
     def _payload_keys_are_keys(cls, value: SecretStr) -> SecretStr:
@@ -213,7 +221,10 @@ class Settings(BaseSettings):
     def _webhooks_can_be_sent(self) -> Settings:
         if bool(self.webhook_url) != bool(self.webhook_secret.get_secret_value()):
             raise ValueError("EVERBATCH_WEBHOOK_URL and EVERBATCH_WEBHOOK_SECRET go together: set both or none")
-        self.webhook_endpoints()
+        try:
+            self.webhook_endpoints()
+        except ValueError as error:
+            raise ValueError(f"EVERBATCH_WEBHOOKS_FILE={error}") from None
         return self
 
     @field_validator("upstream_url")

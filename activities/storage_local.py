@@ -32,11 +32,12 @@ def _failing(key: str) -> Generator[None]:
     try:
         yield
     except OSError as error:  # also one that says "not found": it is a folder that is missing here, no object
-        raise _failure(key, error) from error
+        raise _failure(key, error) from None
 
 
 def _failure(key: str, error: OSError) -> StoreError:
-    # The operating system's words without the path: the text may reach the Temporal UI.
+    # The operating system's words without the path, and not chained to its error, which has it: the text may reach the
+    # Temporal UI, and Temporal keeps causes too.
     return StoreError(f"the store failed at {key}: {error.strerror or type(error).__name__}")
 
 
@@ -177,9 +178,9 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             with _failing(key):
                 self._check_there()
-            raise ObjectNotFound(key) from error
+            raise ObjectNotFound(key) from None
         except OSError as error:
-            raise _failure(key, error) from error
+            raise _failure(key, error) from None
 
     def _make_temporary(self) -> None:
         self._check_there()

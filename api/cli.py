@@ -23,7 +23,10 @@ from api.logs import configure_logging
 from api.temporal_binary import EmbeddedTemporalError, find_temporal
 
 host_option = click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-port_option = click.option("--port", default=8000, show_default=True, help="Port of the API; 0 picks a free one.")
+PORT = click.IntRange(0, 65_535)
+port_option = click.option(
+    "--port", default=8000, show_default=True, type=PORT, help="Port of the API; 0 picks a free one."
+)
 
 insecure_option = click.option(
     "--insecure", is_flag=True, help="Listen on any address without keys: whoever can reach it may use it."
@@ -40,8 +43,8 @@ def load_settings(**given: object) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})  # pyright: ignore[reportArgumentType]
     except ValidationError as error:
         first = error.errors()[0]
-        name = "EVERBATCH_" + str(first["loc"][0]).upper() if first["loc"] else "settings"
-        raise click.ClickException(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
+        name = f"EVERBATCH_{first['loc'][0]}: ".upper() if first["loc"] else ""  # what is about several names them
+        raise click.ClickException(name + first["msg"].removeprefix("Value error, ")) from None
 
 
 def run(settings: Settings, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -75,8 +78,8 @@ def main() -> None:
 @main.command()
 @host_option
 @port_option
-@click.option("--temporal-port", default=7233, show_default=True, help="Port of the embedded Temporal server.")
-@click.option("--ui-port", default=8233, show_default=True, help="Port of the Temporal UI.")
+@click.option("--temporal-port", default=7233, show_default=True, type=PORT, help="Port of the embedded Temporal server.")
+@click.option("--ui-port", default=8233, show_default=True, type=PORT, help="Port of the Temporal UI.")
 @click.option("--data-dir", default=None, help="Folder for local state. [EVERBATCH_DATA_DIR]")
 @click.option("--upstream-url", default=None, help="Inference server. [EVERBATCH_UPSTREAM_URL]")
 @click.option("--upstream-api-key", default=None, help="Its key. [EVERBATCH_UPSTREAM_API_KEY]")
@@ -109,8 +112,8 @@ def dev(
 
 
 @main.command()
-@click.option("--port", default=7233, show_default=True, help="Port of the server.")
-@click.option("--ui-port", default=8233, show_default=True, help="Port of its UI.")
+@click.option("--port", default=7233, show_default=True, type=PORT, help="Port of the server.")
+@click.option("--ui-port", default=8233, show_default=True, type=PORT, help="Port of its UI.")
 @click.option("--data-dir", default=None, help="Folder for its database. [EVERBATCH_DATA_DIR]")
 def temporal(port: int, ui_port: int, data_dir: str | None) -> None:
     """The embedded Temporal server alone."""

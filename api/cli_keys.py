@@ -6,16 +6,18 @@ from pathlib import Path
 
 import click
 
-from activities.settings import Settings
 from api.key_editing import create_key, revoke_key
 from api.keys import KeyFileError, read_keys
 
+# Of the settings this is the only one read: keys can be changed while another is wrong.
 file_option = click.option(
     "--file",
     "path",
-    default=None,
+    envvar="EVERBATCH_KEYS_FILE",
+    required=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The key file. [EVERBATCH_KEYS_FILE]",
+    show_envvar=True,
+    help="The key file.",
 )
 
 
@@ -27,9 +29,8 @@ def keys() -> None:
 @keys.command()
 @click.option("--tenant", required=True, help="Whose it is: a name of a-z 0-9 _ -, at most 63 long.")
 @file_option
-def create(tenant: str, path: Path | None) -> None:
+def create(tenant: str, path: Path) -> None:
     """Add a key, and print it; it can never be shown again."""
-    path = _path(path)
     try:
         key, secret = create_key(path, tenant)
     except KeyFileError as error:
@@ -40,10 +41,10 @@ def create(tenant: str, path: Path | None) -> None:
 
 @keys.command("list")
 @file_option
-def list_keys(path: Path | None) -> None:
+def list_keys(path: Path) -> None:
     """Show the keys by their ids."""
     try:
-        ring = read_keys(_path(path))
+        ring = read_keys(path)
     except KeyFileError as error:
         raise click.ClickException(str(error)) from None
     for key in ring.keys:
@@ -53,17 +54,10 @@ def list_keys(path: Path | None) -> None:
 @keys.command()
 @click.argument("key_id", metavar="ID")
 @file_option
-def revoke(key_id: str, path: Path | None) -> None:
+def revoke(key_id: str, path: Path) -> None:
     """Take a key out of the file."""
     try:
-        key = revoke_key(_path(path), key_id)
+        key = revoke_key(path, key_id)
     except KeyFileError as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{key.id} of tenant {key.tenant} is revoked.", err=True)
-
-
-def _path(given: Path | None) -> Path:
-    named = Settings.model_validate({}).keys_file
-    if given is None and not named:
-        raise click.UsageError("which file? Give --file or set EVERBATCH_KEYS_FILE.")
-    return given or Path(named)

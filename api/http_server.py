@@ -9,7 +9,7 @@ import socket
 from collections.abc import Generator
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 GRACE_SECONDS = 5
 """For answers under way when the server stops."""
@@ -54,7 +54,7 @@ def listen_on(address: str, setting: str) -> socket.socket:
 async def serve(app: ASGIApp, listener: socket.socket, stop: asyncio.Event) -> None:
     """Serve until ``stop`` is set, then let answers under way end."""
     config = uvicorn.Config(
-        app,
+        _ending_quietly(app),
         log_config=None,
         access_log=False,
         ws="none",
@@ -73,6 +73,16 @@ async def serve(app: ASGIApp, listener: socket.socket, stop: asyncio.Event) -> N
         await server.serve(sockets=[listener])
     finally:
         ending.cancel()
+
+
+def _ending_quietly(app: ASGIApp) -> ASGIApp:
+    """An application that uvicorn may cancel when it stops, without an error in the log for each request."""
+
+    async def run(scope: Scope, receive: Receive, send: Send) -> None:
+        with contextlib.suppress(asyncio.CancelledError):  # the task is uvicorn's, and ends here
+            await app(scope, receive, send)
+
+    return run
 
 
 class _Server(uvicorn.Server):

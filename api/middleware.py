@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -10,7 +11,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import ApiError, error_response, server_error
+from api.errors import ApiError, error_response, server_error, unavailable
 from api.logs import REQUEST_ID
 from api.metrics import ApiMetrics
 
@@ -45,13 +46,18 @@ class RequestMiddleware:
 
     async def _answer(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
         if not _is_client_id(exchange.client_id):
-            text = f"X-Client-Request-Id must be ASCII and at most {_LONGEST_CLIENT_ID} characters long."
+            text = f"X-Client-Request-Id must be printable ASCII and at most {_LONGEST_CLIENT_ID} characters long."
             await error_response(ApiError(400, text))(scope, receive, exchange.send)
             return
         try:
             await self._app(scope, receive, exchange.send)
         except ClientDisconnect:
             return  # nobody is left to answer
+        except asyncio.CancelledError:
+            # The server stops and has waited as long as it would. What was sent of an answer it cuts off.
+            if exchange.status is None:
+                await error_response(unavailable("The server"))(scope, receive, exchange.send)
+            raise
         except Exception:
             if exchange.status is not None:
                 raise  # the server cuts the connection, so that what was sent does not pass for the whole
@@ -98,7 +104,7 @@ class _Exchange:
             self.status or _CLIENT_GONE,
             self._milliseconds(),
             self.request_id,
-            f" {self.client_id.decode()}" if self.client_id.isascii() and self.client_id else "",
+            f" {self.client_id.decode()}" if self.client_id and _is_client_id(self.client_id) else "",
         )
 
     def count(self, metrics: ApiMetrics) -> None:
@@ -118,4 +124,5 @@ class _Exchange:
 
 
 def _is_client_id(value: bytes) -> bool:
-    return value.isascii() and len(value) <= _LONGEST_CLIENT_ID
+    # It is logged, and other characters could move the cursor of a terminal that shows the log.
+    return value.isascii() and value.decode().isprintable() and len(value) <= _LONGEST_CLIENT_ID

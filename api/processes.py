@@ -318,8 +318,7 @@ def _open_store(settings: Settings) -> ObjectStore:
         store = open_store(settings)
     except ValueError as error:
         raise StartError(str(error)) from error
-    if settings.store_is_remote:
-        threading.Thread(target=tell_of_store, args=(store,), daemon=True).start()
+    threading.Thread(target=tell_of_store, args=(store,), daemon=True).start()
     return store
 
 

@@ -34,16 +34,21 @@ async def run_setup(settings: Settings, say: Say) -> None:
         StartError: a step failed, or a signal came before Temporal did.
     """
     with stop_on_signals() as stop:
-        try:
-            client = await connect_when_there(stop, ConnectOptions(converter=data_converter(settings.payload_keys)))
-        except ValueError as error:
-            raise StartError(str(error)) from error
-        if client is None:
-            raise StartError("stopped before Temporal was there")
+        client = await _connected(settings, stop)
         steps = _steps(settings, client)
         failed = [what for what, step in steps.items() if not await _done(what, step, say)]
         if failed:
             raise StartError(f"not set up: {', '.join(failed)}")
+
+
+async def _connected(settings: Settings, stop: asyncio.Event) -> Client:
+    try:
+        client = await connect_when_there(stop, ConnectOptions(converter=data_converter(settings.payload_keys)))
+    except ValueError as error:
+        raise StartError(str(error)) from error
+    if client is None:
+        raise StartError("stopped before Temporal was there")
+    return client
 
 
 def _steps(settings: Settings, client: Client) -> dict[str, Callable[[], Awaitable[object]]]:
@@ -94,9 +99,7 @@ async def run_promote(settings: Settings, build_id: str | None, say: Say) -> Non
     if not settings.deployment:
         raise StartError("EVERBATCH_DEPLOYMENT is not set: the workers have no versions")
     with stop_on_signals() as stop:
-        client = await connect_when_there(stop)
-        if client is None:
-            raise StartError("stopped before Temporal was there")
+        client = await _connected(settings, stop)
         try:
             await promote(client, settings.deployment, build_id)
         except NoSuchVersion as error:

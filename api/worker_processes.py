@@ -61,7 +61,8 @@ async def _keep(settings: Settings, number: int, lifeline: int, stop: asyncio.Ev
     while not stop.is_set():
         started = time.monotonic()
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "api.cli", "worker", "--lifeline", str(lifeline)),
+            # -P: else a folder called api where the command is run would be taken for ours.
+            *(sys.executable, "-P", "-m", "api.cli", "worker", "--lifeline", str(lifeline)),
             env={**os.environ, **_environment(settings, number)},
             pass_fds=(lifeline,),
             # Ctrl-C in a terminal is for the parent, which passes it on once.
