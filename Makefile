@@ -4,6 +4,8 @@
 .PHONY: help setup demo dev test faults cluster-tools cluster check lock clean
 
 STAMP := .venv/.everbatch-setup
+# Most tests wait more than they work; each process has a Temporal of its own.
+TESTS_AT_ONCE ?= 2
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,7 +22,7 @@ dev: $(STAMP) ## run everything on this machine: Temporal, worker and API
 test: $(STAMP) ## run the tests; the first time this may build the Temporal binary and an S3 server
 	@.venv/bin/python -m api.temporal_binary
 	@.venv/bin/python -m tests.s3_server
-	.venv/bin/pytest
+	.venv/bin/pytest -n $(TESTS_AT_ONCE) --dist loadfile
 
 faults: $(STAMP) ## run the whole fault matrix, which takes some minutes
 	@.venv/bin/python -m api.temporal_binary

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from temporalio.api.enums.v1 import WorkerDeploymentVersionStatus
 from temporalio.api.workflowservice.v1 import (
     DescribeWorkerDeploymentRequest,
@@ -11,25 +13,45 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 
-class NoSuchVersion(Exception):
-    """No worker of that version has been seen."""
+class NotPromoted(Exception):
+    """Temporal does not take a version as the current one, or not yet; the message says why."""
 
 
-async def promote(client: Client, deployment: str, build_id: str) -> None:
+_MISSING_QUEUES: Final = "missing active task queues"
+
+
+async def promote(client: Client, deployment: str, build_id: str, *, force: bool = False) -> None:
     """Let new batches run on a version; those under way end on theirs. Doing it again changes nothing.
 
+    Args:
+        client: of Temporal.
+        deployment: the workers' common name.
+        build_id: the version.
+        force: even where a queue that the current version serves is not served by this one.
+
     Raises:
-        NoSuchVersion: no worker of it polls yet.
+        NotPromoted: no worker of it polls yet, or none polls a queue in which tasks wait, such as that of an upstream
+            which it does not know.
         RPCError: Temporal refuses or does not answer.
     """
     request = SetWorkerDeploymentCurrentVersionRequest(
-        namespace=client.namespace, deployment_name=deployment, build_id=build_id, identity="everbatch promote"
+        namespace=client.namespace,
+        deployment_name=deployment,
+        build_id=build_id,
+        identity="everbatch promote",
+        ignore_missing_task_queues=force,
     )
     try:
         await client.workflow_service.set_worker_deployment_current_version(request)
     except RPCError as error:
         if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.FAILED_PRECONDITION):
-            raise NoSuchVersion(f"{deployment}/{build_id}: {error}") from error
+            why = str(error)
+            if _MISSING_QUEUES in why:
+                why = (
+                    "batches wait, or have of late, for an upstream that its workers do not have; "
+                    "or these have only just started; --force takes it all the same"
+                )
+            raise NotPromoted(f"{deployment}/{build_id}: {why}") from error
         raise
 
 

@@ -43,6 +43,8 @@ QUOTED_LENGTH: Final = 100
 
 MAX_MODEL_LENGTH: Final = 512
 """Characters of a model's name. The names of a batch are held in memory, and the only one crosses Temporal."""
+MAX_MODELS: Final = 1000
+"""In one batch. Each attempt at a shard of a batch over several upstreams reads which model goes where."""
 MAX_BODY_MEMBERS: Final = 10_000
 _SPARE_FRAMES: Final = 200
 """How much deeper in calls than this check a line can still be parsed: what is nested deeply passes here or nowhere."""
@@ -189,6 +191,8 @@ class LineChecker:
                 "a batch must be for a single model."
             )
             raise _Refused("mismatched_model", message, "body.model")
+        if model not in self.models and len(self.models) >= MAX_MODELS:
+            raise _Refused("invalid_request", f"A batch may name at most {MAX_MODELS} models.", "body.model")
         self.models[model] = upstream
         return upstream
 

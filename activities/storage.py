@@ -14,7 +14,7 @@ CHUNK: Final = 1 << 20
 """Bytes moved at a time."""
 
 STORE_THREADS: Final = 32
-"""Blocking store calls at once in a worker. Most of their time is waiting for the disk or the network."""
+"""Blocking store calls at once in a process. Most of their time is waiting for the disk or the network."""
 
 STALE_SECONDS: Final = 24 * 3600
 """What a writer began so long ago, and has not committed, has nobody left who writes it."""

@@ -175,7 +175,7 @@ class LocalStore:
     def _reading(self, key: str) -> Generator[None]:
         try:
             yield
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             with _failing(key):
                 self._check_there()
             raise ObjectNotFound(key) from None

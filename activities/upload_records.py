@@ -133,12 +133,13 @@ class UploadRecords:
 
     def parts(self, tenant: str, upload_id: str) -> dict[str, ArrivedPart]:
         """The parts that are there, by id."""
-        prefix = arrived_prefix(tenant, upload_id)
-        parts: dict[str, ArrivedPart] = {}
-        for key in self._store.list(prefix):
-            part_id, size, newlines, is_open = key.removeprefix(prefix).split("-")
-            parts[part_id] = ArrivedPart(part_id, int(size), int(newlines), is_open == "1")
-        return parts
+        parts = map(_arrived, self._store.list(arrived_prefix(tenant, upload_id)))
+        return {part.id: part for part in parts}
+
+    def arrived_bytes(self, tenant: str) -> int:
+        """Bytes in the parts of all uploads of a tenant. They are there until the upload is completed or deleted."""
+        keys = self._store.list(f"uploads/{tenant}/")
+        return sum(_arrived(key).bytes for key in keys if key.split("/")[3] == "arrived")
 
     def md5(self, tenant: str, upload_id: str, parts: Iterable[ArrivedPart]) -> str:
         """In hex, of the file that the parts are. Reads them all."""
@@ -204,3 +205,8 @@ class UploadRecords:
     def _delete_parts(self, tenant: str, upload_id: str) -> None:
         self._store.delete_prefix(arrived_prefix(tenant, upload_id))  # first: what is named is there
         self._store.delete_prefix(f"{upload_prefix(tenant, upload_id)}parts/")
+
+
+def _arrived(key: str) -> ArrivedPart:
+    part_id, size, newlines, is_open = key.rpartition("/")[2].split("-")
+    return ArrivedPart(part_id, int(size), int(newlines), is_open == "1")

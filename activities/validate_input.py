@@ -37,9 +37,10 @@ MAX_SHARD_BYTES: Final = 16 << 20
 
 LABEL_LENGTH: Final = 100
 
-
 ASK_AGAIN: Final = timedelta(seconds=5)
-"""Until upstreams that did not answer are asked again for their models, where a batch depends on it."""
+ASK_AGAIN_AT_LAST: Final = timedelta(seconds=30)
+"""Bounds of the growing wait until upstreams that did not answer are asked again for their models, where a batch
+depends on it. Each time the input is copied and read anew."""
 
 
 class ValidateInput(ValidateInputStub):
@@ -59,7 +60,7 @@ class ValidateInput(ValidateInputStub):
             raise ApplicationError(
                 f"the batch names {error}",
                 type="UpstreamUnavailable",
-                next_retry_delay=ASK_AGAIN,
+                next_retry_delay=min(ASK_AGAIN * activity.info().attempt, ASK_AGAIN_AT_LAST),
                 category=ApplicationErrorCategory.BENIGN,
             ) from None
 

@@ -135,7 +135,7 @@ class BatchWorker:
         return Worker(
             self._client,
             task_queue=webhook_task_queue(self._settings.task_queue),
-            build_id=BUILD_ID,
+            build_id=BUILD_ID,  # of no deployment: an event that is old news is told by workers of any version
             activities=[deliver.deliver_webhook],
             max_concurrent_activities=DELIVERIES,
             disable_eager_activity_execution=True,

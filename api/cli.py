@@ -78,7 +78,9 @@ def main() -> None:
 @main.command()
 @host_option
 @port_option
-@click.option("--temporal-port", default=7233, show_default=True, type=PORT, help="Port of the embedded Temporal server.")
+@click.option(
+    "--temporal-port", default=7233, show_default=True, type=PORT, help="Port of the embedded Temporal server."
+)
 @click.option("--ui-port", default=8233, show_default=True, type=PORT, help="Port of the Temporal UI.")
 @click.option("--data-dir", default=None, help="Folder for local state. [EVERBATCH_DATA_DIR]")
 @click.option("--upstream-url", default=None, help="Inference server. [EVERBATCH_UPSTREAM_URL]")
@@ -142,12 +144,13 @@ def setup() -> None:
 
 @main.command()
 @click.option("--build-id", default=None, help="Which version. [EVERBATCH_BUILD_ID, else this one's]")
-def promote(build_id: str | None) -> None:
+@click.option("--force", is_flag=True, help="Even where it lacks an upstream that the current version has.")
+def promote(build_id: str | None, force: bool) -> None:
     """Let new batches run on a version of the workers, where EVERBATCH_DEPLOYMENT gives them versions."""
     from api.setup import run_promote
 
     settings = load_settings()
-    run(settings, lambda: run_promote(settings, build_id, say))
+    run(settings, lambda: run_promote(settings, build_id, say, force=force))
 
 
 @main.command()

@@ -249,6 +249,8 @@ class TemporalGateway:
         except (TimeoutError, *_CALL_ERRORS) as error:
             if not _is_unknown(error):
                 raise self._unavailable(error) from error
+        except (SealedPayload, KeyError) as error:  # as in view; whose batch it is cannot be told
+            raise TemporalUnavailable(f"the API has no payload key for batch {batch_id}") from error
         return None
 
     async def _record(self, tenant: str, batch_id: str) -> BatchRecord | None:

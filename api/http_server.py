@@ -19,8 +19,8 @@ class PortTaken(Exception):
     """The address cannot be listened on; the message says why, for the user."""
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; the port 0 means any free one.
+def listen(host: str, port: int, advice: str = "; choose another with --port") -> socket.socket:
+    """A listening socket; the port 0 means any free one. Args: ``advice`` is for a user whose port is taken.
 
     Raises:
         PortTaken: the port or the host cannot be had.
@@ -30,7 +30,7 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            message = f"port {port} on {host} is taken; choose another with --port"
+            message = f"port {port} on {host} is taken{advice}"
         else:
             message = f"cannot listen on {host}:{port}: {error.strerror or error}"
         raise PortTaken(message) from error
@@ -46,7 +46,7 @@ def listen_on(address: str, setting: str) -> socket.socket:
     if not host or not port.isdigit() or int(port) > 65_535:
         raise PortTaken(f"{setting}={address} is not host:port, for example 127.0.0.1:8081")
     try:
-        return listen(host.strip("[]"), int(port))
+        return listen(host.strip("[]"), int(port), advice="")
     except PortTaken as error:
         raise PortTaken(f"{setting}={address}: {error}") from error
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
-from api.keys import Key, KeyFileError, KeyRing, key_hash, parse_keys
+from api.keys import TENANT_PATTERN, Key, KeyFileError, KeyRing, key_hash, parse_keys
 
 _HEADER = "# API keys of Everbatch and what their tenants may use. Running servers read it again when it changes.\n"
 
@@ -23,12 +23,14 @@ def create_key(path: Path, tenant: str) -> tuple[Key, str]:
     Raises:
         KeyFileError: the file cannot be used or written, or the tenant's name cannot be one.
     """
+    if not re.fullmatch(TENANT_PATTERN, tenant):
+        raise KeyFileError(f"{tenant!r:.100} is no tenant: a-z 0-9 _ -, at most 63 of them, not _ or - first")
     secret = f"eb_{secrets.token_urlsafe(32)}"
     today = datetime.datetime.now(datetime.UTC).date()
     hashed = key_hash(secret.encode())
     lines = [f'id = "key_{secrets.token_hex(4)}"', f'tenant = "{tenant}"', f'hash = "{hashed}"', f"created = {today}"]
     entry = "\n".join(["[[keys]]", *lines, ""])
-    key = parse_keys(entry, "--tenant").keys[0]
+    key = parse_keys(entry, "the new key").keys[0]
     with _locked(path):
         text = _read(path)
         before = parse_keys(text, str(path))

@@ -41,7 +41,8 @@ CHECK_SECONDS: Final = 1.0
 HASH_PREFIX: Final = "sha256:"
 
 # Part of the store's keys, Temporal's fairness key and a search attribute.
-TenantName = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,62}$")]
+TENANT_PATTERN: Final = "^[a-z0-9][a-z0-9_-]{0,62}$"
+TenantName = Annotated[str, Field(pattern=TENANT_PATTERN)]
 
 
 class KeyFileError(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from activities.catalog import Catalog, FileRecord
 from activities.running_batches import RunningBatches
 from activities.storage import ObjectNotFound, StoreError
+from activities.upload_records import UploadRecords
 from api.errors import ApiError
 from api.keys import TenantLimits
 from api.multipart import FORM_ALLOWANCE, refuse_upload
@@ -98,7 +100,7 @@ class BatchPlaces:
         if now - self._looked_at.get(tenant, -LOOK_SECONDS) < LOOK_SECONDS:
             return ids
         self._looked_at[tenant] = now
-        looked_at = ids[:LOOK_AT]
+        looked_at = random.sample(ids, min(LOOK_AT, len(ids)))  # the first ones may all run for days
         ended = await asyncio.gather(*(self._has_ended(tenant, batch_id) for batch_id in looked_at))
         gone = {batch_id for batch_id, is_over in zip(looked_at, ended, strict=True) if is_over}
         for batch_id in gone:
@@ -119,12 +121,13 @@ class BatchPlaces:
 class StoredBytes:
     """Keeps the files of each tenant within the bytes that it may store.
 
-    Records do not change, so each is read once in a process, and from then on a look costs a listing. Parts of uploads
-    count once they are a file.
+    Records do not change, so each is read once in a process, and from then on a look costs two listings. Parts of
+    uploads count as they arrive, so that no number of unfinished ones is a way round.
     """
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
+        self._uploads = UploadRecords(catalog.store)
         self._records: dict[str, dict[tuple[str, int], FileRecord]] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -153,7 +156,7 @@ class StoredBytes:
 
     @contextlib.asynccontextmanager
     async def room(self, tenant: str, limits: TenantLimits | None, size: int) -> AsyncGenerator[None]:
-        """Room for a file that is published within: no two take the same.
+        """Room for a file that is published within, or a part that arrives: no two take the same.
 
         Raises:
             ApiError: there is none.
@@ -175,7 +178,8 @@ class StoredBytes:
         self._records[tenant] = records
         now = time.time()
         # Nobody can see or delete what has expired; the janitor will.
-        return sum(record.bytes for record in records.values() if not record.is_expired(now))
+        in_files = sum(record.bytes for record in records.values() if not record.is_expired(now))
+        return in_files + self._uploads.arrived_bytes(tenant)
 
 
 def _too_much_stored(tenant: str, most: int, stored: int) -> ApiError:

@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,7 @@ from activities.namespace import check_namespace, prepare_namespace
 from activities.payload_codec import data_converter
 from activities.schedule import prepare_schedule
 from activities.settings import Settings
-from activities.storage import ObjectStore
+from activities.storage import STORE_THREADS, ObjectStore
 from activities.stores import open_store, tell_of_store
 from activities.tracing import TracingMissing, tracing
 from activities.upstreams import Upstream, UpstreamsError, load_upstreams
@@ -156,6 +157,7 @@ async def run_api(settings: Settings, host: str, port: int, say: Say, *, insecur
     upstreams = check_upstreams(settings, host, port)
     keys = open_keys(settings, host, insecure)
     store = _open_store(settings)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(STORE_THREADS, "store"))  # else six on two cores
     with (
         listen(host, port) as listener,
         codec_listener(settings) as codec,

@@ -11,7 +11,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from activities.connection import ConnectOptions, connect_when_there
-from activities.deployment import NoSuchVersion, promote, versions
+from activities.deployment import NotPromoted, promote, versions
 from activities.namespace import SEARCH_ATTRIBUTES, ensure_namespace, ensure_search_attributes
 from activities.payload_codec import data_converter
 from activities.schedule import prepare_schedule
@@ -89,11 +89,11 @@ async def _prepare_store(settings: Settings) -> None:
         await asyncio.sleep(1)
 
 
-async def run_promote(settings: Settings, build_id: str | None, say: Say) -> None:
+async def run_promote(settings: Settings, build_id: str | None, say: Say, *, force: bool) -> None:
     """Let new batches run on a version of the workers' code.
 
     Raises:
-        StartError: there is no such version, or Temporal refuses.
+        StartError: there is no such version, it cannot take over yet, or Temporal refuses.
     """
     build_id = build_id or settings.build_id or BUILD_ID
     if not settings.deployment:
@@ -101,12 +101,18 @@ async def run_promote(settings: Settings, build_id: str | None, say: Say) -> Non
     with stop_on_signals() as stop:
         client = await _connected(settings, stop)
         try:
-            await promote(client, settings.deployment, build_id)
-        except NoSuchVersion as error:
-            known = ", ".join(
-                f"{name} ({state})" for name, state in (await versions(client, settings.deployment)).items()
-            )
-            raise StartError(f"no worker of {error}; known: {known or 'none'}") from error
+            await promote(client, settings.deployment, build_id, force=force)
+        except NotPromoted as error:
+            raise StartError(f"{error}; known: {await _known_versions(client, settings.deployment)}") from error
         except RPCError as error:
             raise StartError(f"{settings.deployment}/{build_id}: {error}") from error
         say(f"new batches run on {settings.deployment}/{build_id}")
+
+
+async def _known_versions(client: Client, deployment: str) -> str:
+    """In words, for the message of an error."""
+    try:
+        known = await versions(client, deployment)
+    except RPCError as error:
+        return f"unknown, {error}"
+    return ", ".join(f"{name} ({state})" for name, state in known.items()) or "none"

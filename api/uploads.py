@@ -51,7 +51,8 @@ _FORM = {
 def uploads_router(settings: Settings, store: ObjectStore, stored: StoredBytes) -> APIRouter:
     routes = _Uploads(settings, store, stored)
     router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], route_class=JsonRoute, responses=error_responses(401))
-    created, part, found = error_responses(503), error_responses(404, 413, 503), error_responses(404, 503)
+    created, found = error_responses(429, 503), error_responses(404, 503)
+    part = error_responses(404, 413, 429, 503)
     router.add_api_route("", routes.create_upload, methods=["POST"], response_model=Upload, responses=created)
     # The body is read by the route as it arrives, so FastAPI cannot know of it.
     router.add_api_route(
@@ -96,26 +97,27 @@ class _Uploads:
         )
         return upload_object(await asyncio.to_thread(self._uploads.create, tenant, record))
 
-    async def add_part(self, upload_id: str, request: Request, tenant: Tenant) -> UploadPart:
+    async def add_part(self, upload_id: str, request: Request, tenant: Tenant, limits: Limits) -> UploadPart:
         try:
             await asyncio.to_thread(self._check_room, tenant, upload_id, 0)
         except ApiError:
             await refuse_upload(request, MAX_PART_BYTES)
             raise
+        await self._stored.check_announced(request, tenant, limits, MAX_PART_BYTES)
         part_id = f"part_{secrets.token_hex(16)}"
         key = upload_part_key(tenant, upload_id, part_id)
         async with receive_upload(request, self._store, key, MAX_PART_BYTES, field="data") as data:
             part = ArrivedPart(part_id, data.size, data.newlines, data.is_open)
-            # Again: it may have ended, or been filled by others, while this part arrived.
-            await asyncio.to_thread(self._check_room, tenant, upload_id, part.bytes)
-            await data.commit()
-        await asyncio.to_thread(self._uploads.add_part, tenant, upload_id, part)
+            async with self._stored.room(tenant, limits, part.bytes):
+                # Again: it may have ended, or been filled by others, while this part arrived.
+                await asyncio.to_thread(self._check_room, tenant, upload_id, part.bytes)
+                await data.commit()
+                await asyncio.to_thread(self._uploads.add_part, tenant, upload_id, part)
         return UploadPart(id=part_id, created_at=int(time.time()), upload_id=upload_id)
 
-    async def complete_upload(self, upload_id: str, body: CompleteUpload, tenant: Tenant, limits: Limits) -> Upload:
-        upload = await asyncio.to_thread(self._find, tenant, upload_id)
-        new = upload.record.bytes if upload.status == "pending" else 0
-        async with self._stored.room(tenant, limits, new), self._completing:
+    async def complete_upload(self, upload_id: str, body: CompleteUpload, tenant: Tenant) -> Upload:
+        # What the file holds its parts have held before, so it needs no other room.
+        async with self._completing:
             # A thread goes on to its end where the client has left, and a repeated request finds what it did.
             return upload_object(await asyncio.to_thread(self._complete, tenant, upload_id, body))
 

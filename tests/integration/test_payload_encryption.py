@@ -8,13 +8,17 @@ import os
 from pathlib import Path
 
 import httpx2
+import pytest
 from google.protobuf.json_format import MessageToDict
 from temporalio.api.common.v1 import Payloads
 from temporalio.client import Client
 
 from activities.connection import ConnectOptions, connect
 from activities.payload_codec import AesGcmCodec, data_converter
+from activities.storage_local import LocalStore
 from api.codec_server import create_codec_app
+from api.gateway import TemporalGateway
+from api.views import TemporalUnavailable
 from tests.integration.stack import Stack, progress_of, requests
 
 CANARY = "canary"
@@ -36,7 +40,8 @@ async def test_a_sealed_batch_runs_and_its_history_has_no_clear_text(temporal: C
         batch_id = (await it.create(file_id, metadata={"project": CANARY})).id
         # Heartbeats and the reasons of failures are read through the codec as well.
         waiting = await it.until(batch_id, lambda batch: progress_of(batch).get("waiting_reason"))
-        assert "503" in progress_of(waiting)["waiting_reason"]
+        reason = progress_of(waiting)["waiting_reason"]
+        assert "503" in reason
         counting = await it.until(batch_id, lambda batch: batch.request_counts and batch.request_counts.completed)
         assert counting.status == "in_progress"
         it.script()
@@ -48,7 +53,7 @@ async def test_a_sealed_batch_runs_and_its_history_has_no_clear_text(temporal: C
             raw += event.SerializeToString()
         raw += (await temporal.get_workflow_handle(batch_id).describe()).raw_description.SerializeToString()
     assert b"binary/encrypted" in raw
-    for clear in (CANARY, file_id, "/v1/chat/completions/", '"counts"', "upstream", "503"):
+    for clear in (CANARY, file_id, "/v1/chat/completions/", '"counts"', "upstream", reason):
         assert clear.encode() not in raw, clear
     assert base64.b64encode(key) not in raw
 
@@ -73,6 +78,10 @@ async def test_an_api_without_the_key_says_so(temporal: Client, tmp_path: Path) 
         keyless = it.another_api(temporal=temporal)
         batch = await keyless.batches.retrieve(batch_id)
         assert "has no payload key" in progress_of(batch)["waiting_reason"]
+        unrecorded = LocalStore(str(tmp_path / "empty"))
+        gateway = TemporalGateway(temporal, unrecorded, it.settings.task_queue, "Temporal's address")
+        with pytest.raises(TemporalUnavailable, match="has no payload key"):
+            await gateway.find("default", batch_id)
         await it.openai.batches.cancel(batch_id)
         await it.finished(batch_id)
 

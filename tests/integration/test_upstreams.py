@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 from openai.types import Batch
 
+from activities.deployment import NotPromoted, promote
 from api.gateway import TemporalGateway
 from tests.fakes.engine import Engine, EngineOptions
 from tests.fakes.engine_script import Script
 from tests.fakes.nim import NimEngine
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import Stack, progress_of, request, requests, until
+from tests.integration.test_worker_versions import deployed, promoted
 
 
 class Engines:
@@ -39,7 +42,10 @@ class Engines:
 
     @property
     def path(self) -> str:
-        path = self._folder / "upstreams.toml"
+        return self.save("upstreams.toml")
+
+    def save(self, name: str) -> str:
+        path = self._folder / name
         path.write_text("\n\n".join(self._entries))
         return str(path)
 
@@ -170,6 +176,30 @@ async def test_a_batch_ends_whose_upstream_no_worker_has_any_more(
     finished = await it.finished(batch_id, seconds=20)
     assert finished.counts == (20, 10, 10)
     assert set(finished.error_codes.values()) == {code}
+
+
+async def test_a_version_that_lacks_an_upstream_that_is_waited_for_is_not_promoted(
+    stack: MakeStack, engines: Engines
+) -> None:
+    await engines.start("up", "a", models='["a"]')
+    file_of_one = engines.save("one.toml")
+    await engines.start("gone", "b", models='["b"]')
+    name = f"everbatch-{uuid.uuid4().hex[:8]}"
+    old = await stack(upstreams=engines.path, deployment=name, build_id="one")
+    await until(lambda: promoted(old.temporal, name, "one"), "the first version")
+    await engines.engines[1].close()
+    batch_id = await old.submit(taking_turns(2, "a", "b"))
+    await old.until(batch_id, lambda batch: progress_of(batch).get("waiting_reason"))
+    async with deployed(old, "two", upstreams=file_of_one) as new:
+
+        async def refused() -> bool:
+            with pytest.raises(NotPromoted) as caught:
+                await promote(new.temporal, name, "two")
+            return "an upstream that its workers do not have" in str(caught.value)
+
+        await until(refused, "the second version is seen, and lacks a queue")
+        await old.openai.batches.cancel(batch_id)
+        assert (await old.finished(batch_id)).counts == (2, 1, 1)
 
 
 async def test_a_cancelled_batch_over_several_has_a_line_for_each_request(stack: MakeStack, engines: Engines) -> None:

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from temporalio import workflow
@@ -14,7 +15,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.worker import Worker
 
-from activities.deployment import NoSuchVersion, promote, versions
+from activities.deployment import NotPromoted, promote, versions
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import Stack, requests, until
 from workflows import contract
@@ -32,9 +33,9 @@ class AnotherShape:
 
 
 @contextlib.asynccontextmanager
-async def deployed(before: Stack, build_id: str) -> AsyncGenerator[Stack]:
-    """A worker of another version, over the same store and task queue."""
-    settings = before.settings.model_copy(update={"build_id": build_id})
+async def deployed(before: Stack, build_id: str, **changes: Any) -> AsyncGenerator[Stack]:
+    """A worker of another version, over the same store and task queue. Args: ``changes`` are settings."""
+    settings = before.settings.model_copy(update={"build_id": build_id, **changes})
     async with Stack.open(before.temporal, Path(settings.store), **settings.model_dump(exclude_unset=True)) as after:
         await after.start_worker()
         yield after
@@ -73,7 +74,7 @@ async def test_code_that_does_not_know_a_running_batch_does_not_break_it(stack: 
 async def test_a_batch_ends_on_the_version_that_it_began_on(stack: MakeStack) -> None:
     name = f"everbatch-{uuid.uuid4().hex[:8]}"
     old = await stack(deployment=name, build_id="one", worker=False)
-    with pytest.raises(NoSuchVersion):
+    with pytest.raises(NotPromoted):
         await promote(old.temporal, name, "one")
     await old.start_worker()
     await until(lambda: promoted(old.temporal, name, "one"), "the first version")
@@ -99,7 +100,7 @@ async def test_a_batch_ends_on_the_version_that_it_began_on(stack: MakeStack) ->
 async def promoted(client: Client, deployment: str, build_id: str) -> bool:
     try:
         await promote(client, deployment, build_id)
-    except NoSuchVersion:
+    except NotPromoted:
         return False
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -10,10 +11,15 @@ from typing import Any
 
 import openai
 import pytest
+from starlette.types import Message
 
 from activities.storage import ObjectNotFound, StoreError
+from activities.storage_local import LocalStore
 from api.bodies import JSON_LIMIT
+from api.metrics import ApiMetrics
+from api.middleware import RequestMiddleware
 from tests.fakes.api import Api, chunked, error_of, field, file, form, open_api
+from tests.fakes.gateway import FakeGateway
 from workflows.types import BatchPhase, BatchStatus
 
 GOOD: dict[str, Any] = {"input_file_id": "file-x", "endpoint": "/v1/embeddings", "completion_window": "24h"}
@@ -335,15 +341,42 @@ async def test_headers_of_every_answer(api: Api) -> None:
     assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
 
 
-@pytest.mark.parametrize(("value", "status"), [("a" * 512, 200), ("a" * 513, 400), ("ä", 400), ("", 200)])
+@pytest.mark.parametrize(
+    ("value", "status"), [("a" * 512, 200), ("a" * 513, 400), ("ä", 400), ("", 200), ("\x1b[2J", 400)]
+)
 async def test_client_request_id(api: Api, value: str, status: int, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         response = await api.http.get("/v1/files", headers=[(b"X-Client-Request-Id", value.encode("latin-1"))])
     assert response.status_code == status
     if status == 400:
         error_of(response)
+        assert value not in caplog.text
     else:
         assert value in caplog.text
+
+
+async def test_a_request_that_a_stopping_server_cancels_is_told_to_try_again() -> None:
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        raise NotImplementedError
+
+    app = RequestMiddleware(never, ApiMetrics(FakeGateway(LocalStore("/nowhere"))))
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/files", "headers": []}
+    request = asyncio.create_task(app(scope, receive, send))
+    await asyncio.sleep(0)
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert sent[0]["status"] == 503
+    assert (b"retry-after", b"5") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["error"]["type"] == "server_error"
 
 
 async def test_one_line_of_log_for_a_request(api: Api, caplog: pytest.LogCaptureFixture) -> None:

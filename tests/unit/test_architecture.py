@@ -57,7 +57,6 @@ API_MAY_ALSO: dict[str, set[str]] = {
         "activities.connection",
         "activities.deployment",
         "activities.payload_codec",
-        "activities.connection",
         "activities.tracing",
         "activities.worker",
         "activities.namespace",

@@ -134,7 +134,8 @@ def test_workers_can_be_many() -> None:
     assert "ports" not in SERVICES["worker"]
 
 
-def test_the_file_says_how_the_first_key_is_made() -> None:
+def test_the_file_says_how_the_first_key_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERBATCH_KEYS_FILE", SERVICES["api"]["environment"]["EVERBATCH_KEYS_FILE"])
     (line,) = re.findall(
         r"docker compose run --rm --no-deps api (keys .*?)  ", (ROOT / "docker-compose.yml").read_text()
     )

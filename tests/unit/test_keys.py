@@ -253,7 +253,7 @@ def test_a_broken_file_and_a_bad_name_are_left_alone(tmp_path: Path) -> None:
         create_key(path, "ads")
     assert path.read_text() == "[[keys"
     for tenant in ("", "A", "a/b", 'a"\nid = "x', "-a", "a" * 64):
-        with pytest.raises(KeyFileError):
+        with pytest.raises(KeyFileError, match="is no tenant"):
             create_key(tmp_path / "new.toml", tenant)
     assert not (tmp_path / "new.toml").exists()
     with pytest.raises(KeyFileError):
@@ -283,6 +283,13 @@ def test_the_commands(tmp_path: Path) -> None:
     assert revoked.exit_code == 0
     ring = read_keys(Path(path))
     assert (ring.tenant_of(secret.encode()), ring.tenant_of(second.encode())) == (None, "ads")
+
+
+def test_other_settings_are_not_in_the_way(tmp_path: Path) -> None:
+    path = str(tmp_path / "keys.toml")
+    env = {"EVERBATCH_MAX_IN_FLIGHT": "many", "EVERBATCH_KEYS_FILE": path}
+    assert cli("create", "--tenant", "search", **env).exit_code == 0
+    assert "EVERBATCH_KEYS_FILE" in cli("list").stderr
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,18 @@ async def test_batches_that_ended_unseen_do_not_block_for_ever(tmp_path: Path, m
     assert (await api.http.post("/v1/batches", json=CREATE, headers=headers)).status_code == 429
 
 
+async def test_no_order_of_ids_hides_a_batch_that_ended_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits_module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(limits_module, "LOOK_AT", 1)
+    api, headers = limited(tmp_path, "max_running_batches = 2")
+    (await api.http.post("/v1/batches", json=CREATE, headers=headers)).raise_for_status()
+    RunningBatches(Catalog(api.store)).add("search", "batch_" + "f" * 32)  # behind the one that runs
+    for _ in range(200):
+        if (await api.http.post("/v1/batches", json=CREATE, headers=headers)).status_code == 200:
+            return
+    pytest.fail("its place was never free again")
+
+
 async def test_a_batch_that_could_not_be_started_takes_no_place(tmp_path: Path) -> None:
     api, headers = limited(tmp_path, "max_running_batches = 1")
     api.gateway.down = True
@@ -234,15 +246,36 @@ async def test_an_upload_in_parts(tmp_path: Path) -> None:
     refused = await api.http.post("/v1/uploads", json={**create, "bytes": 101}, headers=headers)
     assert (refused.status_code, error_of(refused)["code"]) == (429, "insufficient_quota")
     made = [(await api.http.post("/v1/uploads", json={**create, "bytes": 60}, headers=headers)).json() for _ in "ab"]
-    ends: list[Any] = []
-    for one in made:
-        body, kind = form(('Content-Disposition: form-data; name="data"; filename="x"', b"x" * 60))
-        url = f"/v1/uploads/{one['id']}"
-        part = (await api.http.post(f"{url}/parts", content=body, headers={**headers, **kind})).json()
-        ends.append((f"{url}/complete", {"part_ids": [part["id"]]}))
-    # The third is the first again: what is done is no new file.
-    answers = [await api.http.post(url, json=body, headers=headers) for url, body in [*ends, ends[0]]]
-    assert [answer.status_code for answer in answers] == [200, 429, 200]
+
+    async def send_part(upload: dict[str, Any], size: int) -> Any:
+        body, kind = form(('Content-Disposition: form-data; name="data"; filename="x"', b"x" * size))
+        return await api.http.post(f"/v1/uploads/{upload['id']}/parts", content=body, headers={**headers, **kind})
+
+    part = await send_part(made[0], 60)
+    before = api.stored()
+    refused = await send_part(made[1], 60)
+    assert (refused.status_code, error_of(refused)["code"]) == (429, "insufficient_quota")
+    assert refused.headers["x-should-retry"] == "false"
+    assert api.stored() == before
+    assert (await send_part(made[1], 40)).status_code == 200
+    assert (await upload(api, headers, 1)).status_code == 429
+    # A file takes the room that its parts have had, and parts that are given up leave theirs.
+    ends = [(made[0], "complete", {"part_ids": [part.json()["id"]]})] * 2 + [(made[1], "cancel", None)]
+    for one, end, body in ends:
+        answer = await api.http.post(f"/v1/uploads/{one['id']}/{end}", json=body, headers=headers)
+        assert answer.status_code == 200
+    assert (await upload(api, headers, 41)).status_code == 429
+    assert (await upload(api, headers, 40)).status_code == 200
+
+
+async def test_parts_that_come_together_do_not_take_the_same_room(tmp_path: Path) -> None:
+    api, headers = limited(tmp_path, "max_stored_bytes = 100")
+    create = {"filename": "a", "mime_type": "application/jsonl", "purpose": "batch", "bytes": 90}
+    made = (await api.http.post("/v1/uploads", json=create, headers=headers)).json()
+    body, kind = form(('Content-Disposition: form-data; name="data"; filename="x"', b"x" * 30))
+    url = f"/v1/uploads/{made['id']}/parts"
+    answers = await asyncio.gather(*(api.http.post(url, content=body, headers=headers | kind) for _ in range(6)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 3
 
 
 async def test_results_count_and_expired_files_do_not(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_keys_are_read_in_order() -> None:
     assert parse_keys("") == []
 
 
-@pytest.mark.parametrize("bad", ["secret", "c2VjcmV0", base64.b64encode(os.urandom(16)).decode(), "ä" * 44])
+@pytest.mark.parametrize("bad", ["secret", "c2VjcmV0", "A" * 24, "ä" * 44], ids=["text", "short", "half", "no ASCII"])
 def test_what_is_no_key_is_refused_without_telling_it(bad: str) -> None:
     with pytest.raises(ValueError, match="key 2 is not base64 of 32 bytes") as refused:
         parse_keys(f"{text(key())},{bad}")

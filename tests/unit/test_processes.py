@@ -10,12 +10,15 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from activities import connection
 from activities.connection import connect, when_there
 from activities.settings import Settings
 from api import cli, processes
+from api.http_server import PortTaken, listen, listen_on
 from api.processes import StartError
+from api.setup import run_promote
 from workflows.contract import upstream_task_queue
 
 
@@ -109,6 +112,46 @@ async def test_a_worker_says_that_an_address_cannot_be(monkeypatch: pytest.Monke
     settings = Settings.model_validate({"upstream_url": "http://127.0.0.1:1/v1", "store": str(tmp_path)})
     with pytest.raises(StartError, match="TEMPORAL_ADDRESS=bad host:1"):
         await processes.run_worker(settings, lambda _: None)
+
+
+async def test_promote_says_that_an_address_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "bad host:1")
+    with pytest.raises(StartError, match="TEMPORAL_ADDRESS=bad host:1"):
+        await run_promote(Settings.model_validate({"deployment": "d"}), None, lambda _: None, force=False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        (
+            {"EVERBATCH_WEBHOOKS_FILE": "missing.toml"},
+            "EVERBATCH_WEBHOOKS_FILE=missing.toml: No such file or directory",
+        ),
+        ({"EVERBATCH_CODEC_ADDRESS": "127.0.0.1:1"}, "EVERBATCH_CODEC_ADDRESS is set, but"),
+        ({"EVERBATCH_METRICS_ADDRESS": "foo"}, "EVERBATCH_METRICS_ADDRESS: 'foo' is not host:port"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_with_its_name(variables: dict[str, str], said: str) -> None:
+    result = CliRunner().invoke(cli.main, ["worker", "--processes", "2"], env=variables)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: {said}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_said_with_what_names_it() -> None:
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PortTaken, match=r"is taken; choose another with --port$"):
+            listen("127.0.0.1", port)
+        with pytest.raises(PortTaken, match=r"^EVERBATCH_X=127.0.0.1:\d+: port \d+ on 127.0.0.1 is taken$"):
+            listen_on(f"127.0.0.1:{port}", "EVERBATCH_X")
+
+
+@pytest.mark.parametrize("arguments", [["serve", "--port", "65536"], ["dev", "--ui-port", "-1"]])
+def test_a_port_that_cannot_be(arguments: list[str]) -> None:
+    result = CliRunner().invoke(cli.main, arguments)
+    assert result.exit_code == 2
+    assert "is not in the range 0<=x<=65535" in result.stderr
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

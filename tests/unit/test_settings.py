@@ -100,6 +100,13 @@ def test_what_cannot_be(name: str, value: Any) -> None:
         settings(**{name: value})
 
 
+@pytest.mark.parametrize("value", ["foo", "127.0.0.1", "127.0.0.1:", ":9464", "127.0.0.1:http"])
+def test_where_metrics_cannot_be(value: str) -> None:
+    with pytest.raises(ValidationError, match="is not host:port"):
+        settings(metrics_address=value)
+    assert settings(metrics_address="[::1]:9464").metrics_address == "[::1]:9464"
+
+
 def test_more_endpoints() -> None:
     assert settings().endpoints == list(ENDPOINTS)
     assert settings(extra_endpoints=" /v1/score,,/v1/a/b-c_1.2, /v1/score,/v1/videos").endpoints == [

@@ -129,6 +129,7 @@ def test_what_the_system_refuses_is_a_store_error_without_a_path(
             store.put("new/b" if failing == "mkdir" else "a/b", b"new")
     assert str(caught.value).endswith("No space left on device")
     assert str(tmp_path) not in str(caught.value)
+    assert caught.value.__cause__ is None  # Temporal keeps causes
     assert not isinstance(caught.value, ObjectNotFound)
     assert store.get("a/b") == b"old"
     assert all_files(tmp_path) == [tmp_path / "a" / "b"]

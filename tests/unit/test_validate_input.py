@@ -7,6 +7,7 @@ import json
 import time
 import tracemalloc
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -421,11 +422,13 @@ async def test_engines_that_could_tell_whose_a_model_is_are_waited_for(store: Lo
     save_input(store, lines(2))
     engines = [FakeEngine(upstream=Upstream(name=name, urls=("http://10.0.0.1/v1",))) for name in ("x", "y")]
     activity = ValidateInput(store, [engine.client for engine in engines])
-    environment, _ = activity_environment()
-    with pytest.raises(ApplicationError, match="upstream x or y") as caught:
-        await environment.run(activity.validate_input, make_spec())
-    assert not caught.value.non_retryable
-    assert "10.0.0.1" not in caught.value.message
+    for attempt, seconds in ((1, 5), (2, 10), (100, 30)):
+        environment, _ = activity_environment(attempt)
+        with pytest.raises(ApplicationError, match="upstream x or y") as caught:
+            await environment.run(activity.validate_input, make_spec())
+        assert not caught.value.non_retryable
+        assert caught.value.next_retry_delay == timedelta(seconds=seconds)
+        assert "10.0.0.1" not in caught.value.message
     engines[1].models = frozenset({"m"})
     result = await environment.run(activity.validate_input, make_spec())
     assert (result.errors, result.upstreams) == ([], ["y"])
