@@ -108,9 +108,22 @@ class Stack:
 
 @contextlib.asynccontextmanager
 async def run_stack(
-    *, max_in_flight: int = 64, latency: float = 0.0, lognormal: float = 0.0, variables: dict[str, str] | None = None
+    *,
+    max_in_flight: int = 64,
+    latency: float = 0.0,
+    lognormal: float = 0.0,
+    workers: int = 1,
+    variables: dict[str, str] | None = None,
 ) -> AsyncGenerator[Stack]:
-    """Start everything, wait until batches can run, and clean up after. Args: ``variables`` are further settings."""
+    """Start everything, wait until batches can run, and clean up after.
+
+    Args:
+        max_in_flight: requests of each worker.
+        latency: of the engine, in seconds.
+        lognormal: sigma of the engine's latency.
+        workers: processes.
+        variables: further settings.
+    """
     folder = Path(tempfile.mkdtemp(prefix="everbatch-bench-"))
     children: list[ChildProcess] = []
     try:
@@ -134,7 +147,8 @@ async def run_stack(
             data_dir = str(folder / "data")
             await start("temporal", "temporal", "--port", str(temporal), "--ui-port", str(ui), "--data-dir", data_dir)
             handle = await _connected(address, children)
-            await start("worker", "worker", "--max-in-flight", str(max_in_flight))
+            for number in range(workers):
+                await start(f"worker-{number}" if number else "worker", "worker", "--max-in-flight", str(max_in_flight))
             await start("api", "serve", "--host", "127.0.0.1", "--port", str(api))
             await _ready(f"http://127.0.0.1:{api}/ready", children)
             client = AsyncOpenAI(base_url=f"http://127.0.0.1:{api}/v1", api_key="none", max_retries=0, timeout=300)
