@@ -26,7 +26,7 @@ ELSEWHERE: Final = (
     ("cancel before validation, and before any worker is up", "tests/integration/test_status.py, tests/histories"),
     ("cancel while validating, by the API and from Temporal", "tests/integration/test_batch_ends.py"),
     ("cancel too late for validation", "tests/integration/test_batch_ends.py"),
-    ("cancel during finalizing: it completes", "tests/integration/test_batch_ends.py"),
+    ("cancel during finalizing: every answer is kept", "tests/integration/test_batch_ends.py"),
     ("cancel after the end: 409", "tests/integration/test_batch_ends.py"),
     ("cancel while the engine is down", "tests/integration/test_batch_ends.py"),
     ("terminate from the Temporal UI", "tests/integration/test_batch_ends.py"),
