@@ -34,6 +34,9 @@ def create_app(
         version=__version__,
         # A redirect would lose a body on its way, and OpenAI has none.
         redirect_slashes=False,
+        # Their pages load scripts from a public network; the document itself is at /openapi.json.
+        docs_url=None,
+        redoc_url=None,
         responses=error_responses(400, 500) | {"4XX": {"model": Error}, "5XX": {"model": Error}},
         generate_unique_id_function=lambda route: route.name,
     )
