@@ -32,6 +32,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from activities.read_ahead import read_ahead
 from activities.reminders import PREFIX, DueKind, Reminder
 from activities.storage import ObjectNotFound, ObjectStore
 from workflows.types import BatchRecord, BatchSpec, BatchStatus, Shard
@@ -238,13 +239,14 @@ class Catalog:
     def list_files(self, tenant: str, *, after: FileRecord | None, ascending: bool = False) -> Iterator[FileRecord]:
         """Files created before ``after`` (behind it, where ``ascending``), newest first unless ``ascending``."""
         position = (after.id, after.created_ms) if after else None
-        for file_id, created_ms in self._list(tenant, "files", position, ascending):
-            try:
-                record = self.get_file(tenant, file_id)
-            except ObjectNotFound:
-                continue  # deleted since it was listed
-            if record.created_ms == created_ms:  # else left over from an earlier file of this id, or an earlier try
-                yield record
+
+        def read(place: tuple[str, int]) -> FileRecord | None:
+            record = self.find_file(tenant, place[0])  # none where it was deleted since it was listed
+            # Of another time, the entry is left over from an earlier file of this id, or an earlier try.
+            return record if record and record.created_ms == place[1] else None
+
+        places = self._list(tenant, "files", position, ascending)
+        yield from filter(None, read_ahead(read, places, self.store.reads_at_once))
 
     def file_places(self, tenant: str) -> list[tuple[str, int]]:
         """Ids and milliseconds of all files, newest first, without a look at their records: some may have none."""
@@ -309,11 +311,15 @@ class Catalog:
     def list_batches(self, tenant: str, *, after: BatchRecord | None, ascending: bool = False) -> Iterator[BatchRecord]:
         """As :meth:`list_files`."""
         position = (after.spec.batch_id, after.spec.created_ms) if after else None
-        for batch_id, _ in self._list(tenant, "batches", position, ascending):
+
+        def read(place: tuple[str, int]) -> BatchRecord | None:
             try:
-                yield self.get_batch(tenant, batch_id)
+                return self.get_batch(tenant, place[0])
             except ObjectNotFound:
-                continue
+                return None
+
+        places = self._list(tenant, "batches", position, ascending)
+        yield from filter(None, read_ahead(read, places, self.store.reads_at_once))
 
     def request_cancel(self, tenant: str, batch_id: str, at: int) -> None:
         """Note when a client first cancelled, for answers while no worker is there to be asked."""

@@ -68,6 +68,11 @@ class ObjectStore(Protocol):
         ObjectNotFound: from every method that names one object to read.
     """
 
+    @property
+    def reads_at_once(self) -> int:
+        """Small reads that are worth doing at once: more than one where each waits for a network."""
+        ...
+
     def check(self) -> None:
         """Raise unless the store can be read and written just now."""
         ...

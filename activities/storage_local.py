@@ -155,6 +155,8 @@ class _Chunks:
 class LocalStore:
     """See :class:`activities.storage.ObjectStore` for the contract."""
 
+    reads_at_once = 1
+
     def __init__(self, root: str) -> None:
         self._root = Path(root).absolute()
         self._temporary = self._root / ".tmp"

@@ -151,6 +151,8 @@ class _S3Writer:
 class S3Store:
     """See :class:`activities.storage.ObjectStore` for the contract."""
 
+    reads_at_once = 16
+
     def __init__(self, client: Minio, bucket: str, prefix: str = "") -> None:
         """Args: ``prefix`` goes before each key, with a ``/`` between.
 
