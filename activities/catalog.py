@@ -78,8 +78,12 @@ def content_key(tenant: str, file_id: str) -> str:
     return f"{_file_prefix(tenant, file_id)}content"
 
 
+def uploads_prefix(tenant: str) -> str:
+    return f"uploads/{tenant}/"
+
+
 def upload_prefix(tenant: str, upload_id: str) -> str:
-    return f"uploads/{tenant}/{_checked(upload_id)}/"
+    return f"{uploads_prefix(tenant)}{_checked(upload_id)}/"
 
 
 def upload_part_key(tenant: str, upload_id: str, part_id: str) -> str:
@@ -141,6 +145,10 @@ def _file_prefix(tenant: str, file_id: str) -> str:
     return f"files/{tenant}/{_checked(file_id)}/"
 
 
+def _record_key(tenant: str, file_id: str) -> str:
+    return f"{_file_prefix(tenant, file_id)}object.json"
+
+
 def _batch_prefix(tenant: str, batch_id: str) -> str:
     return f"batches/{tenant}/{_checked(batch_id)}/"
 
@@ -180,10 +188,10 @@ class Catalog:
         if replaced:
             self.store.delete(_index_key(tenant, "files", replaced.id, replaced.created_ms))
         self.store.put(_index_key(tenant, "files", record.id, record.created_ms), b"")
-        self.store.put(f"files/{tenant}/{record.id}/object.json", record.model_dump_json().encode())
+        self.store.put(_record_key(tenant, record.id), record.model_dump_json().encode())
 
     def get_file(self, tenant: str, file_id: str) -> FileRecord:
-        return FileRecord.model_validate_json(self.store.get(f"files/{tenant}/{_checked(file_id)}/object.json"))
+        return FileRecord.model_validate_json(self.store.get(_record_key(tenant, file_id)))
 
     def delete_file(self, tenant: str, file_id: str) -> None:
         self.drop_file(tenant, self.get_file(tenant, file_id))
@@ -193,7 +201,7 @@ class Catalog:
         # A crash between the steps leaves bytes nobody can name, not a name without bytes; and no place in the list
         # without the record that it is found by.
         self.store.delete(_index_key(tenant, "files", record.id, record.created_ms))
-        self.store.delete(f"files/{tenant}/{record.id}/object.json")
+        self.store.delete(_record_key(tenant, record.id))
         self.store.delete(content_key(tenant, record.id))
 
     def delete_expired_file(self, tenant: str, file_id: str, now: int) -> bool:
@@ -301,6 +309,12 @@ class Catalog:
                 return self._load(tenant, batch_id, name)
         return self._load(tenant, batch_id, "created.json")
 
+    def find_batch(self, tenant: str, batch_id: str) -> BatchRecord | None:
+        try:
+            return self.get_batch(tenant, batch_id)
+        except ObjectNotFound:
+            return None
+
     def _save(self, name: str, record: BatchRecord) -> None:
         prefix = _batch_prefix(record.spec.tenant, record.spec.batch_id)
         self.store.put(prefix + name, record.model_dump_json().encode())
@@ -312,14 +326,9 @@ class Catalog:
         """As :meth:`list_files`."""
         position = (after.spec.batch_id, after.spec.created_ms) if after else None
 
-        def read(place: tuple[str, int]) -> BatchRecord | None:
-            try:
-                return self.get_batch(tenant, place[0])
-            except ObjectNotFound:
-                return None
-
         places = self._list(tenant, "batches", position, ascending)
-        yield from filter(None, read_ahead(read, places, self.store.reads_at_once))
+        records = read_ahead(lambda place: self.find_batch(tenant, place[0]), places, self.store.reads_at_once)
+        yield from filter(None, records)
 
     def request_cancel(self, tenant: str, batch_id: str, at: int) -> None:
         """Note when a client first cancelled, for answers while no worker is there to be asked."""

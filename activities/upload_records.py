@@ -27,7 +27,15 @@ from typing import Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from activities.catalog import Catalog, FileRecord, arrived_prefix, content_key, upload_part_key, upload_prefix
+from activities.catalog import (
+    Catalog,
+    FileRecord,
+    arrived_prefix,
+    content_key,
+    upload_part_key,
+    upload_prefix,
+    uploads_prefix,
+)
 from activities.storage import ObjectNotFound, ObjectStore
 
 UploadStatus = Literal["pending", "completed", "cancelled", "expired"]
@@ -138,7 +146,7 @@ class UploadRecords:
 
     def arrived_bytes(self, tenant: str) -> int:
         """Bytes in the parts of all uploads of a tenant. They are there until the upload is completed or deleted."""
-        keys = self._store.list(f"uploads/{tenant}/")
+        keys = self._store.list(uploads_prefix(tenant))
         return sum(_arrived(key).bytes for key in keys if key.split("/")[3] == "arrived")
 
     def md5(self, tenant: str, upload_id: str, parts: Iterable[ArrivedPart]) -> str:

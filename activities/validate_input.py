@@ -110,7 +110,7 @@ def _missing_file(spec: BatchSpec) -> BatchError:
 
 
 def _file_error(record: FileRecord, spec: BatchSpec) -> BatchError | None:
-    if record.expires_at is not None and record.expires_at <= time.time():
+    if record.is_expired(time.time()):
         return _missing_file(spec)
     if record.purpose != "batch":
         message = f"The file's purpose is '{record.purpose}'; a batch needs one of purpose 'batch'."

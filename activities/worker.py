@@ -84,7 +84,7 @@ class BatchWorker:
         self._settings = settings
         self._limiters: dict[str, Limiter] = {}
         self._metrics = RequestMetrics()
-        drain = timedelta(seconds=settings.drain_timeout)
+        self._drain = timedelta(seconds=settings.drain_timeout)
         self._batch_worker = Worker(
             client,
             task_queue=settings.task_queue,
@@ -100,7 +100,7 @@ class BatchWorker:
             sticky_queue_schedule_to_start_timeout=STICKY_PATIENCE,
             disable_eager_activity_execution=True,
             max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
-            graceful_shutdown_timeout=drain,
+            graceful_shutdown_timeout=self._drain,
         )
         self._inference_workers = [self._inference_worker(store, upstream) for upstream in inference]
         endpoints = settings.webhook_endpoints()
@@ -127,7 +127,7 @@ class BatchWorker:
             ),
             disable_eager_activity_execution=True,
             max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
-            graceful_shutdown_timeout=timedelta(seconds=self._settings.drain_timeout),
+            graceful_shutdown_timeout=self._drain,
         )
 
     def _webhook_worker(self, endpoints: Endpoints) -> Worker:
@@ -139,7 +139,7 @@ class BatchWorker:
             activities=[deliver.deliver_webhook],
             max_concurrent_activities=DELIVERIES,
             disable_eager_activity_execution=True,
-            graceful_shutdown_timeout=timedelta(seconds=self._settings.drain_timeout),
+            graceful_shutdown_timeout=self._drain,
         )
 
     async def run(self, stop: asyncio.Event) -> None:

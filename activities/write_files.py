@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -240,9 +239,9 @@ class _ResultFiles:
         for kind, writer in self._writers.items():
             writer.commit()
             file_id = ids[kind] = self._file_id(kind)
-            with contextlib.suppress(ObjectNotFound):
-                # Published by an attempt before this one: it keeps its time, and so its place in the list.
-                created_ms = files.get_file(self._spec.tenant, file_id).created_ms
+            if published := files.find_file(self._spec.tenant, file_id):
+                # By an attempt before this one: it keeps its time, and so its place in the list.
+                created_ms = published.created_ms
             record = FileRecord(
                 id=file_id,
                 bytes=writer.size,

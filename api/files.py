@@ -108,11 +108,11 @@ class _Files:
     ) -> FileObject:
         file_id = file_id_for_key(tenant, idempotency_key) if idempotency_key else _new_file_id()
         key = content_key(tenant, file_id)
-        if not idempotency_key or not await asyncio.to_thread(self._uploaded, tenant, file_id):
+        if not idempotency_key or not await asyncio.to_thread(self._catalog.find_file, tenant, file_id):
             await self._stored.check_announced(request, tenant, limits, self._max_bytes)
         async with receive_upload(request, self._store, key, self._max_bytes) as upload:
             record = _record(file_id, upload)
-            before = await asyncio.to_thread(self._uploaded, tenant, file_id) if idempotency_key else None
+            before = await asyncio.to_thread(self._catalog.find_file, tenant, file_id) if idempotency_key else None
             if before and not _is_expired(before):
                 if before.digest != record.digest:
                     message = "Conflict: this idempotency key was used for another file."
@@ -158,19 +158,10 @@ class _Files:
     # These block.
 
     def _find(self, tenant: str, file_id: str) -> FileRecord:
-        try:
-            record = self._catalog.get_file(tenant, file_id)
-        except ObjectNotFound:
-            raise _no_file(file_id) from None
-        if _is_expired(record):
+        record = self._catalog.find_file(tenant, file_id)
+        if record is None or _is_expired(record):
             raise _no_file(file_id)
         return record
-
-    def _uploaded(self, tenant: str, file_id: str) -> FileRecord | None:
-        try:
-            return self._catalog.get_file(tenant, file_id)
-        except ObjectNotFound:
-            return None
 
     def _delete(self, tenant: str, file_id: str) -> None:
         self._find(tenant, file_id)

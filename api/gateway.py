@@ -195,10 +195,8 @@ class TemporalGateway:
         log.info("batch %s is started", spec.batch_id)
 
     def _input_lines(self, spec: BatchSpec) -> int | None:
-        try:
-            return self._catalog.get_file(spec.tenant, spec.input_file_id).lines
-        except ObjectNotFound:
-            return None  # validation will say so
+        record = self._catalog.find_file(spec.tenant, spec.input_file_id)
+        return record.lines if record else None  # validation will say that there is none
 
     async def _same(self, record: BatchRecord, spec: BatchSpec) -> BatchView:
         """The batch that an idempotency key stands for already."""
@@ -254,10 +252,7 @@ class TemporalGateway:
         return None
 
     async def _record(self, tenant: str, batch_id: str) -> BatchRecord | None:
-        try:
-            return await asyncio.to_thread(self._catalog.get_batch, tenant, batch_id)
-        except ObjectNotFound:
-            return None
+        return await asyncio.to_thread(self._catalog.find_batch, tenant, batch_id)
 
     # Looking
 

@@ -88,11 +88,7 @@ class BatchPlaces:
         return True
 
     async def _is_recorded(self, spec: BatchSpec) -> bool:
-        try:
-            await asyncio.to_thread(self._catalog.get_batch, spec.tenant, spec.batch_id)
-        except ObjectNotFound:
-            return False
-        return True
+        return await asyncio.to_thread(self._catalog.find_batch, spec.tenant, spec.batch_id) is not None
 
     async def _without_ended(self, tenant: str, ids: list[str]) -> list[str]:
         """Those that do run: of some, nobody may have been there to say that they ended."""

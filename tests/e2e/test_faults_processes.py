@@ -26,6 +26,7 @@ either = pytest.mark.parametrize("size", [SINGLE, pytest.param(GROUPED, marks=sl
 
 
 @slow
+@on_s3_too
 @both
 async def test_nothing_happens(world: MakeWorld, size: Size) -> None:
     it = await world(size)

@@ -25,14 +25,6 @@ async def received(it: World, seconds: float) -> int:
     return it.log.read().count("recv") - before
 
 
-@slow
-@both
-async def test_nothing_happens(world: MakeWorld, size: Size) -> None:
-    it = await world(size)
-    await it.submit()
-    await it.end("Nothing", "an undisturbed run")
-
-
 @pytest.mark.parametrize("seconds", [5, pytest.param(30, marks=[slow, pytest.mark.timeout(180)])])
 @pytest.mark.parametrize("size", [pytest.param(SINGLE, marks=slow), GROUPED], ids=str)
 async def test_the_server_is_killed(world: MakeWorld, size: Size, seconds: int) -> None:
