@@ -11,7 +11,7 @@ WORKDIR /src
 COPY pyproject.toml requirements.lock ./
 RUN uv pip install --python /opt/everbatch --require-hashes \
     --constraints requirements.lock --requirements pyproject.toml --extra otel
-COPY README.md LICENSE ./
+COPY everbatch.py README.md LICENSE ./
 COPY workflows ./workflows
 COPY activities ./activities
 COPY api ./api

@@ -1,11 +1,12 @@
 # `make` lists the targets. Each sets up .venv first where that is needed; a second run starts at once.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test faults cluster-tools cluster check lock clean
+.PHONY: help setup demo dev test clients clients-quick faults engines cluster-tools cluster check docs lock clean
 
 STAMP := .venv/.everbatch-setup
 # Most tests wait more than they work; each process has a Temporal of its own.
-TESTS_AT_ONCE ?= 2
+TESTS_AT_ONCE ?= 4
+FAULTS_AT_ONCE ?= 2
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,14 +21,27 @@ dev: $(STAMP) ## run everything on this machine: Temporal, worker and API
 	@exec .venv/bin/everbatch dev
 
 test: $(STAMP) ## run the tests; the first time this may build the Temporal binary and an S3 server
-	@.venv/bin/python -m api.temporal_binary
+	@.venv/bin/python -m api.dev.temporal_binary
 	@.venv/bin/python -m tests.s3_server
-	.venv/bin/pytest -n $(TESTS_AT_ONCE) --dist loadfile
+	.venv/bin/pytest -n $(TESTS_AT_ONCE) --dist worksteal
 
-faults: $(STAMP) ## run the whole fault matrix, which takes some minutes
-	@.venv/bin/python -m api.temporal_binary
+faults: $(STAMP) ## run the whole fault matrix, which takes the better part of an hour
+	@.venv/bin/python -m api.dev.temporal_binary
 	@.venv/bin/python -m tests.s3_server
-	EVERBATCH_WRITE_FAULTS=1 .venv/bin/pytest tests/e2e -m faults
+	EVERBATCH_WRITE_FAULTS=1 .venv/bin/pytest tests/e2e -m faults -n $(FAULTS_AT_ONCE) --dist worksteal
+
+clients: $(STAMP) ## install the users' own tools and run each against Everbatch; writes the table in docs/clients.md
+	@.venv/bin/python -m api.dev.temporal_binary
+	EVERBATCH_WRITE_CLIENTS=1 .venv/bin/pytest tests/clients -m clients
+
+clients-quick: $(STAMP) ## the small ones of these tools
+	@.venv/bin/python -m api.dev.temporal_binary
+	.venv/bin/pytest tests/clients -m clients -k quick
+
+engines: $(STAMP) ## run batches on a real llama.cpp, which it installs from the package registry within a minute
+	@.venv/bin/python -m tests.engines.llama
+	@.venv/bin/python -m api.dev.temporal_binary
+	.venv/bin/pytest tests/e2e -m engines
 
 cluster-tools: $(STAMP) ## build what `make cluster` runs, with Go: Temporal's server and an S3 server; ten minutes, once
 	@.venv/bin/python -m tests.e2e.cluster_tools
@@ -36,10 +50,14 @@ cluster: $(STAMP) ## run the services of docker-compose.yml as processes and kil
 	@.venv/bin/python -m tests.e2e.cluster_tools --check
 	.venv/bin/pytest tests/e2e/test_cluster.py -m cluster
 
-check: $(STAMP) ## check format, lint and types
+check: $(STAMP) ## check format, lint, the direction of imports, and types
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
+	.venv/bin/lint-imports --no-logo --no-cache
 	.venv/bin/pyright
+
+docs: $(STAMP) ## write docs/settings.md from the settings classes
+	.venv/bin/python -m tests.settings_page
 
 lock: ## resolve the dependencies anew into requirements.lock (needs uv)
 	uv pip compile --generate-hashes --no-emit-index-url --universal --python-version 3.11 --group dev pyproject.toml -o requirements.lock

@@ -1,1 +1,1 @@
-"""What workers do: validate input, call inference, write result files; and the store they do it in."""
+"""The work of the workers: validating input, sending requests, writing result files; and the store."""

@@ -21,10 +21,13 @@ from typing import Any, Final
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from pydantic import SecretStr
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from yarl import URL
 
+from activities.records.batch_webhooks import BATCH_WEBHOOK, BatchWebhooks
+from activities.store.object_store import ObjectNotFound, ObjectStore, StoreError
 from activities.webhooks import Endpoint, Endpoints, event_body, signature
 from workflows.contract import DELIVER_WEBHOOK, DeliverWebhookStub
 from workflows.ids import event_id, webhook_id
@@ -103,19 +106,28 @@ class _Resolver(AbstractResolver):
 
 class DeliverWebhook(DeliverWebhookStub):
     def __init__(
-        self, endpoints: Endpoints, *, allow_private: bool = False, clock: Callable[[], float] = time.time
+        self,
+        endpoints: Endpoints,
+        store: ObjectStore,
+        *,
+        allow_private: bool = False,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """Args: ``store`` has the webhooks of single batches."""
         self._endpoints = endpoints
+        self._of_batches = BatchWebhooks(store)
         self._allow_private = allow_private
         self._clock = clock
         self._threads = ThreadPoolExecutor(DNS_THREADS, "webhooks")
 
     @activity.defn(name=DELIVER_WEBHOOK)
     async def deliver_webhook(self, task: DeliverWebhookInput) -> DeliverWebhookResult:
-        endpoint = self._endpoints.find(task.endpoint, task.tenant)
+        endpoint = await self._endpoint(task)
         if endpoint is None:
             # Tried again: it may be that this worker has not been told of it yet.
-            raise ApplicationError(f"this worker knows no webhook {task.endpoint} of the tenant", type="UnknownWebhook")
+            raise ApplicationError(
+                f"no webhook named {task.endpoint} is configured for the tenant on this worker", type="UnknownWebhook"
+            )
         if not endpoint.wants(task.event):
             return DeliverWebhookResult(delivered=False)
         try:
@@ -127,9 +139,9 @@ class DeliverWebhook(DeliverWebhookStub):
                 non_retryable=True,
             ) from None
         except aiohttp.InvalidURL:  # a number that stands for an IPv4 address, for example
-            raise ApplicationError("the endpoint's address is none", type="TargetRefused", non_retryable=True) from None
+            raise ApplicationError("the endpoint's URL is invalid", type="TargetRefused", non_retryable=True) from None
         except TimeoutError:
-            raise _failure(f"no answer in {ANSWER_SECONDS:.0f} s") from None
+            raise _failure(f"no response within {ANSWER_SECONDS:.0f} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # The class alone: the message may hold the address, and that a secret.
             raise _failure(type(error).__name__) from None
@@ -138,6 +150,23 @@ class DeliverWebhook(DeliverWebhookStub):
             raise _failure(f"HTTP {status}{redirect}")
         log.info("webhook %s: %s of %s delivered", task.endpoint, task.event, task.batch_id)
         return DeliverWebhookResult(delivered=True, status=status)
+
+    async def _endpoint(self, task: DeliverWebhookInput) -> Endpoint | None:
+        if task.endpoint != BATCH_WEBHOOK:
+            return self._endpoints.find(task.endpoint, task.tenant)
+        try:
+            own = await asyncio.to_thread(self._of_batches.get, task.tenant, task.batch_id)
+        except ObjectNotFound:
+            text = "the batch's own webhook is no longer stored"
+            raise ApplicationError(text, type="UnknownWebhook", non_retryable=True) from None
+        except StoreError as error:
+            raise ApplicationError(str(error), type="StoreError") from None
+        return Endpoint(
+            name=task.endpoint,
+            url=SecretStr(own.url),
+            secrets=(SecretStr(own.secret),),
+            events=frozenset(own.events) if own.events else None,
+        )
 
     async def _send(self, endpoint: Endpoint, task: DeliverWebhookInput) -> int:
         """The status of the answer, whose body is not read."""

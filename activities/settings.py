@@ -6,7 +6,6 @@ variables and profiles.
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from typing import Literal
 from urllib.parse import urlsplit
@@ -14,162 +13,268 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from activities.payload_codec import parse_keys
+from activities.completion_windows import window_seconds
+from activities.endpoints import ENDPOINTS, check_endpoint
+from activities.input_addresses import checked_prefix
+from activities.temporal.payload_codec import parse_keys
+from activities.upstreams.config import MOST_IN_FLIGHT, InFlight, not_a_url
 from activities.webhooks import Endpoints, check_url, load_endpoints, signing_key
 from workflows.contract import DEFAULT_TASK_QUEUE
 
-_WINDOW = re.compile(r"([1-9][0-9]{0,6})([smhd])")
-_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_EXTRA_ENDPOINT = re.compile(r"/v1(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+")
-
-ENDPOINTS = (
-    "/v1/responses",
-    "/v1/chat/completions",
-    "/v1/embeddings",
-    "/v1/completions",
-    "/v1/moderations",
-    "/v1/images/generations",
-    "/v1/images/edits",
-    "/v1/videos",
-)
-"""Those of OpenAI's batches, in its order."""
+_PREFIX = "EVERBATCH_"
 
 
-def window_seconds(window: str) -> int:
-    """Seconds of a completion window such as ``24h``.
+class _Group(BaseSettings):
+    """The docstring of each group is its heading in ``docs/settings.md`` (`make docs`)."""
 
-    Raises:
-        ValueError: it is not a number followed by ``s``, ``m``, ``h`` or ``d``.
-    """
-    match = _WINDOW.fullmatch(window)
-    if not match:
-        raise ValueError(f"{window!r} is not a completion window such as 24h, 30m or 5s")
-    return int(match[1]) * _UNIT_SECONDS[match[2]]
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore")
 
 
-class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="EVERBATCH_", frozen=True, extra="ignore")
+class _Storage(_Group):
+    """Storage."""
 
-    data_dir: str = Field(".everbatch", description="Folder for local state: the embedded Temporal's database and log.")
+    data_dir: str = Field(
+        ".everbatch", description="Directory for local state: the embedded Temporal server's database and log."
+    )
     store: str = Field(
         "",
-        description="Where files and results are kept: a folder, or `s3://bucket/prefix`. "
-        "Default: `store` in the data dir.",
+        description="Where files and results are stored: a directory, or `s3://bucket/prefix`. "
+        "Defaults to `store` in the data directory.",
     )
     s3_endpoint: str = Field(
-        "", description="Host, or host and port, of the S3 server; for AWS `s3.amazonaws.com`. Needed with `s3://`."
+        "",
+        description="Host, or host and port, of the S3 server, for example `s3.amazonaws.com`. Required with `s3://`.",
     )
-    s3_access_key: SecretStr = Field(SecretStr(""), description="Access key of the S3 server. Needed with `s3://`.")
-    s3_secret_key: SecretStr = Field(SecretStr(""), description="Secret key of the S3 server. Needed with `s3://`.")
+    s3_access_key: SecretStr = Field(SecretStr(""), description="Access key for the S3 server. Required with `s3://`.")
+    s3_secret_key: SecretStr = Field(SecretStr(""), description="Secret key for the S3 server. Required with `s3://`.")
     s3_region: str = Field("us-east-1", min_length=1, description="Region of the bucket.")
-    s3_secure: bool = Field(True, description="Whether the S3 server is spoken to over TLS.")
-    upstream_url: str = Field(
-        "", description="Base URL of the OpenAI-compatible inference server, for example `http://127.0.0.1:8001/v1`."
+    s3_secure: bool = Field(True, description="Use TLS for connections to the S3 server.")
+    input_prefixes: str = Field(
+        "",
+        description="Addresses below which inputs of batches may be read from the S3 server without an upload, "
+        "separated by commas: `s3://bucket/inputs/{tenant}`, for example. A batch then names one as its "
+        "`input_file_id`. Without `{tenant}` all tenants may read all that is there.",
     )
-    upstream_api_key: SecretStr = Field(SecretStr(""), description="Bearer key for the inference server.")
+    janitor_interval: int = Field(
+        300,
+        ge=1,
+        description="Seconds between two runs of the janitor, which deletes expired files and leftovers, and closes "
+        "batches whose workflow was terminated or lost.",
+    )
+
+
+class _Upstreams(_Group):
+    """Upstreams."""
+
+    upstream_url: str = Field(
+        "",
+        description="Base URL of the inference server (upstream), for example `http://127.0.0.1:8001/v1`. "
+        "It must serve OpenAI's API.",
+    )
+    upstream_api_key: SecretStr = Field(SecretStr(""), description="Bearer token that is sent to the upstream.")
     upstreams: str = Field(
         "",
-        description="TOML file that names several inference servers, instead of the two above: "
+        description="TOML file that defines several upstreams, instead of the two settings above: "
         "see `docs/upstreams.md`.",
     )
-    max_in_flight: int = Field(64, ge=1, le=10_000, description="Requests sent at once by one worker process.")
-    request_timeout: float = Field(600.0, gt=0, description="Seconds that one request may take.")
-    max_answer_bytes: int = Field(
-        67_108_864, ge=1024, description="Bytes in one answer of the inference server; more are a failed attempt."
+    max_in_flight: InFlight = Field(
+        "auto",
+        description="Maximum number of concurrent requests to each replica of an upstream, per worker process: a "
+        "fixed number, or `auto` to find the level above which throughput does not grow.",
     )
+    auto_in_flight_ceiling: int = Field(
+        1024,
+        ge=1,
+        le=MOST_IN_FLIGHT,
+        description="The highest number of concurrent requests to each replica that `auto` may choose.",
+    )
+    request_timeout: float = Field(600.0, gt=0, description="Timeout of one request, in seconds.")
     max_attempts: int = Field(
-        5, ge=1, le=1000, description="Failed attempts (timeouts, 5xx) after which a request becomes an error line."
+        5,
+        ge=1,
+        le=1000,
+        description="Failed attempts (timeouts, 5xx responses) after which a request is written to the error file.",
     )
+    max_answer_bytes: int = Field(
+        67_108_864,
+        ge=1024,
+        description="Maximum size of one response of an upstream, in bytes. A larger one counts as a failed attempt.",
+    )
+
+
+class _Batches(_Group):
+    """What batches may contain."""
+
     completion_windows: str = Field(
-        "24h", description="Completion windows that clients may ask for, separated by commas, for example `5s,1h,24h`."
+        "24h", description="Completion windows that clients may request, separated by commas: `5s,1h,24h`, for example."
     )
-    max_requests: int = Field(50_000, ge=1, le=1_000_000, description="Requests in one batch.")
-    max_input_bytes: int = Field(209_715_200, ge=1, description="Bytes in the input file of one batch.")
-    max_file_bytes: int = Field(536_870_912, ge=1, description="Bytes in one uploaded file.")
+    max_requests: int = Field(50_000, ge=1, le=1_000_000, description="Maximum number of requests in one batch.")
+    max_line_bytes: int = Field(
+        64 << 20,
+        ge=1024,
+        le=1 << 30,
+        description="Maximum size of one line of an input file, in bytes. The request in a longer line is not sent "
+        "but written to the error file.",
+    )
+    max_input_bytes: int = Field(
+        209_715_200, ge=1, description="Maximum size of the input file of one batch, in bytes."
+    )
+    max_message_requests: int = Field(
+        100_000,
+        ge=1,
+        le=1_000_000,
+        description="Maximum number of requests in one batch of Anthropic's Message Batches.",
+    )
+    max_message_bytes: int = Field(
+        268_435_456, ge=1, description="Maximum size of a request that creates such a batch, in bytes."
+    )
+    max_file_bytes: int = Field(536_870_912, ge=1, description="Maximum size of one uploaded file, in bytes.")
     max_upload_bytes: int = Field(
-        8_589_934_592, ge=1, description="Bytes in one file that arrives in parts, by the Uploads API."
-    )
-    unknown_model: Literal["batch", "line"] = Field(
-        "batch",
-        description="A model that no upstream has: `batch` fails the batch with `model_not_found`, "
-        "`line` sends the line and lets its answer decide.",
+        8_589_934_592, ge=1, description="Maximum size of one file uploaded in parts by the Uploads API, in bytes."
     )
     extra_endpoints: str = Field(
         "",
-        description="Endpoints that batches may use beside OpenAI's, separated by commas, for example "
-        "`/v1/score,/v1/rerank`.",
+        description="Endpoints that batches may use in addition to OpenAI's, separated by commas: "
+        "`/v1/score,/v1/rerank`, for example.",
+    )
+    mixed_models: bool = Field(True, description="Allow the requests of one batch to name different models.")
+    unknown_model: Literal["batch", "line"] = Field(
+        "batch",
+        description="What happens when no upstream serves a model: `batch` fails the batch with `model_not_found`; "
+        "`line` sends the request anyway, and its response decides.",
     )
     strict_error_lines: bool = Field(
         False,
-        description="Error lines of requests that got an HTTP answer carry `error: null`, as OpenAI's do, and not also "
-        "its code and message.",
+        description="Set `error` to `null` in lines of requests that received an HTTP error, as OpenAI does. "
+        "By default these lines also repeat the code and message of the response there.",
     )
-    mixed_models: bool = Field(True, description="Whether the requests of one batch may name several models.")
+    partial_results: bool = Field(
+        False,
+        description="Show `output_file_id` and `error_file_id` of running batches to all clients, with the lines that "
+        "are committed, as clients of Doubleword expect. By default only to requests with `Everbatch-Partial: true`.",
+    )
+
+
+class _Api(_Group):
+    """API."""
+
+    keys_file: str = Field(
+        "",
+        description="File of API keys and tenants, created by `everbatch keys create`. Without it the API requires no "
+        "key and listens on loopback addresses only.",
+    )
+    allowed_hosts: str = Field(
+        "",
+        description="Host names, separated by commas, that an API without keys serves in addition to loopback names; "
+        "`*` allows every name. With keys, every name is served.",
+    )
+    max_connections: int = Field(
+        1000,
+        ge=10,
+        le=100_000,
+        description="Maximum number of connections to the API. Beyond it, idle connections are closed first; then new "
+        "ones receive a 503.",
+    )
+    api_metrics_address: str = Field(
+        "",
+        description="Address on which the API serves `/metrics`, for example `127.0.0.1:9465`. "
+        "By default it is served on the API's own port.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text",
+        description="Format of the log: `text` for people, or `json` with one object per line and the ids of requests "
+        "and batches.",
+    )
+
+
+class _Temporal(_Group):
+    """Temporal."""
+
+    temporal_cli: str = Field("", description="Path of the `temporal` binary that runs the embedded server.")
     task_queue: str = Field(
         DEFAULT_TASK_QUEUE,
         min_length=1,
         max_length=100,
-        description="Temporal task queue; inference uses the same name with `-inference` behind it.",
+        description="Temporal task queue. The queues for inference and for control activities derive their names from "
+        "it (`-inference`, `-control`).",
     )
-    keys_file: str = Field(
+    temporal_ui_url: str = Field(
         "",
-        description="File of API keys and tenants, made by `everbatch keys create`. Without one no key is asked for, "
-        "and the API listens on loopback alone.",
-    )
-    temporal_cli: str = Field("", description="Path of the `temporal` binary for the embedded server.")
-    metrics_address: str = Field(
-        "", description="Where a worker serves Prometheus metrics, for example `127.0.0.1:9464`. Default: nowhere."
-    )
-    payload_key: SecretStr = Field(
-        SecretStr(""),
-        description="Seals what crosses Temporal: base64 of 32 bytes; of several, separated by commas, the first seals "
-        "and all open.",
-    )
-    codec_address: str = Field(
-        "",
-        description="Where the API serves the codec server of the Temporal UI, for example `127.0.0.1:8081`. "
-        "Default: nowhere.",
-    )
-    codec_origins: str = Field(
-        "http://127.0.0.1:8233,http://localhost:8233",
-        description="Origins of the Temporal UI, separated by commas, that may use the codec server.",
+        pattern=r"^(https?://[^\s\"'<>]+)?$",
+        description="Address of the namespace in the Temporal UI, for example "
+        "`https://temporal.example.com/namespaces/default`. The web page links to it, and shows it to everyone.",
     )
     retention_days: int = Field(
         7,
         ge=1,
         le=36_500,
-        description="Days that Temporal remembers closed workflows, set by `everbatch setup`. The store remembers on.",
+        description="Retention period of the Temporal namespace in days, applied by `everbatch setup`. After it, "
+        "batches are still served from the store.",
+    )
+    payload_key: SecretStr = Field(
+        SecretStr(""),
+        description="Encrypts Temporal payloads: 32 bytes in base64. With several keys, separated by commas, the first "
+        "encrypts and all of them decrypt. Disabled by default.",
+    )
+    codec_address: str = Field(
+        "",
+        description="Address on which the API serves the codec server for the Temporal UI, for example "
+        "`127.0.0.1:8081`. Disabled by default.",
+    )
+    codec_origins: str = Field(
+        "http://127.0.0.1:8233,http://localhost:8233",
+        description="Origins of the Temporal UI, separated by commas, that may call the codec server.",
     )
     deployment: str = Field(
         "",
         pattern=r"^[A-Za-z0-9_-]*$",
-        description="Name of a Temporal worker deployment: set, each batch ends on the version of the workers that it "
-        "began on, and a version gets new batches once `everbatch promote` names it.",
+        description="Name of a Temporal worker deployment. When set, each batch finishes on the worker version on "
+        "which it started, and new batches start on the version chosen by `everbatch promote`. Disabled by default.",
     )
-    build_id: str = Field("", description="Version of this worker's code in its deployment. Default: Everbatch's.")
-    log_format: Literal["text", "json"] = Field(
-        "text",
-        description="Log lines for people (`text`), or one JSON object each with request and batch ids (`json`).",
-    )
-    webhook_url: str = Field("", description="Where the ends of all batches are told, by webhook.")
+    build_id: str = Field("", description="Version of this worker in its deployment. Defaults to Everbatch's version.")
+
+
+class _Webhooks(_Group):
+    """Webhooks."""
+
+    webhook_url: str = Field("", description="Webhook URL called when a batch ends. Disabled by default.")
     webhook_secret: SecretStr = Field(
-        SecretStr(""), description="Signs these webhooks: `whsec_` and base64, or any text."
+        SecretStr(""), description="Secret that signs these webhooks: `whsec_` followed by base64, or any text."
     )
-    webhooks_file: str = Field("", description="TOML file of more webhooks: see `docs/webhooks.md`.")
-    webhook_allow_private: bool = Field(False, description="Whether webhooks may go to private and loopback addresses.")
-    heartbeat_timeout: float = Field(
-        30.0, ge=1.5, description="Seconds of silence after which a worker counts as dead and its shards move on."
+    webhooks_file: str = Field("", description="TOML file that defines more webhooks: see `docs/webhooks.md`.")
+    webhook_allow_private: bool = Field(False, description="Allow webhook URLs with private and loopback addresses.")
+
+
+class _Workers(_Group):
+    """Workers."""
+
+    max_answers_bytes: int = Field(
+        536_870_912,
+        ge=1 << 20,
+        description="Maximum total size of the responses that a worker process holds in memory, in bytes. Beyond it, "
+        "further responses are read only once others are stored. As many bytes of requests are held; beyond them, "
+        "further shards wait.",
     )
     commit_interval: float = Field(
-        0.1, ge=0, le=60, description="Seconds that an answer may wait for others before it is committed."
+        0.1, ge=0, le=60, description="Seconds that a response may wait to be stored together with others."
     )
-    janitor_interval: int = Field(
-        3600, ge=1, description="Seconds between two runs of the janitor, which deletes expired files and leftovers."
+    heartbeat_timeout: float = Field(
+        10.0,
+        ge=1.5,
+        description="Seconds without a heartbeat after which a worker is considered lost and its shards are retried "
+        "on another.",
     )
     drain_timeout: float = Field(
-        30.0, ge=0, description="Seconds that a stopping worker gives requests in flight to end."
+        30.0, ge=0, description="Seconds that a stopping worker gives its requests in flight to finish."
+    )
+    metrics_address: str = Field(
+        "",
+        description="Address on which a worker serves Prometheus metrics, for example `127.0.0.1:9464`. "
+        "Disabled by default.",
     )
 
+
+class Settings(_Storage, _Upstreams, _Batches, _Api, _Temporal, _Webhooks, _Workers):
     @field_validator("completion_windows")
     @classmethod
     def _windows_are_durations(cls, value: str) -> str:
@@ -177,7 +282,7 @@ class Settings(BaseSettings):
             window_seconds(window.strip())
         return value
 
-    @field_validator("metrics_address")
+    @field_validator("metrics_address", "api_metrics_address")
     @classmethod
     def _metrics_address_has_a_port(cls, value: str) -> str:
         host, _, port = value.rpartition(":")
@@ -194,15 +299,19 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _codec_has_a_key(self) -> Settings:
         if self.codec_address and not self.payload_keys:
-            raise ValueError("EVERBATCH_CODEC_ADDRESS is set, but EVERBATCH_PAYLOAD_KEY is not: nothing is sealed")
+            raise ValueError("EVERBATCH_CODEC_ADDRESS needs EVERBATCH_PAYLOAD_KEY: without a key nothing is encrypted")
         return self
+
+    @field_validator("input_prefixes")
+    @classmethod
+    def _prefixes_are_addresses(cls, value: str) -> str:
+        return ",".join(checked_prefix(prefix.strip()) for prefix in value.split(",") if prefix.strip())
 
     @field_validator("extra_endpoints")
     @classmethod
     def _endpoints_are_paths(cls, value: str) -> str:
         for endpoint in filter(None, map(str.strip, value.split(","))):
-            if not _EXTRA_ENDPOINT.fullmatch(endpoint):
-                raise ValueError(f"{endpoint!r} is not an endpoint such as /v1/score")
+            check_endpoint(endpoint)
         return value
 
     @field_validator("webhook_url")
@@ -220,11 +329,8 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _webhooks_can_be_sent(self) -> Settings:
         if bool(self.webhook_url) != bool(self.webhook_secret.get_secret_value()):
-            raise ValueError("EVERBATCH_WEBHOOK_URL and EVERBATCH_WEBHOOK_SECRET go together: set both or none")
-        try:
-            self.webhook_endpoints()
-        except ValueError as error:
-            raise ValueError(f"EVERBATCH_WEBHOOKS_FILE={error}") from None
+            raise ValueError("EVERBATCH_WEBHOOK_URL and EVERBATCH_WEBHOOK_SECRET belong together: set both, or neither")
+        self.webhook_endpoints()
         return self
 
     @field_validator("upstream_url")
@@ -234,13 +340,17 @@ class Settings(BaseSettings):
             return value
         parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{value!r} is not an http:// or https:// address")
+            raise ValueError(not_a_url(value))
         # The convention of OpenAI clients is a base that ends in /v1; a bare host is a common slip.
         return value.rstrip("/") if parts.path.strip("/") else value.rstrip("/") + "/v1"
 
     @property
     def windows(self) -> list[str]:
         return [window.strip() for window in self.completion_windows.split(",")]
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        return frozenset(filter(None, (host.strip().lower() for host in self.allowed_hosts.split(","))))
 
     @property
     def payload_keys(self) -> list[bytes]:
@@ -256,14 +366,19 @@ class Settings(BaseSettings):
         return list(dict.fromkeys([*ENDPOINTS, *filter(None, map(str.strip, self.extra_endpoints.split(",")))]))
 
     @property
+    def prefixes(self) -> list[str]:
+        """Addresses below which inputs may be read."""
+        return list(filter(None, self.input_prefixes.split(",")))
+
+    @property
     def retention(self) -> timedelta:
         return timedelta(days=self.retention_days)
 
     def webhook_endpoints(self) -> Endpoints:
-        """Reads the file.
+        """The configured webhooks; reads the webhooks file.
 
         Raises:
-            ValueError: it cannot be used (any more).
+            ValueError: the webhooks file cannot be used.
         """
         return load_endpoints(self.webhook_url, self.webhook_secret, self.webhooks_file)
 

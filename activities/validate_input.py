@@ -2,90 +2,116 @@
 
 from __future__ import annotations
 
-import math
+import asyncio
+import contextlib
+import hashlib
 import time
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import Final, NamedTuple
+from typing import Final, Protocol
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from activities import catalog
-from activities.batch_plan import BatchPlan
-from activities.catalog import Catalog, FileRecord
-from activities.in_thread import StopFlag, run_beside_heartbeats, run_in_thread
-from activities.inference import InferenceClient, UpstreamUnavailable
-from activities.jsonl import Line, read_lines
-from activities.lenient_json import printable
-from activities.model_routes import ModelRoutes, model_routes
-from activities.request_rules import LineChecker
-from activities.running_batches import RunningBatches
-from activities.storage import ObjectNotFound, ObjectStore
+from activities.heartbeats import StopFlag, run_beside_heartbeats, run_in_thread
+from activities.input.scan import Scanned, failed, scan_input
+from activities.input.scan_process import ScanProcesses
+from activities.input_addresses import allowed_address, is_address
+from activities.per_tenant import AT_ONCE_PER_TENANT, PerTenant
+from activities.records import keys
+from activities.records.catalog import Catalog, FileRecord
+from activities.records.running import RunningBatches
+from activities.retry_input import RetryGoneError, RetryInput
+from activities.store.object_store import ObjectNotFound, ObjectStore
+from activities.upstreams.client import InferenceClient, UpstreamUnavailable
+from activities.upstreams.routes import ModelRoutes, model_routes
 from workflows.contract import VALIDATE_INPUT, ValidateInputStub
-from workflows.types import BatchError, BatchPhase, BatchRecord, BatchSpec, BatchStatus, Counts, Shard, ValidateResult
-
-MAX_ERRORS: Final = 100
-"""Reported; the total is said beside them."""
-
-SINGLE_REQUESTS: Final = 500
-"""Up to so many requests each is an activity of its own, for people to look at."""
-MAX_SHARDS: Final = 500
-MIN_SHARD_REQUESTS: Final = 100
-MAX_SHARD_BYTES: Final = 16 << 20
-
-LABEL_LENGTH: Final = 100
+from workflows.types import BatchError, BatchPhase, BatchRecord, BatchSpec, BatchStatus, ValidateResult
+from workflows.waits import Wait, WaitKind
 
 ASK_AGAIN: Final = timedelta(seconds=5)
 ASK_AGAIN_AT_LAST: Final = timedelta(seconds=30)
 """Bounds of the growing wait until upstreams that did not answer are asked again for their models, where a batch
-depends on it. Each time the input is copied and read anew."""
+depends on it. Each time the input is read anew."""
+
+
+SMALL_INPUT_BYTES: Final = 1 << 20
+"""Up to so many an input is checked at once, in a thread; to hand it to another process would take longer."""
+
+Scan = Callable[[Iterable[bytes], BatchSpec, ModelRoutes], Scanned]
 
 
 class ValidateInput(ValidateInputStub):
-    def __init__(self, store: ObjectStore, clients: Sequence[InferenceClient]) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        clients: Sequence[InferenceClient],
+        processes: ScanProcesses,
+        inputs: InputReader | None = None,
+        prefixes: Sequence[str] = (),
+    ) -> None:
+        """Args:
+        store: the store.
+        clients: of the upstreams.
+        processes: check large inputs.
+        inputs: reads inputs that are not uploaded.
+        prefixes: addresses below which those may be.
+        """
+        self._inputs = inputs
+        self._prefixes = prefixes
         self._store = store
         self._catalog = Catalog(store)
         self._running = RunningBatches(self._catalog)
+        self._retry = RetryInput(self._catalog)
         self._clients = clients
+        self._processes = processes
+        self._turns = PerTenant(AT_ONCE_PER_TENANT)
+        self._large = PerTenant(1)
 
     @activity.defn(name=VALIDATE_INPUT)
     async def validate_input(self, spec: BatchSpec) -> ValidateResult:
+        if final := await asyncio.to_thread(self._catalog.get_final, spec.tenant, spec.batch_id):
+            # The workflow of a batch that has ended was reset.
+            return ValidateResult(total=final.status.counts.total, has_ended=True)
         routes = await run_beside_heartbeats(model_routes(self._clients, any_model=spec.unknown_model == "line"))
         try:
-            attempt = catalog.attempt_name(activity.info().attempt)
-            return await run_in_thread(lambda stop: self._validate(spec, routes, attempt, stop))
+            return await self._validate(spec, routes)
         except UpstreamUnavailable as error:
+            wait = Wait(kind=WaitKind.MODEL, subject="a model that the batch names", reason=str(error))
             raise ApplicationError(
-                f"the batch names {error}",
+                wait.text,
+                wait,
                 type="UpstreamUnavailable",
                 next_retry_delay=min(ASK_AGAIN * activity.info().attempt, ASK_AGAIN_AT_LAST),
                 category=ApplicationErrorCategory.BENIGN,
             ) from None
 
-    def _validate(self, spec: BatchSpec, routes: ModelRoutes, attempt: str, stop: StopFlag) -> ValidateResult:
-        # Once more what the API does: it may have been killed between starting this run and writing its record.
-        self._catalog.create_batch(spec)
-        try:
-            record = self._catalog.get_file(spec.tenant, spec.input_file_id)
-            if error := _file_error(record, spec):
-                return _failed([error])
-            self._store.copy(catalog.content_key(spec.tenant, record.id), catalog.input_key(spec.tenant, spec.batch_id))
-            chunks = self._store.stream(catalog.input_key(spec.tenant, spec.batch_id))
-        except ObjectNotFound:
-            return _failed([_missing_file(spec)])
-        result, plan = scan_input(_until_stopped(chunks, stop), spec, routes)
+    async def _validate(self, spec: BatchSpec, routes: ModelRoutes) -> ValidateResult:
+        async with self._turns.turn(spec.tenant):
+            if error := await run_in_thread(lambda stop: self._copy_input(spec, stop)):
+                return failed([error])
+            if not await asyncio.to_thread(self._is_large, spec):
+                return await run_in_thread(lambda stop: self._scan(scan_input, spec, routes, stop))
+        async with self._large.turn(spec.tenant), self._processes.one() as process:
+            return await run_in_thread(lambda stop: self._scan(process.scan, spec, routes, stop))
+
+    def _is_large(self, spec: BatchSpec) -> bool:
+        return bool(next(self._store.stream(keys.input_key(spec.tenant, spec.batch_id), SMALL_INPUT_BYTES, 1), b""))
+
+    def _scan(self, scan: Scan, spec: BatchSpec, routes: ModelRoutes, stop: StopFlag) -> ValidateResult:
+        digest = hashlib.sha256()
+        chunks = self._store.stream(keys.input_key(spec.tenant, spec.batch_id))
+        result, cut = scan(_hashed(chunks, digest.update, stop), spec, routes)
+        if spec.retry_of and not result.errors:
+            result = result.model_copy(update={"kept": self._retry.kept(spec)})
         result = self._running.admit(spec, result)
-        if not result.errors:
-            if plan:
-                result = result.model_copy(update={"plan": attempt})
-                self._store.put(catalog.plan_key(spec.tenant, spec.batch_id, attempt), plan.dump())
-            else:
-                self._catalog.save_shards(spec.tenant, spec.batch_id, result.shards)
+        if cut and not result.errors:
+            cut = cut._replace(input=digest.hexdigest()[:32])
+            self._catalog.save_cut(spec.tenant, spec.batch_id, cut)
+            result = result.model_copy(update={"cut": cut.digest})
             status = BatchStatus(
                 phase=BatchPhase.IN_PROGRESS,
-                counts=Counts(total=result.total),
+                counts=result.counts,
                 model=result.model,
                 in_progress_at=result.finished_at,
                 shards_total=len(result.shards),
@@ -93,15 +119,64 @@ class ValidateInput(ValidateInputStub):
             self._catalog.save_running(BatchRecord(spec=spec, status=status))
         return result
 
+    def _copy_input(self, spec: BatchSpec, stop: StopFlag) -> BatchError | None:
+        """Make the batch's own copy of its input, unless it has one: then its file may be gone by now."""
+        # Once more what the API does: it may have been killed between starting this run and writing its record.
+        self._catalog.create_batch(spec)
+        target = keys.input_key(spec.tenant, spec.batch_id)
+        with contextlib.suppress(ObjectNotFound):
+            next(self._store.stream(target, 0, 0), b"")
+            return None
+        if spec.retry_of:
+            return self._copy_retried(spec)
+        if is_address(spec.input_file_id):
+            return self._copy_from_bucket(spec, target, stop)
+        try:
+            record = self._catalog.get_file(spec.tenant, spec.input_file_id)
+            error = _file_error(record, spec)
+            if not error:
+                self._store.copy(keys.content_key(spec.tenant, record.id), target)
+        except ObjectNotFound:
+            return _missing_file(spec)
+        return error
 
-def _until_stopped(chunks: Iterator[bytes], stop: StopFlag) -> Iterator[bytes]:
+    def _copy_from_bucket(self, spec: BatchSpec, target: str, stop: StopFlag) -> BatchError | None:
+        address = allowed_address(spec.input_file_id, self._prefixes, spec.tenant)
+        try:
+            if not address or not self._inputs:
+                raise ObjectNotFound(target)
+            with self._store.writer(target) as writer:
+                for chunk in self._inputs.stream(*address):
+                    stop.check()
+                    if writer.size + len(chunk) > spec.max_input_bytes:
+                        return _too_large(spec, "more")
+                    writer.write(chunk)
+                writer.commit()
+        except ObjectNotFound:
+            message = f"Cannot read {spec.input_file_id}: there is no such object, or this server may not read it."
+            return BatchError(code="invalid_request", message=message, param="input_file_id")
+        return None
+
+    def _copy_retried(self, spec: BatchSpec) -> BatchError | None:
+        try:
+            self._retry.copy(spec)
+        except RetryGoneError as error:
+            message = f"Batch {spec.retry_of} cannot be retried: {error}."
+            return BatchError(code="invalid_request", message=message)
+        return None
+
+
+class InputReader(Protocol):
+    """See :class:`activities.store.s3_inputs.S3Inputs`."""
+
+    def stream(self, bucket: str, name: str) -> Iterator[bytes]: ...
+
+
+def _hashed(chunks: Iterator[bytes], update: Callable[[bytes], None], stop: StopFlag) -> Iterator[bytes]:
     for chunk in chunks:
         stop.check()
+        update(chunk)
         yield chunk
-
-
-def _failed(errors: list[BatchError], total: int = 0) -> ValidateResult:
-    return ValidateResult(errors=errors, errors_total=total or len(errors), finished_at=int(time.time()))
 
 
 def _missing_file(spec: BatchSpec) -> BatchError:
@@ -116,141 +191,10 @@ def _file_error(record: FileRecord, spec: BatchSpec) -> BatchError | None:
         message = f"The file's purpose is '{record.purpose}'; a batch needs one of purpose 'batch'."
         return BatchError(code="invalid_request", message=message, param="file_id")
     if record.bytes > spec.max_input_bytes:
-        message = (
-            f"The batch input file is larger than the {spec.max_input_bytes} maximum for the model. "
-            f"It has {record.bytes} bytes."
-        )
-        return BatchError(code="invalid_request", message=message, param="file_id")
+        return _too_large(spec, f"{record.bytes} bytes")
     return None
 
 
-class Scanned(NamedTuple):
-    result: ValidateResult
-    plan: BatchPlan | None = None
-    """Of a good input, where its requests are for several upstreams."""
-
-
-def scan_input(chunks: Iterable[bytes], spec: BatchSpec, routes: ModelRoutes) -> Scanned:
-    """Check every line of an input.
-
-    Memory does not grow with the bytes of the input, only by some tens of bytes with its requests.
-
-    Args:
-        chunks: the input's bytes.
-        spec: the batch, with its limits.
-        routes: which upstream takes which model.
-
-    Raises:
-        UpstreamUnavailable: only upstreams that do not answer could say who takes a model.
-    """
-    checker = LineChecker(spec, routes)
-    scan = _Scan()
-    errors: list[BatchError] = []
-    errors_total = 0
-    for line in read_lines(chunks):
-        scan.end = line.offset + line.length
-        if line.data is not None and not line.data:
-            continue
-        if scan.requests >= spec.max_requests:
-            scan.requests += 1  # the batch fails for them all; what their lines hold need not be remembered
-            continue
-        custom_id, error, upstream = checker.check(line)
-        if error:
-            errors_total += 1
-            if len(errors) < MAX_ERRORS:
-                errors.append(error)
-        scan.add(line, custom_id, upstream)
-    if not scan.requests:
-        message = "The input file is empty. Please ensure that the batch contains at least one request."
-        return Scanned(_failed([BatchError(code="empty_file", message=message)]))
-    limit_errors = _limit_errors(scan.requests, checker.embedding_inputs, spec)
-    errors_total += len(limit_errors)
-    errors = [*limit_errors, *errors][:MAX_ERRORS]
-    if errors:
-        if errors_total > len(errors):
-            last = errors[-1]
-            more = f"{last.message} (The first {len(errors)} of {errors_total} errors are listed.)"
-            errors[-1] = last.model_copy(update={"message": more})
-        return Scanned(_failed(errors, errors_total))
-    result = ValidateResult(
-        model=checker.only_model,
-        total=scan.requests,
-        finished_at=int(time.time()),
-        shards=scan.cut(),
-        upstreams=[routes.name(place) for place in scan.upstreams],
-        labels=scan.labels if scan.requests <= SINGLE_REQUESTS else [],
-    )
-    if len(scan.upstreams) == 1:
-        return Scanned(result)
-    numbers = {place: number for number, place in enumerate(scan.upstreams)}
-    models = {model: numbers[place] for model, place in checker.models.items()}
-    return Scanned(result, BatchPlan(result.shards, models, numbers.get(routes.stand_in, 0)))
-
-
-def _limit_errors(requests: int, embedding_inputs: int, spec: BatchSpec) -> list[BatchError]:
-    errors: list[BatchError] = []
-    if requests > spec.max_requests:
-        message = f"The input file has {requests} requests; a batch may have at most {spec.max_requests}."
-        errors.append(BatchError(code="too_many_tasks", message=message))
-    if embedding_inputs > spec.max_requests:
-        message = f"The input file has {embedding_inputs} embedding inputs; at most {spec.max_requests} may be."
-        errors.append(BatchError(code="too_many_tasks", message=message))
-    return errors
-
-
-class _Scan:
-    """Where the requests are. How many share a shard depends on how many there are, known only at the end."""
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.end = 0
-        self.labels: list[str] = []
-        self._offsets = array("Q")
-        self._lines = array("Q")
-        self._upstreams = array("H")
-
-    def add(self, line: Line, label: str, upstream: int) -> None:
-        self.requests += 1
-        # A byte order mark is taken off the first line by its number, so it may stay inside the first shard.
-        self._offsets.append(line.offset)
-        self._lines.append(line.number)
-        self._upstreams.append(upstream)
-        if self.requests <= SINGLE_REQUESTS:
-            self.labels.append(printable(label[:LABEL_LENGTH]))
-
-    @property
-    def upstreams(self) -> list[int]:
-        """Places of those that the requests are for."""
-        return sorted(set(self._upstreams))
-
-    def cut(self) -> list[Shard]:
-        """The shards, in the order of their first lines. Those of each upstream take turns with the others' only
-        where its requests do.
-        """
-        places = self.upstreams
-        if len(places) == 1:
-            return list(self._cut(range(len(self._upstreams)), 0))
-        shards: list[Shard] = []
-        for number, place in enumerate(places):
-            mine = [index for index, upstream in enumerate(self._upstreams) if upstream == place]
-            shards += self._cut(mine, number)
-        return sorted(shards, key=lambda shard: shard.first_line)
-
-    def _cut(self, requests: Sequence[int], upstream: int) -> Iterator[Shard]:
-        size = 1
-        if self.requests > SINGLE_REQUESTS:
-            size = max(MIN_SHARD_REQUESTS, math.ceil(self.requests / MAX_SHARDS))
-        # An operator may allow inputs so large that shards of 16 MiB would be more than Temporal takes at once. The
-        # shards of each upstream may span the whole input.
-        most_bytes = max(MAX_SHARD_BYTES, math.ceil(self.end * len(self.upstreams) / MAX_SHARDS))
-        first = 0
-        for count, index in enumerate(requests, 1):
-            start = self._offsets[requests[first]]
-            is_last = count == len(requests)
-            if is_last or count - first == size or self._end(requests[count]) - start > most_bytes:
-                yield Shard(start, self._end(index) - start, self._lines[requests[first]], count - first, upstream)
-                first = count
-
-    def _end(self, request: int) -> int:
-        """Of a request's line, with the blank ones behind it."""
-        return self._offsets[request + 1] if request + 1 < len(self._offsets) else self.end
+def _too_large(spec: BatchSpec, size: str) -> BatchError:
+    message = f"The batch input file is larger than the {spec.max_input_bytes} maximum for the model. It has {size}."
+    return BatchError(code="invalid_request", message=message, param="file_id")

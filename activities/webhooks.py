@@ -1,4 +1,4 @@
-"""The endpoints that hear of the end of batches, by the settings or a TOML file; and what is sent to them, signed.
+"""Webhook endpoints, from the settings or a TOML file, and the signed events that are sent to them.
 
 The shape of event, headers and signature is that of OpenAI's webhooks, which follow the Standard Webhooks
 specification, so the ``openai`` package verifies them.
@@ -13,14 +13,14 @@ import hmac
 import json
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from activities.toml_file import TomlFile, read_text
 from workflows.contract import WEBHOOK_EVENTS
 
 DEFAULT_NAME: Final = "default"
@@ -39,13 +39,13 @@ def check_url(value: str) -> str:
         parts = urlsplit(value)
         port_is_fine = parts.port != 0
     except ValueError:
-        raise ValueError("is not an address") from None
+        raise ValueError("is not a URL") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
-        raise ValueError("is not an http:// or https:// address")
+        raise ValueError("is not an http:// or https:// URL")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("holds a user name or password; the signature is what tells who sends")
+        raise ValueError("must not contain a user name or password; receivers verify the signature instead")
     if not value.isprintable() or " " in value:
-        raise ValueError("holds a character that no address has")
+        raise ValueError("contains a character that is not allowed in a URL")
     return value
 
 
@@ -61,9 +61,9 @@ def signing_key(secret: str) -> bytes:
         try:
             key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
         except (binascii.Error, ValueError):
-            raise ValueError("a secret that begins with whsec_ goes on in base64") from None
+            raise ValueError("a secret that begins with whsec_ must continue in base64") from None
     if not key:
-        raise ValueError("a secret is empty")
+        raise ValueError("the secret is empty")
     return key
 
 
@@ -115,14 +115,20 @@ class _Entry(BaseModel):
         return [self.secret] if self.secret is not None else self.secrets or []
 
 
+class _Webhooks(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    webhooks: list[_Entry]
+
+
 class Endpoint(BaseModel):
-    """Where events go."""
+    """A webhook endpoint."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     url: SecretStr
-    """Secret, because what is behind the host often is."""
+    """Secret, because path and query often are."""
     secrets: tuple[SecretStr, ...]
     """The first is the newest; all sign, so that a receiver may still hold an older one."""
     tenants: frozenset[str] | None = None
@@ -169,29 +175,13 @@ def load_endpoints(url: str, secret: SecretStr, file: str) -> Endpoints:
     names = [endpoint.name for endpoint in endpoints]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"{file}: there are two webhooks of the name {name}")
+            raise ValueError(f"EVERBATCH_WEBHOOKS_FILE={file}: two webhooks have the name {name}")
     return Endpoints(endpoints)
 
 
-def _read_file(file: str) -> Iterator[Endpoint]:
-    try:
-        tables: dict[str, Any] = tomllib.loads(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{file}: {error.strerror}") from None
-    except ValueError as error:  # not UTF-8, or not TOML; the latter's message says in which line
-        raise ValueError(f"{file}: {error}") from None
-    entries = tables.pop("webhooks", None)
-    if tables or not isinstance(entries, list):
-        raise ValueError(f"{file}: expected [[webhooks]] tables and nothing else")
-    for number, table in enumerate(entries, start=1):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        try:
-            entry = _Entry.model_validate(table)
-        except ValidationError as error:
-            # Pydantic's own text repeats the values, and these are secrets.
-            first = error.errors(include_input=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            reason = first["msg"].removeprefix("Value error, ")
-            raise ValueError(f"{file}: webhooks entry {number}: {f'{where}: ' if where else ''}{reason}") from None
+def _read_file(path: str) -> Iterator[Endpoint]:
+    name = f"EVERBATCH_WEBHOOKS_FILE={path}"
+    for entry in TomlFile(read_text(Path(path), name), name).as_model(_Webhooks).webhooks:
         tenants = entry.tenants or ([entry.tenant] if entry.tenant else None)
         yield Endpoint(
             name=entry.name,
@@ -203,7 +193,7 @@ def _read_file(file: str) -> Iterator[Endpoint]:
 
 
 def event_body(event_id: str, event: str, created_at: int, batch_id: str) -> bytes:
-    """The event: thin, so that a receiver asks for the batch and never trusts an old answer."""
+    """The event. It holds no data of the batch, so that a receiver reads the batch and never trusts an old event."""
     body = {"id": event_id, "object": "event", "type": event, "created_at": created_at, "data": {"id": batch_id}}
     return json.dumps(body, separators=(",", ":")).encode()
 

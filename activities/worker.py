@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -12,23 +13,45 @@ from typing import Final, TypedDict
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.runtime import Runtime
-from temporalio.worker import FixedSizeSlotSupplier, Worker, WorkerDeploymentConfig, WorkerTuner
+from temporalio.worker import (
+    FixedSizeSlotSupplier,
+    UnsandboxedWorkflowRunner,
+    Worker,
+    WorkerDeploymentConfig,
+    WorkerTuner,
+)
 
+from activities.close_batch import CloseBatch
+from activities.configured import open_inputs
+from activities.delete_expired import DeleteExpired
 from activities.deliver_webhook import DeliverWebhook
-from activities.inference import InferenceClient
-from activities.janitor import DeleteExpired
-from activities.limiter import Limiter, RoomForRequests
-from activities.metrics import RequestMetrics, report_limiters
+from activities.heartbeats import HEARTBEAT_THROTTLE
+from activities.input.scan_process import ScanProcesses
 from activities.pause_shards import PauseShards
 from activities.run_requests import RunRequests
 from activities.settings import Settings
-from activities.storage import STORE_THREADS, ObjectStore
+from activities.shard_run import Process
+from activities.store.object_store import STORE_THREADS, ObjectStore
+from activities.store_failures import StoreFailures
+from activities.temporal.batch_runs import BatchRuns
+from activities.upstreams.client import InferenceClient
+from activities.upstreams.health_log import HealthLog
+from activities.upstreams.limiter import Limiter
+from activities.upstreams.load_watch import watch_load
+from activities.upstreams.metrics import RequestMetrics, report_limiters
+from activities.upstreams.slots import Antechamber, RoomForRequests
 from activities.validate_input import ValidateInput
-from activities.webhooks import Endpoints
 from activities.write_files import WriteFiles
 from workflows.batch import BatchWorkflow
-from workflows.contract import inference_task_queue, upstream_task_queue, webhook_task_queue
+from workflows.contract import (
+    control_task_queue,
+    first_task_queue,
+    inference_task_queue,
+    upstream_task_queue,
+    webhook_task_queue,
+)
 from workflows.janitor import JanitorWorkflow
+from workflows.ready import ReadyWorkflow
 from workflows.webhook import WebhookWorkflow
 
 # The SDK's default is a hash over the code of all loaded modules: most of a second at each start.
@@ -37,15 +60,36 @@ BUILD_ID: Final = f"everbatch-{version('everbatch')}"
 DELIVERIES: Final = 32
 """Webhooks sent at once by one worker."""
 
-FILE_ACTIVITIES: Final = 8
-"""Inputs validated and result files written at once by one worker."""
+FILE_ACTIVITIES: Final = 64
+"""Inputs validated and result files written by one worker, most of them waiting: each tenant has few under way."""
+
+SCAN_PROCESSES: Final = 2
+"""Large inputs checked at once by one worker, each of another tenant."""
+
+CONTROL_ACTIVITIES: Final = 64
+
+CACHED_WORKFLOWS: Final = 2_000
+"""More than a worker has running at once; one that falls out is replayed from its history for every step."""
 
 STICKY_PATIENCE: Final = timedelta(seconds=2)
 """How long a workflow waits for the worker that has it in its cache before any other may take it. By default ten
 seconds, in which a batch whose worker was killed stands still, although its shards go on elsewhere."""
 
-HEARTBEAT_THROTTLE: Final = timedelta(seconds=1.5)
-"""Between two heartbeats on the wire; also how late word of a cancel or a pause may come."""
+POLL_GRACE: Final = timedelta(milliseconds=500)
+"""How long the polls of a stopping worker stay open for an activity that is on its way already.
+
+By default the SDK drops them at once. A task that Temporal has just answered one with then counts as started and is run
+by nobody until its heartbeat timeout, which befell one in four stops of a busy worker. Only servers that say
+``worker_poll_complete_on_shutdown`` end the polls of a stopping worker themselves, and the SDK then waits for them.
+"""
+POLL_GRACE_VARIABLE: Final = "TEMPORAL_POLL_SHUTDOWN_INTERRUPT_WAIT_MS"
+"""The SDK has no option for it, but reads this when a worker begins to run."""
+
+SETTLE: Final = timedelta(milliseconds=300)
+"""Between the last answer and the end of the workflow worker: the workflow task that an answer brings is done by then.
+
+One that is lost with a poll waits ten seconds for its timeout.
+"""
 
 
 class _Identity(TypedDict, total=False):
@@ -54,7 +98,7 @@ class _Identity(TypedDict, total=False):
 
 
 def _identity(settings: Settings) -> _Identity:
-    """What Temporal is told of this worker's code."""
+    """The version of this worker's code, for Temporal."""
     build_id = settings.build_id or BUILD_ID
     if not settings.deployment:
         return {"build_id": build_id}
@@ -70,7 +114,7 @@ def _identity(settings: Settings) -> _Identity:
 
 class BatchWorker:
     """Polls its task queues until it is stopped: one for batches and files, one for each upstream's requests, and one
-    for webhooks where it knows of any.
+    for webhooks.
 
     Build it on a running event loop.
     """
@@ -82,41 +126,82 @@ class BatchWorker:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(STORE_THREADS, "store"))
         self._client = client
         self._settings = settings
+        self._scans = ScanProcesses(SCAN_PROCESSES)
+        self._inference = inference
         self._limiters: dict[str, Limiter] = {}
+        self._rooms: list[RoomForRequests] = []
         self._metrics = RequestMetrics()
+        self._process = Process(settings.max_answers_bytes)
         self._drain = timedelta(seconds=settings.drain_timeout)
         self._batch_worker = Worker(
             client,
             task_queue=settings.task_queue,
             **_identity(settings),
-            workflows=[BatchWorkflow, JanitorWorkflow, WebhookWorkflow],
+            workflows=[BatchWorkflow, JanitorWorkflow, WebhookWorkflow, ReadyWorkflow],
             activities=[
-                ValidateInput(store, inference).validate_input,
+                ValidateInput(store, inference, self._scans, open_inputs(settings), settings.prefixes).validate_input,
                 WriteFiles(store).write_files,
-                PauseShards(client).pause_shards,
-                DeleteExpired(store).delete_expired,
             ],
+            # The sandbox costs a millisecond or more of CPU for each activity, on the loop that inference runs on. The
+            # tests replay recorded runs in it.
+            workflow_runner=UnsandboxedWorkflowRunner(),
+            max_cached_workflows=CACHED_WORKFLOWS,
             max_concurrent_activities=FILE_ACTIVITIES,
             sticky_queue_schedule_to_start_timeout=STICKY_PATIENCE,
             disable_eager_activity_execution=True,
             max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
             graceful_shutdown_timeout=self._drain,
+            interceptors=[StoreFailures()],
         )
-        self._inference_workers = [self._inference_worker(store, upstream) for upstream in inference]
-        endpoints = settings.webhook_endpoints()
-        self._webhook_workers = [self._webhook_worker(endpoints)] if endpoints else []
+        runs = BatchRuns(client, settings.task_queue)
+        self._control_worker = Worker(
+            client,
+            task_queue=control_task_queue(settings.task_queue),
+            **_identity(settings),
+            activities=[
+                PauseShards(client).pause_shards,
+                CloseBatch(store, runs).close_batch,
+                DeleteExpired(store, runs).delete_expired,
+            ],
+            max_concurrent_activities=CONTROL_ACTIVITIES,
+            interceptors=[StoreFailures()],
+            disable_eager_activity_execution=True,
+            max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+            graceful_shutdown_timeout=self._drain,
+        )
+        self._inference_workers = [
+            worker for upstream in inference for worker in self._workers_of_upstream(store, upstream)
+        ]
+        self._webhook_worker = self._worker_of_webhooks(store)
 
-    def _inference_worker(self, store: ObjectStore, inference: InferenceClient) -> Worker:
-        """With a limiter and a task queue of its own, so that upstreams do not wait for each other."""
+    def _workers_of_upstream(self, store: ObjectStore, inference: InferenceClient) -> list[Worker]:
+        """With a limiter and task queues of its own, so that upstreams do not wait for each other."""
         upstream = inference.upstream
-        limiter = Limiter(upstream.max_in_flight, replicas=len(upstream.urls))
+        limiter = Limiter(
+            upstream.most_in_flight,
+            replicas=len(upstream.urls),
+            timeout=upstream.timeout,
+            finds_level=upstream.finds_level,
+        )
+        limiter.on_end = HealthLog(upstream).saw
         self._limiters[upstream.name] = limiter
-        room = RoomForRequests(limiter)
-        run_requests = RunRequests(store, inference, limiter, room, self._settings.commit_interval, self._metrics)
+        queue = upstream_task_queue(inference_task_queue(self._settings.task_queue), upstream.name)
+        antechamber = Antechamber(limiter)
+        room = RoomForRequests(limiter, antechamber)
+        interval = self._settings.commit_interval
+        return [
+            self._inference_worker(
+                name, room, RunRequests(store, inference, limiter, room, interval, self._metrics, self._process)
+            )
+            for name, room in ((queue, room), (first_task_queue(queue), antechamber))
+        ]
+
+    def _inference_worker(self, queue: str, room: RoomForRequests, run_requests: RunRequests) -> Worker:
+        self._rooms.append(room)
         fixed = FixedSizeSlotSupplier(1)  # this worker has no other tasks
         return Worker(
             self._client,
-            task_queue=upstream_task_queue(inference_task_queue(self._settings.task_queue), upstream.name),
+            task_queue=queue,
             **_identity(self._settings),
             activities=[run_requests.run_requests],
             tuner=WorkerTuner.create_composite(
@@ -130,8 +215,9 @@ class BatchWorker:
             graceful_shutdown_timeout=self._drain,
         )
 
-    def _webhook_worker(self, endpoints: Endpoints) -> Worker:
-        deliver = DeliverWebhook(endpoints, allow_private=self._settings.webhook_allow_private)
+    def _worker_of_webhooks(self, store: ObjectStore) -> Worker:
+        endpoints = self._settings.webhook_endpoints()
+        deliver = DeliverWebhook(endpoints, store, allow_private=self._settings.webhook_allow_private)
         return Worker(
             self._client,
             task_queue=webhook_task_queue(self._settings.task_queue),
@@ -142,8 +228,9 @@ class BatchWorker:
             graceful_shutdown_timeout=self._drain,
         )
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Work until ``stop`` is set; then let requests in flight end, within the drain timeout.
+    async def run(self, stop: asyncio.Event, at_once: asyncio.Event | None = None) -> None:
+        """Work until ``stop`` is set; then let requests in flight end, within the drain timeout or until ``at_once`` is
+        set. What has not ended then is dropped, and handed back to Temporal.
 
         Raises:
             Exception: a worker failed for good, for example because Temporal refuses its credentials.
@@ -152,9 +239,14 @@ class BatchWorker:
         reports = [
             asyncio.create_task(report_limiters(self._limiters, meter.metric_meter)),
             asyncio.create_task(self._metrics.report(meter.metric_meter)),
+            *(
+                asyncio.create_task(watch_load(client, self._limiters[client.upstream.name], replica))
+                for client in self._inference
+                if client.upstream.finds_level
+                for replica in range(len(client.upstream.urls))
+            ),
         ]
-        workers = [self._batch_worker, *self._inference_workers, *self._webhook_workers]
-        runs = [asyncio.create_task(worker.run()) for worker in workers]
+        runs = await self._start(stop)
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([stopping, *runs], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -162,7 +254,27 @@ class BatchWorker:
             report.cancel()
         for limiter in self._limiters.values():
             limiter.drain(self._settings.drain_timeout)
+        dropping = asyncio.create_task(self._drop(at_once)) if at_once else None
         # Inference first: what it hands back is then settled by a workflow worker that still runs.
-        await asyncio.gather(*(worker.shutdown() for worker in self._inference_workers + self._webhook_workers))
-        await self._batch_worker.shutdown()
+        await asyncio.gather(*(worker.shutdown() for worker in [*self._inference_workers, self._webhook_worker]))
+        await asyncio.sleep(SETTLE.total_seconds())
+        await asyncio.gather(self._control_worker.shutdown(), self._batch_worker.shutdown())
+        if dropping:
+            dropping.cancel()
+        self._scans.close()
         await asyncio.gather(*runs)
+
+    async def _start(self, stop: asyncio.Event) -> list[asyncio.Task[None]]:
+        # Workflows without the grace: the SDK would take workflow tasks in that time and do nothing with them.
+        os.environ.pop(POLL_GRACE_VARIABLE, None)
+        runs = [asyncio.create_task(self._batch_worker.run())]
+        while not (self._batch_worker.is_running or runs[0].done() or stop.is_set()):  # noqa: ASYNC110 - sets no event
+            await asyncio.sleep(0.01)
+        os.environ[POLL_GRACE_VARIABLE] = str(POLL_GRACE // timedelta(milliseconds=1))
+        others = [self._control_worker, *self._inference_workers, self._webhook_worker]
+        return runs + [asyncio.create_task(worker.run()) for worker in others]
+
+    async def _drop(self, at_once: asyncio.Event) -> None:
+        await at_once.wait()
+        for room in self._rooms:
+            room.clear()

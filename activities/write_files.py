@@ -1,209 +1,252 @@
-"""The activity that ends every batch: merges committed answers into the result files and writes the final record."""
+"""The activity that merges the committed answers of a batch into its result files."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import heapq
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from functools import partial
-from typing import Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from temporalio import activity
 
-from activities import catalog
-from activities.batch_plan import BatchPlan, load_plan
-from activities.catalog import Catalog, FileRecord
-from activities.in_thread import StopFlag, run_in_thread
-from activities.jsonl import RequestLine, parse_line, read_lines
-from activities.output_lines import OutputLines
-from activities.request_rules import model_of
-from activities.results import Committed, Kind, Place, PlaceReader, RecordReader, look_up
-from activities.running_batches import RunningBatches
-from activities.storage import ObjectNotFound, ObjectStore, ObjectWriter, StoreError
+from activities.heartbeats import StopFlag, run_beside_heartbeats, run_in_thread
+from activities.input.jsonl import RequestLine, read_lines, request_of
+from activities.input.request_rules import model_of
+from activities.per_tenant import AT_ONCE_PER_TENANT, PerTenant
+from activities.records import keys, shard_keys
+from activities.records.catalog import Catalog, FileRecord
+from activities.records.cuts import Cut, LineDigest
+from activities.records.shard_keys import ShardRef
+from activities.results.other_cuts import look_up_elsewhere
+from activities.results.output_lines import OutputLines
+from activities.results.shard_log import Committed, PlaceReader, RecordReader, look_up
+from activities.retry_input import KINDS, RetryInput, kept_lines
+from activities.store.object_store import ObjectNotFound, ObjectStore, ObjectWriter, StoreError
 from workflows.contract import WRITE_FILES, WriteFilesStub
-from workflows.ids import result_file_id
-from workflows.types import (
-    BatchPhase,
-    BatchRecord,
-    BatchSpec,
-    BatchStatus,
-    Counts,
-    Shard,
-    Usage,
-    WriteFilesInput,
-)
+from workflows.end_types import MergedFiles, WriteFilesInput
+from workflows.ids import ResultKind, result_file_id
+from workflows.types import BatchError, BatchSpec, Counts, Shard, Usage
 
-LOOK_SECONDS = 3600
-"""From the end of a batch until the janitor looks for what attempts that were thought dead have left of it."""
+log = logging.getLogger("everbatch.write_files")
 
-_END_TIMES = {
-    BatchPhase.COMPLETED: "completed_at",
-    BatchPhase.FAILED: "failed_at",
-    BatchPhase.EXPIRED: "expired_at",
-    BatchPhase.CANCELLED: "cancelled_at",
-}
+SETTLE_SECONDS: Final = 3.0
+"""Within which the shards of a run that was terminated hear of it and commit what is answered."""
+
+MERGE_TIMES: Final = 3
+"""With another outcome than one line for each request, until the files are given up."""
+
+
+class MergeError(Exception):
+    """What is committed of the batch is not one answer or none for each of its requests: objects are missing from the
+    store, or were damaged. Nothing was published.
+    """
 
 
 class WriteFiles(WriteFilesStub):
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._catalog = Catalog(store)
+        self._retry = RetryInput(self._catalog)
+        self._turns = PerTenant(AT_ONCE_PER_TENANT)
 
     @activity.defn(name=WRITE_FILES)
-    async def write_files(self, task: WriteFilesInput) -> BatchStatus:
-        return await run_in_thread(lambda stop: self._write(task, stop))
+    async def write_files(self, task: WriteFilesInput) -> MergedFiles:
+        if not task.is_checked and await asyncio.to_thread(self._was_checked, task.spec):
+            await run_beside_heartbeats(asyncio.sleep(SETTLE_SECONDS))
+        async with self._turns.turn(task.spec.tenant):
+            return await run_in_thread(lambda stop: self._write(task, stop))
 
-    def _write(self, task: WriteFilesInput, stop: StopFlag) -> BatchStatus:
+    def _was_checked(self, spec: BatchSpec) -> bool:
+        """Whether an earlier run has had the input checked."""
+        return bool(self._catalog.cuts(spec.tenant, spec.batch_id))
+
+    def _write(self, task: WriteFilesInput, stop: StopFlag) -> MergedFiles:
         spec = task.spec
-        final = self._catalog.get_final(spec.tenant, spec.batch_id)
-        if not final:
-            at = int(time.time()) + LOOK_SECONDS
-            self._catalog.remind("batch", spec.tenant, spec.batch_id, at)
-            status = task.status
-            if status.counts.total:
-                status = self._merge(task, stop)
-            end = self._end(task)
-            final = BatchRecord(spec=spec, status=status.model_copy(update=end))
-            self._catalog.save_final(final)
-        if spec.counted:
-            RunningBatches(self._catalog).remove(spec.tenant, spec.batch_id)
-        # Only now: the record is what tells an attempt after a crash that all of this is no longer needed.
-        self._catalog.delete_leftovers(spec.tenant, spec.batch_id)
-        return final.status
+        if final := self._catalog.get_final(spec.tenant, spec.batch_id):
+            return MergedFiles(counts=final.status.counts)  # its files are written, and its record is what counts
+        try:
+            return self._merge_again(task, stop)
+        except MergeError as error:
+            log.error("the result files of batch %s cannot be written: %s", spec.batch_id, error)
+            reason = f"The result files cannot be written: {error}. What was answered stays in the store for a while."
+            return MergedFiles(errors=[BatchError(code="results_incomplete", message=reason)])
 
-    def _end(self, task: WriteFilesInput) -> dict[str, object]:
-        """The terminal state, decided as late as can be: cancelled while its files are written, a batch keeps what is
-        answered and is cancelled still.
+    def _merge_again(self, task: WriteFilesInput, stop: StopFlag) -> MergedFiles:
+        """:meth:`_merge`, again where objects change under it: an attempt at a shard that was thought dead may end it
+        after all.
         """
-        outcome, now = task.outcome, int(time.time())
-        if outcome in (BatchPhase.COMPLETED, BatchPhase.EXPIRED):
-            asked_at = self._catalog.cancel_requested_at(task.spec.tenant, task.spec.batch_id)
-            if asked_at is not None:
-                outcome = BatchPhase.CANCELLED
-                return {"phase": outcome, "cancelling_at": asked_at, _END_TIMES[outcome]: now}
-        return {"phase": outcome, _END_TIMES[outcome]: now}
+        for _ in range(MERGE_TIMES - 1):
+            with contextlib.suppress(MergeError):
+                return self._merge(task, stop)
+        return self._merge(task, stop)
 
-    def _merge(self, task: WriteFilesInput, stop: StopFlag) -> BatchStatus:
+    def _merge(self, task: WriteFilesInput, stop: StopFlag) -> MergedFiles:
+        """Publish the files of a batch.
+
+        Raises:
+            MergeError: the lines are not one for each request.
+        """
+        tenant, batch_id = task.spec.tenant, task.spec.batch_id
+        try:
+            if task.cut:
+                return self._merge_cut(task, task.cut, stop)
+            has_answers = self._has_answers(tenant, batch_id)
+            if not has_answers and (task.is_checked or not self._was_checked(task.spec)):
+                return MergedFiles()  # no request of it was ever sent
+            merged = self._merge_cut(task, next(iter(self._catalog.cuts(tenant, batch_id)), "missing"), stop)
+            before = self._catalog.get_batch(tenant, batch_id).status
+            return merged.model_copy(update={"model": before.model, "in_progress_at": before.in_progress_at})
+        except (ObjectNotFound, MergeError) as error:
+            if self._catalog.get_final(tenant, batch_id):
+                raise StoreError("another attempt has ended the batch") from None  # and the next one finds its record
+            if isinstance(error, MergeError):
+                raise
+            raise MergeError(f"the store has no {error} any more") from None
+
+    def _has_answers(self, tenant: str, batch_id: str) -> bool:
+        """Whether anything is committed of a batch, under whichever cut."""
+        return any(True for prefix in shard_keys.answers_prefixes(tenant, batch_id) for _ in self._store.list(prefix))
+
+    def _merge_cut(self, task: WriteFilesInput, digest: str, stop: StopFlag) -> MergedFiles:
         spec = task.spec
+        cut = self._catalog.get_cut(spec.tenant, spec.batch_id, digest)
         with ExitStack() as stack:
-            files = _ResultFiles(self._store, spec, stack)
-            for line in self._lines(task, stop):
+            files, numbers, before = _ResultFiles(self._store, spec, stack), LineDigest(), 0
+            for line in self._with_kept(spec, self._lines(task, digest, cut, stop)):
+                if line.number <= before:
+                    raise MergeError(f"line {line.number} of the input has two results, or one out of its place")
+                before = line.number
+                if not line.is_kept:
+                    numbers.add(line.number)
                 files.copy(line)
+            total = cut.total + (self._retry.kept(spec).total if spec.retry_of else 0)
             counts = Counts(
-                total=task.status.counts.total, completed=files.count["output"], failed=files.count["error"]
+                total=total,
+                completed=files.count["output"],
+                failed=files.count["error"],
+                unanswered=files.unanswered,
             )
             if counts.completed + counts.failed != counts.total:
-                raise StoreError(f"{counts.completed} + {counts.failed} result lines for {counts.total} requests")
+                raise MergeError(f"{counts.completed} + {counts.failed} result lines for {counts.total} requests")
+            if numbers.value != cut.lines:
+                raise MergeError("the lines that have results are not the lines that are requests")
             if self._catalog.get_final(spec.tenant, spec.batch_id):
-                raise StoreError("another attempt has written the files")  # and the next one finds its record
+                raise StoreError("another attempt has ended the batch")  # and the next one finds its record
             ids = files.publish(self._catalog, time.time_ns() // 1_000_000)
-        return task.status.model_copy(
-            update={
-                "counts": counts,
-                "usage": files.usage,
-                "output_file_id": ids["output"],
-                "error_file_id": ids["error"],
-                "finished_shards": "",
-            }
-        )
+        return MergedFiles(counts=counts, usage=files.usage, output_file_id=ids["output"], error_file_id=ids["error"])
 
-    def _lines(self, task: WriteFilesInput, stop: StopFlag) -> Iterator[_ResultLine]:
+    def _with_kept(self, spec: BatchSpec, lines: Iterator[_ResultLine]) -> Iterator[_ResultLine]:
+        """The lines of a retry, with those of the first batch that it takes over. Its own take their places."""
+        if not spec.retry_of:
+            yield from lines
+            return
+        last = 0
+        for line in heapq.merge(lines, *(self._kept(spec, kind) for kind in KINDS), key=_line_number):
+            if not (line.is_kept and line.number == last and line.kind == "error"):
+                yield line
+            last = line.number
+
+    def _kept(self, spec: BatchSpec, kind: ResultKind) -> Iterator[_ResultLine]:
+        for number, line in kept_lines(self._store, spec, kind):
+            yield _ResultLine(number, kind, Usage(), iter([line]), is_kept=True)
+
+    def _lines(self, task: WriteFilesInput, digest: str, cut: Cut, stop: StopFlag) -> Iterator[_ResultLine]:
         """The result lines of all shards in input order. Take the bytes of each before the next."""
-        if not task.plan:
-            shards = self._catalog.get_shards(task.spec.tenant, task.spec.batch_id)
-            return self._lines_of_shards(task, enumerate(shards), lambda line: True, stop)
-        plan = load_plan(self._store.get(catalog.plan_key(task.spec.tenant, task.spec.batch_id, task.plan)))
+        sources = [_ShardSource(task, digest, cut, index, shard) for index, shard in enumerate(cut.shards)]
+        if len(cut.upstreams) == 1:
+            return self._lines_of_shards(sources, stop)
         # Shards of one upstream follow on each other; those of several lie across each other.
-        by_upstream: dict[int, list[tuple[int, Shard]]] = {}
-        for index, shard in enumerate(plan.shards):
-            by_upstream.setdefault(shard.upstream, []).append((index, shard))
-        runs = [
-            self._shards_in_turn(task, shards, partial(_is_of, plan, upstream), stop)
-            for upstream, shards in by_upstream.items()
-        ]
+        by_upstream: dict[int, list[_ShardSource]] = {}
+        for source in sources:
+            by_upstream.setdefault(source.shard.upstream, []).append(source)
+        runs = [self._shards_in_turn(sources, stop) for sources in by_upstream.values()]
         merged = heapq.merge(*runs, key=_line_number)
         return (item for item in merged if isinstance(item, _ResultLine))
 
-    def _shards_in_turn(
-        self,
-        task: WriteFilesInput,
-        shards: Iterable[tuple[int, Shard]],
-        is_mine: Callable[[RequestLine], bool],
-        stop: StopFlag,
-    ) -> Iterator[Shard | _ResultLine]:
+    def _shards_in_turn(self, sources: Iterable[_ShardSource], stop: StopFlag) -> Iterator[Shard | _ResultLine]:
         """Each shard before its lines, so that its object is opened when the turn comes to its first line.
 
         Opened with the first of all, its connection could be idle for minutes, and servers cut those.
         """
-        for index, shard in shards:
-            yield shard
-            yield from self._lines_of_shards(task, [(index, shard)], is_mine, stop)
+        for source in sources:
+            yield source.shard
+            yield from self._lines_of_shards([source], stop)
 
-    def _lines_of_shards(
-        self,
-        task: WriteFilesInput,
-        shards: Iterable[tuple[int, Shard]],
-        is_mine: Callable[[RequestLine], bool],
-        stop: StopFlag,
-    ) -> Iterator[_ResultLine]:
-        for index, shard in shards:
+    def _lines_of_shards(self, sources: Iterable[_ShardSource], stop: StopFlag) -> Iterator[_ResultLine]:
+        for source in sources:
             stop.check()
-            attempt = task.attempts[index] if index < len(task.attempts) else None
-            chunks = self._open_result(task.spec, index, attempt) if attempt else None
+            chunks = self._open_result(source.ref, source.attempt) if source.attempt else None
             if chunks is None:
-                found = look_up(self._store, task.spec.tenant, task.spec.batch_id, index)
+                found = look_up(self._store, source.ref)
                 if isinstance(found, Committed):
-                    yield from self._lines_of_unfinished(task, shard, found, is_mine)
+                    yield from self._lines_of_unfinished(source, found)
                     continue
-                key = catalog.result_key(task.spec.tenant, task.spec.batch_id, index, found.attempt)
-                chunks = self._store.stream(key)
+                chunks = self._store.stream(shard_keys.result_key(source.ref, found.attempt))
             reader = RecordReader(chunks)
             reader.shard_head()
             for record in reader.records():
                 yield _ResultLine(record.line, record.kind, record.usage, reader.line())
 
-    def _open_result(self, spec: BatchSpec, shard: int, attempt: str) -> Iterator[bytes] | None:
+    def _open_result(self, shard: ShardRef, attempt: str) -> Iterator[bytes] | None:
         """The object that is to count; ``None`` if it is gone, and then the shard is as one that never finished."""
         try:
-            return self._store.stream(catalog.result_key(spec.tenant, spec.batch_id, shard, attempt))
+            return self._store.stream(shard_keys.result_key(shard, attempt))
         except ObjectNotFound:
             return None
 
-    def _lines_of_unfinished(
-        self, task: WriteFilesInput, shard: Shard, committed: Committed, is_mine: Callable[[RequestLine], bool]
-    ) -> Iterator[_ResultLine]:
-        """A shard that was stopped: what is answered, and a line that says why for each of the rest.
+    def _lines_of_unfinished(self, source: _ShardSource, committed: Committed) -> Iterator[_ResultLine]:
+        """A shard that was stopped: what is answered, in this cut or another, and a line that says why for each of the
+        rest.
 
         A part may vanish here, when an attempt that was thought dead ends the shard after all. Then this attempt
         fails, and the next finds the shard's object.
         """
-        spec = task.spec
+        spec, shard = source.task.spec, source.shard
         lines = OutputLines(spec.batch_id)
-        parts = PlaceReader(self._store, committed.places.values())
-        chunks = self._store.stream(catalog.input_key(spec.tenant, spec.batch_id), shard.offset, shard.length)
-        for line in read_lines(chunks, first_line=shard.first_line):
-            if not line.data:
-                continue
-            record = committed.records.get(line.number)
-            if record:
-                place = committed.places[line.number]
-                data = parts.read(Place(place.key, place.offset + len(record.head), record.length))
-                yield _ResultLine(line.number, record.kind, record.usage, data)
-            elif is_mine(request := parse_line(line.data)):
-                missing = lines.missing(line.number, bytes(request.custom_id), task.missing)
-                yield _ResultLine(line.number, "error", Usage(), iter([missing]))
+        elsewhere = look_up_elsewhere(self._store, source.ref, shard)
+        own = PlaceReader(self._store, committed.places.values())
+        others = PlaceReader(self._store, elsewhere.places.values() if elsewhere else ())
+        chunks = self._store.stream(keys.input_key(spec.tenant, spec.batch_id), shard.offset, shard.length)
+        for line in read_lines(chunks, spec.max_line_bytes, first_line=shard.first_line):
+            if record := committed.records.get(line.number):
+                yield _ResultLine(line.number, record.kind, record.usage, own.read(committed.body(line.number)))
+            elif source.takes(request := request_of(line)):
+                if elsewhere and (record := elsewhere.records.get(line.number)):
+                    data = others.read(elsewhere.body(line.number))
+                    yield _ResultLine(line.number, record.kind, record.usage, data)
+                else:
+                    missing = lines.missing(line.number, bytes(request.custom_id), source.task.missing)
+                    yield _ResultLine(line.number, "error", Usage(), iter([missing]), is_unanswered=True)
 
 
-def _is_of(plan: BatchPlan, upstream: int, request: RequestLine) -> bool:
-    return plan.upstream(model_of(request.body)) == upstream
+class _ShardSource:
+    """A shard and where its results are."""
+
+    def __init__(self, task: WriteFilesInput, digest: str, cut: Cut, index: int, shard: Shard) -> None:
+        self.task = task
+        self.shard = shard
+        self.ref = ShardRef(task.spec.tenant, task.spec.batch_id, digest, index)
+        self.attempt = task.attempts[index] if task.cut and index < len(task.attempts) else None
+        self._cut = cut
+
+    def takes(self, request: RequestLine) -> bool:
+        """Whether a request within the shard's run of lines is one of its own."""
+        model = model_of(request.body) if request.body else None
+        return len(self._cut.upstreams) == 1 or self._cut.upstream(model) == self.shard.upstream
 
 
 class _ResultLine(NamedTuple):
     number: int
-    kind: Kind
+    kind: ResultKind
     usage: Usage
     data: Iterator[bytes]
+    is_unanswered: bool = False
+    is_kept: bool = False
+    """Whether it is the first batch's, taken over by a retry."""
 
 
 def _line_number(item: Shard | _ResultLine) -> int:
@@ -217,25 +260,27 @@ class _ResultFiles:
         self._store = store
         self._spec = spec
         self._stack = stack
-        self._writers: dict[Kind, ObjectWriter] = {}
-        self.count: dict[Kind, int] = {"output": 0, "error": 0}
+        self._writers: dict[ResultKind, ObjectWriter] = {}
+        self.count: dict[ResultKind, int] = {"output": 0, "error": 0}
+        self.unanswered = 0
         self.usage = Usage()
 
     def copy(self, line: _ResultLine) -> None:
         kind = line.kind
         writer = self._writers.get(kind)
         if writer is None:
-            key = catalog.content_key(self._spec.tenant, self._file_id(kind))
+            key = keys.content_key(self._spec.tenant, self._file_id(kind))
             writer = self._writers[kind] = self._stack.enter_context(self._store.writer(key))
         for piece in line.data:
             writer.write(piece)
         self.count[kind] += 1
+        self.unanswered += line.is_unanswered
         if kind == "output":
             self.usage += line.usage
 
-    def publish(self, files: Catalog, created_ms: int) -> dict[Literal["output", "error"], str | None]:
+    def publish(self, files: Catalog, created_ms: int) -> dict[ResultKind, str | None]:
         """Make the files visible; their ids, ``None`` for one that has no line."""
-        ids: dict[Kind, str | None] = {"output": None, "error": None}
+        ids: dict[ResultKind, str | None] = {"output": None, "error": None}
         for kind, writer in self._writers.items():
             writer.commit()
             file_id = ids[kind] = self._file_id(kind)
@@ -253,5 +298,5 @@ class _ResultFiles:
             files.save_file(self._spec.tenant, record)
         return ids
 
-    def _file_id(self, kind: Kind) -> str:
+    def _file_id(self, kind: ResultKind) -> str:
         return result_file_id(self._spec.batch_id, kind)

@@ -1,3 +1,3 @@
-"""What clients meet: the HTTP API, the command line, and the all-in-one runner."""
+"""The HTTP API, the command line, and the all-in-one process."""
 
 __version__ = "0.1.0"

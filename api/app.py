@@ -1,4 +1,4 @@
-"""The HTTP application, put together."""
+"""Builds the HTTP application from its parts."""
 
 from __future__ import annotations
 
@@ -6,29 +6,38 @@ from collections.abc import Sequence
 
 from fastapi import Depends, FastAPI
 
-from activities.catalog import Catalog
+from activities.records.catalog import Catalog
+from activities.result_pages import ResultPages
 from activities.settings import Settings
-from activities.storage import ObjectStore
+from activities.store.object_store import ObjectStore
 from api import __version__
-from api.auth import AuthMiddleware, caller
-from api.batches import batches_router
-from api.errors import add_error_handlers
-from api.files import files_router
-from api.health import health_router
-from api.keys import KeyFile
-from api.limits import StoredBytes
-from api.metrics import ApiMetrics, metrics_router
-from api.middleware import RequestMiddleware
-from api.models import ModelsProxy, models_router
-from api.schemas import Error, error_responses
-from api.uploads import uploads_router
-from api.views import Gateway
+from api.gateway.interface import Gateway
+from api.http.auth import AuthMiddleware, caller
+from api.http.azure_paths import AzurePaths
+from api.http.browser_guard import BrowserGuard
+from api.http.errors import add_error_handlers
+from api.http.metrics import ApiMetrics, metrics_router
+from api.http.middleware import RequestMiddleware
+from api.http.schemas import Error, error_responses
+from api.http.tenant_turns import TenantTurns
+from api.routes.batches import batches_router
+from api.routes.creates import Creates
+from api.routes.files import files_router
+from api.routes.health import health_router
+from api.routes.message_batches import message_batches_router
+from api.routes.models import ModelsProxy, models_router
+from api.routes.page import page_router
+from api.routes.partial_files import PartialFiles
+from api.routes.results import results_router
+from api.routes.stored_bytes import StoredBytes
+from api.routes.uploads import uploads_router
+from api.tenants.keys import KeyFile
 
 
 def create_app(
     settings: Settings, gateway: Gateway, store: ObjectStore, models: Sequence[ModelsProxy], keys: KeyFile | None = None
 ) -> FastAPI:
-    """The API over its parts; it opens and closes none of them. Without ``keys`` it asks for none."""
+    """The API. It neither opens nor closes the parts that it is given. Without ``keys`` it requires no API key."""
     app = FastAPI(
         title="Everbatch",
         version=__version__,
@@ -37,18 +46,39 @@ def create_app(
         # Their pages load scripts from a public network; the document itself is at /openapi.json.
         docs_url=None,
         redoc_url=None,
-        responses=error_responses(400, 500) | {"4XX": {"model": Error}, "5XX": {"model": Error}},
+        # One names the model, so that its schema is in the document.
+        responses=error_responses(400, "4XX", "5XX") | {500: {"model": Error}},
         generate_unique_id_function=lambda route: route.name,
     )
     add_error_handlers(app)
     metrics = ApiMetrics(gateway)
+    if keys is not None:
+        app.add_middleware(TenantTurns)
     app.add_middleware(AuthMiddleware, keys=keys)
-    app.add_middleware(RequestMiddleware, metrics=metrics)  # around the other: its refusals are answers like any
+    if keys is None:
+        app.add_middleware(BrowserGuard, hosts=settings.hosts)
+    app.add_middleware(RequestMiddleware, metrics=metrics)  # around the others: their refusals are answers like any
+    app.add_middleware(AzurePaths)
     stored = StoredBytes(Catalog(store))
-    app.include_router(files_router(settings, store, stored))
+    pages = ResultPages(store)
+    partial = PartialFiles(settings, Catalog(store), pages)
+    app.include_router(files_router(settings, store, stored, partial))
     app.include_router(uploads_router(settings, store, stored))
-    app.include_router(batches_router(settings, store, gateway))
+    creates = Creates(settings, store, gateway)
+    app.include_router(batches_router(settings, store, gateway, creates, partial))
+    app.include_router(results_router(Catalog(store), pages))
+    app.include_router(message_batches_router(settings, store, gateway, stored, creates))
     app.include_router(models_router(models), dependencies=[Depends(caller)])
     app.include_router(health_router(store, gateway))
-    app.include_router(metrics_router(metrics))
+    app.include_router(page_router(settings.temporal_ui_url))
+    app.state.metrics = metrics
+    if not settings.api_metrics_address:
+        app.include_router(metrics_router(metrics))
     return app
+
+
+def create_metrics_app(app: FastAPI) -> FastAPI:
+    """Serves the metrics of the API, and nothing else, for an address of their own."""
+    own = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    own.include_router(metrics_router(app.state.metrics))
+    return own

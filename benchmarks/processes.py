@@ -28,7 +28,7 @@ class Usage:
 
 
 class ChildProcess:
-    """``python -m api.cli <arguments>`` as a child; SIGTERM ends it."""
+    """``python -m api.cli.main <arguments>`` as a child; SIGTERM ends it."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
         self.name = name
@@ -40,7 +40,7 @@ class ChildProcess:
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "api.cli", *arguments),
+                *("-m", "api.cli.main", *arguments),
                 cwd=_ROOT,
                 env={**os.environ, **env},
                 stdin=asyncio.subprocess.DEVNULL,

@@ -7,16 +7,18 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import httpx2
 from openai import AsyncOpenAI
 from openai.types import Batch
 from temporalio.client import Client
 
+from api.tenants.key_editing import create_key
 from benchmarks.processes import ChildProcess, Usage, free_ports
 from tests.fakes.engine_process import EngineProcess
 
@@ -48,24 +50,47 @@ class Stack:
     """What a benchmark holds while the processes run."""
 
     def __init__(
-        self, folder: Path, engine: EngineProcess, client: AsyncOpenAI, temporal: Client, children: list[ChildProcess]
+        self,
+        folder: Path,
+        engine: EngineProcess,
+        clients: dict[str, AsyncOpenAI],
+        temporal: Client,
+        children: list[ChildProcess],
     ) -> None:
         self.folder = folder
         self.engine = engine
-        self.client = client
+        self.clients = clients
+        """By tenant; ``default`` where there are none."""
         self._temporal = temporal
         self._children = children
 
     def usage(self) -> dict[str, Usage]:
         return {child.name: child.usage() for child in self._children}
 
-    async def upload(self, path: Path) -> str:
-        return (await self.client.files.create(file=path, purpose="batch")).id
+    @property
+    def client(self) -> AsyncOpenAI:
+        """Of the first tenant."""
+        return next(iter(self.clients.values()))
 
-    async def create(self, file_id: str) -> Batch:
-        return await self.client.batches.create(
+    def log(self, name: str) -> str:
+        return next(child for child in self._children if child.name == name).tail(1_000_000)
+
+    async def upload(self, path: Path, tenant: str = "default") -> str:
+        return (await self.clients[tenant].files.create(file=path, purpose="batch")).id
+
+    async def create(self, file_id: str, tenant: str = "default") -> Batch:
+        return await self.clients[tenant].batches.create(
             input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
         )
+
+    async def first_answer(self, file_id: str, tenant: str, poll: float = 0.05) -> float:
+        """Seconds from the create of a batch to the poll that sees its first answer."""
+        start = time.perf_counter()
+        batch = await self.create(file_id, tenant)
+        while not (batch.request_counts and batch.request_counts.completed):
+            await asyncio.sleep(poll)
+            batch = await self.clients[tenant].batches.retrieve(batch.id)
+        return time.perf_counter() - start
 
     async def ended(self, batch_id: str, poll: float = 0.25) -> Batch:
         """Poll until the batch has ended."""
@@ -109,11 +134,13 @@ class Stack:
 @contextlib.asynccontextmanager
 async def run_stack(
     *,
-    max_in_flight: int = 64,
+    max_in_flight: int | Literal["auto"] = "auto",
     latency: float = 0.0,
     lognormal: float = 0.0,
     workers: int = 1,
+    tenants: Sequence[str] = (),
     variables: dict[str, str] | None = None,
+    upstream_url: str = "",
 ) -> AsyncGenerator[Stack]:
     """Start everything, wait until batches can run, and clean up after.
 
@@ -122,7 +149,9 @@ async def run_stack(
         latency: of the engine, in seconds.
         lognormal: sigma of the engine's latency.
         workers: processes.
+        tenants: who each has a key; without any, nobody needs one.
         variables: further settings.
+        upstream_url: of another engine than the fake one.
     """
     folder = Path(tempfile.mkdtemp(prefix="everbatch-bench-"))
     children: list[ChildProcess] = []
@@ -134,10 +163,14 @@ async def run_stack(
             env = {
                 "EVERBATCH_DATA_DIR": str(folder / "data"),
                 "EVERBATCH_STORE": str(folder / "store"),
-                "EVERBATCH_UPSTREAM_URL": engine.url,
+                "EVERBATCH_UPSTREAM_URL": upstream_url or engine.url,
                 "TEMPORAL_ADDRESS": address,
                 **(variables or {}),
             }
+
+            keys = {name: create_key(folder / "keys.toml", name)[1] for name in tenants} or {"default": "none"}
+            if tenants:
+                env["EVERBATCH_KEYS_FILE"] = str(folder / "keys.toml")
 
             async def start(name: str, *arguments: str) -> None:
                 child = await ChildProcess.start(name, list(arguments), env, folder / f"{name}.log")
@@ -151,8 +184,14 @@ async def run_stack(
                 await start(f"worker-{number}" if number else "worker", "worker", "--max-in-flight", str(max_in_flight))
             await start("api", "serve", "--host", "127.0.0.1", "--port", str(api))
             await _ready(f"http://127.0.0.1:{api}/ready", children)
-            client = AsyncOpenAI(base_url=f"http://127.0.0.1:{api}/v1", api_key="none", max_retries=0, timeout=300)
-            yield Stack(folder, engine, await exits.enter_async_context(client), handle, children)
+            url = f"http://127.0.0.1:{api}/v1"
+            clients = {
+                name: await exits.enter_async_context(
+                    AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=300)
+                )
+                for name, key in keys.items()
+            }
+            yield Stack(folder, engine, clients, handle, children)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

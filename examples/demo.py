@@ -133,7 +133,7 @@ def describe(batch: Batch) -> str:
     if progress.get("requests_per_second"):
         parts.append(f"{progress['requests_per_second']:.1f}/s")
     if progress.get("waiting_reason"):
-        parts.append(f"waiting: {progress['waiting_reason']}")
+        parts.append(progress["waiting_reason"])
     return " ".join(parts)
 
 

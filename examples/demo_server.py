@@ -73,7 +73,7 @@ class DevServer:
         options = ["--port", str(self.ports.api), "--data-dir", self._data_dir]
         options += ["--temporal-port", str(self.ports.temporal), "--ui-port", str(self.ports.ui)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "api.cli", "dev", *options],
+            [sys.executable, "-m", "api.cli.main", "dev", *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from activities.storage import CHUNK, ObjectNotFound, ObjectStore, StoreError
+from activities.store.object_store import CHUNK, ObjectNotFound, ObjectStore, StoreError
 
 KEYS = ["a-b", "a.b/x", "a/0", "a/b", "a/b-c/d", "a/b.c", "a/c/d/e/f", "a/c/d/g", "a/d", "a0", "aa/z"]
 
@@ -123,6 +123,15 @@ class StoreContract:
         assert list(store.list("p/a/")) == [key for key in keys if key.startswith("p/a/")]
         for after in [*keys, "p/", "p/a", "p/a/", "p/a/c/d/", "p/~", "zzz"]:
             assert list(store.list("p/", after=after)) == [key for key in keys if key > after]
+            assert list(store.list_backwards("p/", before=after)) == [key for key in reversed(keys) if key < after]
+        assert list(store.list_backwards("p/")) == keys[::-1]
+        assert list(store.list_backwards("p/a/")) == [key for key in reversed(keys) if key.startswith("p/a/")]
+        assert list(store.list_backwards("p/", before="a")) == list(store.list("p/", after="q")) == []
+
+    def test_bytes_below_a_prefix(self, store: ObjectStore) -> None:
+        for key, size in (("p/a", 3), ("p/b/c", 40), ("p/b/d", 0), ("pp/x", 500)):
+            store.put(key, b"x" * size)
+        assert [store.bytes_below(prefix) for prefix in ("p/", "p/b/", "q/")] == [43, 40, 0]
 
     def test_a_listing_survives_what_is_deleted_meanwhile(self, store: ObjectStore) -> None:
         for number in range(10):
@@ -214,6 +223,7 @@ class StoreContract:
             lambda: store.get(key),
             lambda: store.stream(key),
             lambda: store.put(key, b"evil"),
+            lambda: store.put_new(key, b"evil"),
             lambda: store.writer(key).__enter__(),
             lambda: store.copy(key, "a"),
             lambda: store.compose([key, key], "a"),
@@ -255,6 +265,22 @@ class StoreContract:
             for future in [pool.submit(work, worker) for worker in range(8)]:
                 future.result()
         assert list(store.list("deep/")) == [*self.KEPT]
+
+    def test_of_many_who_create_one_object_one_does_and_all_are_given_it(self, store: ObjectStore) -> None:
+        start = threading.Barrier(8)
+
+        def create(worker: int) -> list[bytes]:
+            given: list[bytes] = []
+            for number in range(self.ROUNDS // 5):
+                start.wait()
+                given.append(store.put_new(f"a/{number}/b", b"%d" % worker))
+            return given
+
+        with ThreadPoolExecutor(8) as pool:
+            given = list(pool.map(create, range(8)))
+        for number, of_round in enumerate(zip(*given, strict=True)):
+            assert set(of_round) == {store.get(f"a/{number}/b")}
+        assert store.put_new("a/0/b", b"other") == store.get("a/0/b") != b"other"
 
     def test_of_many_writers_of_one_key_one_wins_whole(self, store: ObjectStore) -> None:
         def write(worker: int) -> None:

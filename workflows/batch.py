@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
+from collections.abc import Coroutine
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 from temporalio import workflow
-from temporalio.common import Priority, WorkflowIDReusePolicy
-from temporalio.exceptions import ActivityError, WorkflowAlreadyStartedError, is_cancelled_exception
+from temporalio.common import Priority
+from temporalio.exceptions import ActivityError, ApplicationError, ApplicationErrorCategory, is_cancelled_exception
 
 # Pure modules: loading them once for all runs, not once a run, is safe and saves milliseconds of each start.
 with workflow.unsafe.imports_passed_through():
-    from workflows import contract
-    from workflows.details import batch_details, cut, shard_summary, webhook_summary
-    from workflows.ids import format_ranges, webhook_workflow_id
+    from workflows import contract, steps
+    from workflows.details import batch_details, end_reason, shard_summary
+    from workflows.end_types import CloseBatchInput, WriteFilesInput
+    from workflows.fairness import MOST_SHARDS, fairness_key, fairness_weight, first_window
+    from workflows.ids import format_ranges
     from workflows.types import (
         BatchError,
         BatchMemo,
@@ -30,10 +32,7 @@ with workflow.unsafe.imports_passed_through():
         Shard,
         ShardResult,
         ValidateResult,
-        WebhookInput,
-        WriteFilesInput,
     )
-    from workflows.webhook import WebhookWorkflow
 
 T = TypeVar("T")
 
@@ -41,16 +40,17 @@ RATE_WINDOW = 30.0
 """Seconds over which the recent rate is taken."""
 
 MEMO_STEPS = 10
-"""How often in its life a run writes its counts where they can be read without a worker."""
+"""How often in its life a run writes its counts where they can be read without a worker …"""
 
+MEMO_SECONDS = 60.0
+"""… or when it finishes a shard after this time, if that comes first."""
 
-def fairness_weight(shard: Shard, share: float = 1.0) -> float:
-    """Temporal takes turns between batches by tasks; this makes it turns by requests, times the batch's ``share``.
-
-    Measured behind a batch of 50,000: with equal weights each single request of a small batch waited for a hundred of
-    the large one.
-    """
-    return min(1000.0, max(0.001, 100.0 * share / shard.requests))
+_END_TIMES: Final = {
+    BatchPhase.COMPLETED: "completed_at",
+    BatchPhase.FAILED: "failed_at",
+    BatchPhase.EXPIRED: "expired_at",
+    BatchPhase.CANCELLED: "cancelled_at",
+}
 
 
 @workflow.defn(name=contract.BATCH_WORKFLOW)
@@ -60,25 +60,36 @@ class BatchWorkflow:
         self._spec = spec
         self._status = BatchStatus()
         self._cancel_requested = False
+        self._run_is_cancelled = False  # by Temporal, which alone lets a run end as Canceled
         self._stopping = False
+        self._is_checked = False
         self._shards_scheduled = False
         self._shards_paused = False
-        self._share = 1.0
         self._upstreams: list[str] = []
-        self._plan = ""
+        self._cut = ""
         self._attempts: list[str | None] = []
+        self._requests = 0  # to be sent
         self._finished: set[int] = set()
+        self._memo_at = 0.0
         self._samples: deque[tuple[float, int]] = deque()
 
     @workflow.run
     async def run(self, spec: BatchSpec) -> BatchStatus:
-        """Returns the final status. Ends normally in every outcome: a batch that failed is a result of its run."""
+        """Returns the final status of a batch that has completed.
+
+        Raises:
+            CancelledError: the batch is cancelled.
+            ApplicationError: it failed or expired; the message says why in one line.
+        """
         self._describe()
         work = asyncio.create_task(self._work())
         pausing = asyncio.create_task(self._pause_and_resume())
         outcome, missing = await self._wait_for(work)
         pausing.cancel()
-        return await self._finalize(outcome, missing)
+        could_merge = await self._merge(outcome, missing)
+        self._decide(outcome)
+        await self._close(keep_answers=not could_merge)
+        return await self._end()
 
     @workflow.query(name=contract.STATUS_QUERY)
     def status(self) -> BatchStatus:
@@ -86,8 +97,8 @@ class BatchWorkflow:
 
     @workflow.signal(name=contract.CANCEL_SIGNAL)
     def cancel(self) -> None:
-        self._cancel_requested = True
-        if self._status.cancelling_at is None and not self._status.phase.is_terminal:
+        if self._status.outcome is None and not self._cancel_requested:
+            self._cancel_requested = True
             self._update(cancelling_at=self._now())
 
     @workflow.signal(name=contract.PAUSE_SIGNAL)
@@ -116,15 +127,14 @@ class BatchWorkflow:
         except TimeoutError:
             await self._stop(work)
             return BatchPhase.EXPIRED, MissingReason.EXPIRED
-        except asyncio.CancelledError:  # from the Temporal UI or CLI, not by our signal
-            self.cancel()
-        if not work.done():
+        except asyncio.CancelledError:
+            self._cancelled_by_temporal()
+        if self._cancel_requested or not work.done():
             self._set_phase(BatchPhase.CANCELLING)
             await self._stop(work)
             return BatchPhase.CANCELLED, MissingReason.CANCELLED
         work.result()  # a bug of ours fails the workflow task, which waits for mended code, and not the batch
-        failed = bool(self._status.errors)
-        return BatchPhase.FAILED if failed else BatchPhase.COMPLETED, MissingReason.FAILED
+        return BatchPhase.FAILED if self._status.errors else BatchPhase.COMPLETED, MissingReason.FAILED
 
     async def _stop(self, work: asyncio.Task[None]) -> None:
         """Cancel what runs and wait for it: the shards commit what is answered before they end."""
@@ -134,47 +144,91 @@ class BatchWorkflow:
         if not work.cancelled():
             work.exception()  # that it was stopped is the news
 
+    async def _done(self, step: Coroutine[Any, Any, T]) -> T:
+        """The result of a step that goes on also when the run is cancelled in the meantime."""
+        task = asyncio.create_task(step)
+        await self._until_done(task)
+        return task.result()
+
     async def _until_done(self, task: asyncio.Task[T]) -> None:
-        """Wait for a task, also when the workflow is cancelled from the Temporal UI in the meantime."""
         while not task.done():
-            with contextlib.suppress(asyncio.CancelledError):
+            try:
                 await workflow.wait([task])
+            except asyncio.CancelledError:
+                self._cancelled_by_temporal()
+
+    def _cancelled_by_temporal(self) -> None:
+        """The API asks for a cancel in this way too, as do Temporal's UI and CLI."""
+        self._run_is_cancelled = True
+        self.cancel()
 
     async def _work(self) -> None:
+        if self._cancel_requested:
+            return
+        self._is_checked = True
         try:
-            result = await self._validate()
+            result = await steps.validate_input(self._spec)
         except ActivityError as failure:
             if is_cancelled_exception(failure):
                 raise
             error = BatchError(code="server_error", message="The input could not be validated.")
             result = ValidateResult(errors=[error], errors_total=1)
+        if result.has_ended:
+            return  # the other activities find the final record too
         if self._stopping:
             return  # it was to be cancelled, but ended of itself; that swallows the cancel of this task
         if result.errors:
             self._update(errors=result.errors, errors_total=result.errors_total)
             return
         self._upstreams = result.upstreams or [contract.DEFAULT_UPSTREAM]
-        self._plan = result.plan
+        self._cut = result.cut
         self._attempts = [None] * len(result.shards)
+        self._requests = result.total
         self._update(
             model=result.model,
             in_progress_at=result.finished_at,
             shards_total=len(result.shards),
-            counts=Counts(total=result.total),
+            counts=result.counts,
         )
         self._set_phase(BatchPhase.IN_PROGRESS)
         await workflow.wait_condition(lambda: self._status.paused_at is None)
         self._shards_scheduled = True
-        # A tenant with fifty batches gets no more than one with a single one. The key stays the batch's own: under one
-        # key for all of a tenant, a request that is tried again would go behind all that its other batches have queued.
-        self._share = self._spec.fairness_weight / result.running_batches
-        # All at once: who runs next is for Temporal to say, by fairness between batches.
-        await asyncio.gather(
-            *(
-                self._run_shard(index, shard, result.labels[index] if result.labels else "")
-                for index, shard in enumerate(result.shards)
-            )
-        )
+        await self._run_shards(result.shards, result.labels)
+
+    async def _run_shards(self, shards: list[Shard], labels: list[str]) -> None:
+        """Run all shards, a window of them at a time: who runs next is for Temporal to say, by fairness between those
+        that are queued. So a workflow task has little to do, however large the batch is.
+        """
+        window, following = first_window(shards), 0
+        first_of = {shard.upstream: index for index, shard in reversed(list(enumerate(shards)))}
+        running: dict[int, asyncio.Task[None]] = {}
+
+        def may_start() -> bool:
+            return following < len(shards) and len(running) < window and self._status.paused_at is None
+
+        async def stop() -> None:
+            for task in running.values():
+                task.cancel()
+            if running:
+                await workflow.wait(list(running.values()))
+
+        try:
+            while following < len(shards) or running:
+                await workflow.wait_condition(lambda: may_start() or any(task.done() for task in running.values()))
+                for index in [index for index, task in running.items() if task.done()]:
+                    running.pop(index).result()  # a bug of ours
+                    window = min(window + 1, MOST_SHARDS)
+                if self._status.errors:  # a shard has found that the rest is not worth sending
+                    return await stop()
+                while may_start():
+                    shard, index = shards[following], following
+                    is_first = len(shards) == self._requests or first_of[shard.upstream] == index
+                    label = labels[index] if labels else ""
+                    running[index] = asyncio.create_task(self._run_shard(index, shard, label, is_first))
+                    following += 1
+        except asyncio.CancelledError:
+            await stop()
+            raise
 
     async def _pause_and_resume(self) -> None:
         """Keep Temporal's pausing of the shards as the signals want it. The completion window runs on meanwhile."""
@@ -184,28 +238,10 @@ class BatchWorkflow:
             )
             self._shards_paused = not self._shards_paused
             self._write_memo()
-            await workflow.execute_activity_method(
-                contract.PauseShardsStub.pause_shards,
-                PauseShardsInput(batch_id=self._spec.batch_id, paused=self._shards_paused),
-                start_to_close_timeout=contract.PAUSE_TIMEOUT,
-                retry_policy=contract.STEP_RETRY,
-                summary="pause the shards" if self._shards_paused else "resume the shards",
-            )
+            await steps.pause_shards(PauseShardsInput(batch_id=self._spec.batch_id, paused=self._shards_paused))
 
-    async def _validate(self) -> ValidateResult:
-        return await workflow.execute_activity_method(
-            contract.ValidateInputStub.validate_input,
-            self._spec,
-            activity_id="validate",
-            start_to_close_timeout=contract.VALIDATE_TIMEOUT,
-            heartbeat_timeout=timedelta(seconds=self._spec.heartbeat_timeout),
-            retry_policy=contract.STEP_RETRY,
-            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            summary=cut(f"check {self._spec.input_file_id}"),
-        )
-
-    async def _run_shard(self, index: int, shard: Shard, label: str) -> None:
-        weight = fairness_weight(shard, self._share)
+    async def _run_shard(self, index: int, shard: Shard, label: str, is_first: bool) -> None:
+        queue = contract.upstream_task_queue(self._spec.inference_task_queue, self._upstreams[shard.upstream])
         try:
             result = await workflow.execute_activity_method(
                 contract.RunRequestsStub.run_requests,
@@ -217,23 +253,29 @@ class BatchWorkflow:
                     model=self._status.model or "",
                     shard=shard,
                     max_attempts=self._spec.max_attempts,
+                    max_line_bytes=self._spec.max_line_bytes,
                     strict_error_lines=self._spec.strict_error_lines,
-                    plan=self._plan,
+                    cut=self._cut,
+                    is_mixed=len(self._upstreams) > 1,
                 ),
-                task_queue=contract.upstream_task_queue(
-                    self._spec.inference_task_queue, self._upstreams[shard.upstream]
-                ),
-                activity_id=f"line-{shard.first_line}" if label else f"shard-{index}",
+                task_queue=contract.first_task_queue(queue) if is_first else queue,
+                activity_id=f"line-{shard.first_line}" if shard.requests == 1 else f"shard-{index}",
                 # One attempt may take as long as the batch: heartbeats tell whether its worker lives.
                 start_to_close_timeout=timedelta(seconds=self._spec.window_seconds + 3600),
                 heartbeat_timeout=timedelta(seconds=self._spec.heartbeat_timeout),
                 retry_policy=contract.SHARD_RETRY,
                 cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
                 summary=shard_summary(index, self._status.shards_total, shard.requests, label),
-                priority=Priority(fairness_key=self._spec.batch_id, fairness_weight=weight),
+                priority=Priority(
+                    fairness_key=fairness_key(self._spec.tenant, self._requests),
+                    fairness_weight=fairness_weight(shard, self._spec.fairness_weight),
+                ),
             )
-        except ActivityError:
-            if not self._stopping:
+        except ActivityError as failure:
+            cause = failure.cause
+            if isinstance(cause, ApplicationError) and cause.type == contract.WRONG_ROUTE:
+                self._update(errors=[BatchError(code="wrong_route", message=cause.message)], errors_total=1)
+            elif not (self._stopping or self._status.errors):
                 workflow.logger.exception("a shard ended without a result; what it committed still counts")
             return
         self._shard_finished(index, result)
@@ -259,53 +301,72 @@ class BatchWorkflow:
             rate_since=self._samples[0][0],
             rate_done=self._samples[0][1],
         )
-        if len(self._finished) % max(1, len(self._attempts) // MEMO_STEPS) == 0:
+        is_step = len(self._finished) % max(1, len(self._attempts) // MEMO_STEPS) == 0
+        if is_step or now - self._memo_at >= MEMO_SECONDS:
             self._write_memo()
 
-    async def _finalize(self, outcome: BatchPhase, missing: MissingReason) -> BatchStatus:
+    # The end
+
+    async def _merge(self, outcome: BatchPhase, missing: MissingReason) -> bool:
+        """Write the result files; whether that could be done."""
         if self._status.counts.total:
             self._update(finalizing_at=self._now())
             self._set_phase(BatchPhase.CANCELLING if outcome is BatchPhase.CANCELLED else BatchPhase.FINALIZING)
-        writing = asyncio.create_task(self._write_files(outcome, missing))
-        await self._until_done(writing)
-        self._status = writing.result()
-        self._set_phase(self._status.phase)
-        if self._spec.webhooks:
-            await self._until_done(asyncio.create_task(self._start_webhooks()))
-        return self._status
-
-    async def _start_webhooks(self) -> None:
-        """Hand the news to a workflow of its own: it may take days, and this one is over."""
-        task = WebhookInput.of(self._spec, self._status)
-        with contextlib.suppress(WorkflowAlreadyStartedError):  # a run before this one, which was reset
-            await workflow.start_child_workflow(
-                WebhookWorkflow.run,
-                task,
-                id=webhook_workflow_id(self._spec.batch_id),
-                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
-                cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
-                static_summary=webhook_summary(task),
-            )
-
-    async def _write_files(self, outcome: BatchPhase, missing: MissingReason) -> BatchStatus:
-        return await workflow.execute_activity_method(
-            contract.WriteFilesStub.write_files,
-            WriteFilesInput(
-                spec=self._spec,
-                status=self._status,
-                outcome=outcome,
-                attempts=self._attempts,
-                missing=missing,
-                plan=self._plan,
-            ),
-            activity_id="write-files",
-            start_to_close_timeout=contract.WRITE_TIMEOUT,
-            heartbeat_timeout=timedelta(seconds=self._spec.heartbeat_timeout),
-            retry_policy=contract.STEP_RETRY,
-            cancellation_type=workflow.ActivityCancellationType.ABANDON,
-            summary=f"write result files: {outcome}",
+        task = WriteFilesInput(
+            spec=self._spec, attempts=self._attempts, missing=missing, cut=self._cut, is_checked=self._is_checked
         )
+        merged = await self._done(steps.write_files(task, outcome))
+        if merged.errors:
+            self._update(errors=merged.errors, errors_total=len(merged.errors))
+            return False
+        if merged.counts.total:
+            self._update(
+                counts=merged.counts,
+                usage=merged.usage,
+                output_file_id=merged.output_file_id,
+                error_file_id=merged.error_file_id,
+                finished_shards="",
+                model=self._status.model or merged.model,
+                in_progress_at=self._status.in_progress_at or merged.in_progress_at,
+                finalizing_at=self._status.finalizing_at or self._now(),
+            )
+        return True
+
+    def _decide(self, outcome: BatchPhase) -> None:
+        """What the batch ends as, once and for all.
+
+        Whoever cancels it looks at the search attribute: as long as it names no outcome and no workflow task is under
+        way, the next one takes the cancel in before it comes here.
+        """
+        if self._cancel_requested:
+            outcome = BatchPhase.CANCELLED
+        elif self._status.errors:
+            outcome = BatchPhase.FAILED
+        self._update(outcome=outcome, **{_END_TIMES[outcome]: self._now()})
+        self._show(outcome)
+
+    async def _close(self, *, keep_answers: bool) -> None:
+        run_is_cancelled, status = self._run_is_cancelled, self._status
+        task = CloseBatchInput(
+            spec=self._spec, status=status, keep_answers=keep_answers, run_is_cancelled=run_is_cancelled
+        )
+        decided, self._status = self._status.outcome, await self._done(steps.close_batch(task))
+        if self._status.phase is not decided:  # it had ended before its workflow was reset
+            self._show(self._status.phase)
+        self._write_memo()
+        self._describe()
+
+    async def _end(self) -> BatchStatus:
+        """End the run so that Temporal shows the outcome."""
+        phase = self._status.phase
+        if phase is BatchPhase.CANCELLED:
+            if not self._run_is_cancelled:
+                await workflow.wait_condition(lambda: False)  # until Temporal cancels it, as ``close_batch`` has asked
+            raise asyncio.CancelledError
+        if phase is not BatchPhase.COMPLETED:
+            reason = end_reason(self._spec, self._status)
+            raise ApplicationError(reason, type=f"Batch{phase.capitalize()}", category=ApplicationErrorCategory.BENIGN)
+        return self._status
 
     # What is seen from outside
 
@@ -315,27 +376,20 @@ class BatchWorkflow:
 
     def _set_phase(self, phase: BatchPhase) -> None:
         self._update(phase=phase)
+        self._show(phase)
+        self._write_memo()
+
+    def _show(self, phase: BatchPhase) -> None:
         workflow.upsert_search_attributes(  # pyright: ignore[reportUnknownMemberType] - the SDK leaves a type open
             [contract.STATUS_ATTRIBUTE.value_set(phase.value)]
         )
-        self._write_memo()
 
     def _write_memo(self) -> None:
-        status = self._status
-        memo = BatchMemo(
-            phase=status.phase,
-            counts=status.counts,
-            in_progress_at=status.in_progress_at,
-            finalizing_at=status.finalizing_at,
-            cancelling_at=status.cancelling_at,
-            paused_at=status.paused_at,
-            finished_shards=status.finished_shards,
-            model=status.model,
-        )
-        workflow.upsert_memo({contract.MEMO_STATUS: memo})
+        self._memo_at = workflow.time()
+        workflow.upsert_memo({contract.MEMO_STATUS: BatchMemo.of(self._status, int(self._memo_at))})
 
     def _describe(self) -> None:
-        workflow.set_current_details(batch_details(self._spec, self._status))
+        workflow.set_current_details(batch_details(self._spec, self._status, self._upstreams))
 
     def _now(self) -> int:
         return int(workflow.time())

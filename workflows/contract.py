@@ -1,4 +1,4 @@
-"""What workflows and activities agree on: names, stubs, task queues, timeouts and retry policies.
+"""The contract between workflows and activities: names, stubs, task queues, timeouts and retry policies.
 
 The stubs let workflows call activities by type without importing them. Implementations subclass the stub
 and re-decorate the method with the same name; ``tests/unit/test_contract.py`` holds them together.
@@ -11,6 +11,7 @@ from datetime import timedelta
 from temporalio import activity
 from temporalio.common import RetryPolicy, SearchAttributeKey
 
+from workflows.end_types import CloseBatchInput, MergedFiles, WriteFilesInput
 from workflows.types import (
     BatchSpec,
     BatchStatus,
@@ -22,12 +23,12 @@ from workflows.types import (
     RunRequestsInput,
     ShardResult,
     ValidateResult,
-    WriteFilesInput,
 )
 
 BATCH_WORKFLOW = "Batch"
 JANITOR_WORKFLOW = "Janitor"
 WEBHOOK_WORKFLOW = "Webhook"
+READY_WORKFLOW = "Ready"
 STATUS_QUERY = "status"
 CANCEL_SIGNAL = "cancel"
 PAUSE_SIGNAL = "pause"
@@ -36,6 +37,7 @@ RESUME_SIGNAL = "resume"
 VALIDATE_INPUT = "validate_input"
 RUN_REQUESTS = "run_requests"
 WRITE_FILES = "write_files"
+CLOSE_BATCH = "close_batch"
 PAUSE_SHARDS = "pause_shards"
 DELETE_EXPIRED = "delete_expired"
 DELIVER_WEBHOOK = "deliver_webhook"
@@ -43,6 +45,9 @@ DELIVER_WEBHOOK = "deliver_webhook"
 WEBHOOK_EVENTS = ("batch.completed", "batch.failed", "batch.cancelled", "batch.expired")
 
 MEMO_STATUS = "status"
+
+MESSAGES_ENDPOINT = "/v1/messages"
+"""Anthropic's, whose batches its Message Batches API shows too."""
 
 TENANT_ATTRIBUTE = SearchAttributeKey.for_keyword("BatchTenant")
 ENDPOINT_ATTRIBUTE = SearchAttributeKey.for_keyword("BatchEndpoint")
@@ -68,9 +73,10 @@ STEP_RETRY = RetryPolicy(
     maximum_interval=timedelta(seconds=30),
     maximum_attempts=0,
 )
-"""For validation and file writing, which fail only while the store is away."""
+"""For everything but requests and webhooks: it fails only while the store or Temporal is down."""
 
 PAUSE_TIMEOUT = timedelta(seconds=10)
+CLOSE_TIMEOUT = timedelta(minutes=10)
 VALIDATE_TIMEOUT = timedelta(hours=2)
 WRITE_TIMEOUT = timedelta(hours=6)
 DELETE_TIMEOUT = timedelta(hours=1)
@@ -86,7 +92,13 @@ DELIVER_WITHIN = timedelta(hours=72)
 DELIVER_TIMEOUT = timedelta(seconds=20)
 """Of one attempt, which gives the endpoint ten."""
 
+WRONG_ROUTE = "WrongRoute"
+"""Type of the error with which a shard ends a batch whose first requests all got the same 404."""
+
 DEFAULT_UPSTREAM = "default"
+
+FIRST_SUFFIX = ":first"
+"""With a colon, which no name of an upstream has."""
 
 
 def inference_task_queue(task_queue: str) -> str:
@@ -101,6 +113,18 @@ def upstream_task_queue(inference_queue: str, upstream: str) -> str:
     handed back, or else stand in front of everybody's.
     """
     return inference_queue if upstream == DEFAULT_UPSTREAM else f"{inference_queue}-{upstream}"
+
+
+def first_task_queue(queue: str) -> str:
+    """Small batches, and the first shard of large ones, have one beside their upstream's: a worker that is full of a
+    large batch still takes them in, and serves them in turn with what it has.
+    """
+    return queue + FIRST_SUFFIX
+
+
+def control_task_queue(task_queue: str) -> str:
+    """What is short and urgent has one, so that it does not wait behind hours of writing files."""
+    return f"{task_queue}-control"
 
 
 def webhook_task_queue(task_queue: str) -> str:
@@ -131,8 +155,22 @@ class RunRequestsStub:
 
 class WriteFilesStub:
     @activity.defn(name=WRITE_FILES)
-    async def write_files(self, task: WriteFilesInput) -> BatchStatus:
-        """Merge what is committed into the output and error file, write the final record, return the final status."""
+    async def write_files(self, task: WriteFilesInput) -> MergedFiles:
+        """Merge what is committed into the output and error file. What the batch ends as is not decided here."""
+        raise NotImplementedError
+
+
+class CloseBatchStub:
+    @activity.defn(name=CLOSE_BATCH)
+    async def close_batch(self, task: CloseBatchInput) -> BatchStatus:
+        """Write the final record of a batch, tell its webhooks, and remove what only a running batch needs.
+
+        Doing it again changes nothing. The first final record counts, so a batch that had ended already, and whose
+        workflow was reset, ends as it did.
+
+        Returns:
+            The status in the final record.
+        """
         raise NotImplementedError
 
 

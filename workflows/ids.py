@@ -1,11 +1,20 @@
-"""Pure derivation of ids. Everything that may run twice derives its ids, so that it makes the same thing twice."""
+"""Derives ids without side effects, so that whatever runs twice creates the same object."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+import string
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
+
+ResultKind = Literal["output", "error"]
+"""Which of a batch's result files."""
+
+_DIGITS: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
+_BATCH_ID: Final = re.compile(r"batch_[0-9a-f]{32}")
+_RESULT_FILE_ID: Final = re.compile(r"file-([oe])([0-9A-Za-z]{23})")
 
 
 def _hex(*parts: str, length: int = 32) -> str:
@@ -28,8 +37,30 @@ def file_id_for_upload(upload_id: str, part_ids: Sequence[str]) -> str:
     return "file-" + _hex("parts", upload_id, *part_ids, length=24)
 
 
-def result_file_id(batch_id: str, kind: Literal["output", "error"]) -> str:
-    return "file-" + _hex("file", batch_id, kind, length=24)
+def is_batch_id(text: str) -> bool:
+    """Whether it is an id as the API makes them."""
+    return _BATCH_ID.fullmatch(text) is not None
+
+
+def result_file_id(batch_id: str, kind: ResultKind) -> str:
+    """The id of a result file: its kind, and the batch's number in 23 letters and digits."""
+    number = int(batch_id[6:] if is_batch_id(batch_id) else _hex("file", batch_id), 16)
+    digits = ""
+    while len(digits) < 23:
+        number, digit = divmod(number, len(_DIGITS))
+        digits = _DIGITS[digit] + digits
+    return f"file-{kind[0]}{digits}"
+
+
+def batch_of_result_file(file_id: str) -> tuple[str, ResultKind] | None:
+    """The inverse of :func:`result_file_id`; ``None`` for an id that no result file has."""
+    match = _RESULT_FILE_ID.fullmatch(file_id)
+    if not match:
+        return None
+    number = 0
+    for digit in match[2]:
+        number = number * len(_DIGITS) + _DIGITS.index(digit)
+    return (f"batch_{number:032x}", "output" if match[1] == "o" else "error") if number < 1 << 128 else None
 
 
 def request_id_prefix(batch_id: str) -> str:

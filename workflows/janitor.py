@@ -12,7 +12,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.types import DeleteExpiredInput, DeleteExpiredResult
 
 MAX_PASSES = 100
-"""Of the activity in one run; the next run goes on where it ended."""
+"""Of the activity in one run; the next run continues after it."""
 
 
 @workflow.defn(name=contract.JANITOR_WORKFLOW)
@@ -25,6 +25,7 @@ class JanitorWorkflow:
             done += await workflow.execute_activity_method(
                 contract.DeleteExpiredStub.delete_expired,
                 task,
+                task_queue=contract.control_task_queue(workflow.info().task_queue),
                 start_to_close_timeout=contract.DELETE_TIMEOUT,
                 heartbeat_timeout=timedelta(seconds=30),
                 retry_policy=contract.STEP_RETRY,

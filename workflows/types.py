@@ -11,6 +11,9 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from workflows.nested import SETTINGS_OF_SPEC, NestedSettings
+from workflows.waits import Wait
+
 
 class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -36,8 +39,10 @@ class BatchPhase(StrEnum):
 TERMINAL_PHASES = frozenset({BatchPhase.COMPLETED, BatchPhase.FAILED, BatchPhase.EXPIRED, BatchPhase.CANCELLED})
 
 
-class BatchSpec(Model):
-    """Everything a run depends on. Workflow code reads no settings, so limits and rules travel here."""
+class BatchSpec(Model, NestedSettings):
+    """Everything that a run depends on. Workflow code reads no settings, so limits and rules are recorded here."""
+
+    NESTED = SETTINGS_OF_SPEC
 
     batch_id: str
     tenant: str
@@ -49,19 +54,23 @@ class BatchSpec(Model):
     created_ms: int
     """Unix time in milliseconds. Seconds are not enough to order a list by."""
     digest: str
-    """Of the create parameters; tells a repeated create from a conflicting one."""
+    """Of the create parameters but the file; with the file's, tells a repeated create from a conflicting one."""
+    input_sha256: str = ""
+    """Of the input file's content, where an idempotency key stands for it; empty where it is not known."""
     metadata: dict[str, str] | None = None
     output_expires_after: int = 30 * 24 * 3600
     """Lifetime of the result files in seconds, counted from their creation."""
     max_requests: int = 50_000
     max_input_bytes: int = 209_715_200
+    max_line_bytes: int = 64 << 20
+    """A request in a longer line is not sent: it becomes an error line."""
     max_attempts: int = 5
     """Counted failures after which one request becomes an error line."""
     unknown_model: Literal["batch", "line"] = "batch"
     mixed_models: bool = True
     strict_error_lines: bool = False
     """Whether the error line of an HTTP answer leaves ``error`` null, as OpenAI's does."""
-    heartbeat_timeout: float = 30.0
+    heartbeat_timeout: float = 10.0
     """Seconds of silence after which an activity's worker counts as dead."""
     inference_task_queue: str = "everbatch-inference"
     counted: bool = False
@@ -72,6 +81,12 @@ class BatchSpec(Model):
     """Of its tenant, whose running batches share it."""
     webhooks: list[str] = []
     """Names of the endpoints that hear of its end."""
+    retry_of: str = ""
+    """The batch whose failed requests this one sends again, and whose other lines it takes over."""
+    retry_codes: list[str] = []
+    """Of their errors; none stand for all."""
+    inline_requests: int = 0
+    """How many requests its create held itself; its input file was made of them and is deleted with it."""
 
     @property
     def created_at(self) -> int:
@@ -80,6 +95,14 @@ class BatchSpec(Model):
     @property
     def expires_at(self) -> int:
         return self.created_at + self.window_seconds
+
+    def asks_for_the_same_as(self, other: BatchSpec) -> bool:
+        """Whether two creates under one idempotency key are one: by what the input file holds, where that is known."""
+        if self.digest != other.digest:
+            return False
+        if self.input_sha256 and other.input_sha256:
+            return self.input_sha256 == other.input_sha256
+        return self.input_file_id == other.input_file_id
 
 
 class Usage(Model):
@@ -103,6 +126,8 @@ class Counts(Model):
     total: int = 0
     completed: int = 0
     failed: int = 0
+    unanswered: int = 0
+    """Of the failed ones, those that had no answer when the batch ended. Known from its end on."""
 
 
 class BatchError(Model):
@@ -142,18 +167,26 @@ class ValidateResult(Model):
     model: str | None = None
     """The one model that all requests name, if they do."""
     total: int = 0
+    """Requests to be sent."""
+    kept: Counts = Counts()
+    """Those that a retry takes over from the first batch, with what became of them."""
     finished_at: int = 0
     """Unix seconds."""
     shards: list[Shard] = []
     upstreams: list[str] = []
     """Names of the upstreams that the shards are for; none stand for the default one."""
-    plan: str = ""
-    """Where these are several: the object that says which requests are whose. It is of this attempt alone, because the
-    next may find other models with the engines."""
-    running_batches: int = 1
-    """Of its tenant, this one included; they share the tenant's weight."""
+    cut: str = ""
+    """Digest that names these shards: what is committed of them lies under it."""
     labels: list[str] = []
-    """One per shard, where a shard is one request: its ``custom_id``, cut."""
+    """One per shard, for people, where the batch is not too large: a request by its ``custom_id``, a group by its lines
+    and their first and last, cut."""
+    has_ended: bool = False
+    """Whether the batch has ended already, in a run of its workflow that was reset. Then nothing else was done."""
+
+    @property
+    def counts(self) -> Counts:
+        """Of the batch, before anything is sent."""
+        return self.kept.model_copy(update={"total": self.kept.total + self.total})
 
 
 class RunRequestsInput(Model):
@@ -166,18 +199,24 @@ class RunRequestsInput(Model):
     """Of all requests of the batch; empty where there are several."""
     shard: Shard
     max_attempts: int
+    max_line_bytes: int = 64 << 20
     strict_error_lines: bool = False
-    plan: str = ""
-    """As :attr:`ValidateResult.plan`."""
+    cut: str = ""
+    """As :attr:`ValidateResult.cut`."""
+    is_mixed: bool = False
+    """Whether the batch has requests for several upstreams, so that those of other shards may lie between."""
 
 
 class ShardResult(Model):
-    """The object that counts: ``results/<shard>/<attempt>``."""
+    """The object that counts: ``results/<cut>/<shard>/<attempt>``."""
 
     attempt: str
+    """Empty where the batch had ended already and nothing was done."""
     completed: int
     failed: int
     usage: Usage = Usage()
+    failures: str = ""
+    """Why requests failed in the attempt that finished the shard, the most frequent reason first."""
 
 
 class ShardProgress(Model):
@@ -191,8 +230,12 @@ class ShardProgress(Model):
     in_flight: int = 0
     limit: int | None = None
     """How many requests its worker sends the upstream at once just now."""
-    waits_for: str = ""
-    """What its answers wait for, to be stored."""
+    wait: Wait | None = None
+    """What its answers wait for, to be stored, or its requests, to be sent or answered."""
+    has_ended: bool = False
+    """Whether this is the last word of its attempt. Where it is missing, the attempt was lost with its worker."""
+    losses: int = 0
+    """Attempts before this one that were lost so."""
 
 
 class MissingReason(StrEnum):
@@ -201,18 +244,6 @@ class MissingReason(StrEnum):
     EXPIRED = "batch_expired"
     CANCELLED = "batch_cancelled"
     FAILED = "batch_failed"
-
-
-class WriteFilesInput(Model):
-    spec: BatchSpec
-    status: BatchStatus
-    """As it stands when finalizing begins."""
-    outcome: BatchPhase
-    attempts: list[str | None] = []
-    """For each shard the attempt whose object counts, ``None`` where the shard did not finish."""
-    missing: MissingReason = MissingReason.FAILED
-    plan: str = ""
-    """As :attr:`ValidateResult.plan`."""
 
 
 class PauseShardsInput(Model):
@@ -233,6 +264,8 @@ class DeleteExpiredResult(Model):
     uploads: int = 0
     batches: int = 0
     """Whose leftovers are gone. Their records stay."""
+    closed: int = 0
+    """Whose workflow was terminated or lost, and which now end as cancelled with the answers that they have."""
     kept: int = 0
     """Looked at and not due yet."""
     failed: int = 0
@@ -245,6 +278,7 @@ class DeleteExpiredResult(Model):
             files=self.files + other.files,
             uploads=self.uploads + other.uploads,
             batches=self.batches + other.batches,
+            closed=self.closed + other.closed,
             kept=self.kept + other.kept,
             failed=self.failed + other.failed,
             more=other.more,
@@ -252,7 +286,7 @@ class DeleteExpiredResult(Model):
 
 
 class WebhookInput(Model):
-    """The end of a batch, for all endpoints that hear of it."""
+    """The end of a batch, for all webhooks that receive it."""
 
     batch_id: str
     tenant: str
@@ -299,6 +333,9 @@ class BatchStatus(Model):
     """Answer of the ``status`` query, result of the workflow, and part of the record in the store."""
 
     phase: BatchPhase = BatchPhase.VALIDATING
+    """Terminal in the final record only."""
+    outcome: BatchPhase | None = None
+    """The terminal phase, once it is decided: from then on a cancel comes too late."""
     counts: Counts = Counts()
     """Requests of finished shards; those of running shards are in their heartbeats."""
     usage: Usage = Usage()
@@ -333,6 +370,8 @@ class BatchStatus(Model):
 class BatchMemo(Model):
     """What can be read of a run while no worker is up. Kept coarse: each change is an event."""
 
+    written_at: int
+    """Unix seconds. What finished since then is not in the counts."""
     phase: BatchPhase
     counts: Counts
     in_progress_at: int | None = None
@@ -342,12 +381,18 @@ class BatchMemo(Model):
     finished_shards: str = ""
     model: str | None = None
 
+    @classmethod
+    def of(cls, status: BatchStatus, written_at: int) -> BatchMemo:
+        names = cls.model_fields.keys() - {"written_at"}
+        return cls(written_at=written_at, **{name: getattr(status, name) for name in names})
+
 
 class BatchRecord(Model):
-    """The store's record of a batch: answers while Temporal is away and after it has forgotten."""
+    """The store's record of a batch: used while Temporal is down, and after its retention period."""
 
     spec: BatchSpec
     status: BatchStatus
-
-
-WriteFilesInput.model_rebuild()
+    keep_leftovers_until: int | None = None
+    """Unix seconds. The objects of a run stay so long if its result files could not be written from them."""
+    deleted_at: int | None = None
+    """Unix seconds. What is left of a deleted batch is this record, so that nothing brings the batch back."""

@@ -1,4 +1,4 @@
-"""The workflow that tells a tenant's endpoints of the end of a batch. It outlives the batch's own."""
+"""The workflow that calls a tenant's webhooks when a batch has ended."""
 
 from __future__ import annotations
 

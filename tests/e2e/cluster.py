@@ -188,7 +188,7 @@ class Cluster:
 
     async def start(self, service: str, *arguments: str, **env: str) -> Child:
         words: list[str] = list(arguments) or compose.read()["services"][service]["command"]
-        command = _ending_with_us([sys.executable, "-m", "api.cli", *words], signal.SIGKILL)
+        command = _ending_with_us([sys.executable, "-m", "api.cli.main", *words], signal.SIGKILL)
         return await self.launcher.program(words[0], command, self.environment(service, **env))
 
     async def make_key(self) -> None:

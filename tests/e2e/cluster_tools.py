@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from api.temporal_binary import cached_path
+from api.dev.temporal_binary import cached_path
 from tests import compose, s3_server
 
 POSTGRES_PROGRAMS = ("initdb", "postgres")

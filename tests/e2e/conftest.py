@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from activities.settings import Settings
-from api.temporal_binary import Progress, locate_temporal
+from api.dev.temporal_binary import Progress, locate_temporal
 from tests.e2e.faults import COMMIT_INTERVAL, HEARTBEAT_TIMEOUT, Size, World, make_world
 from tests.e2e.faults_table import Matrix
 from tests.e2e.processes import Launcher, launcher

@@ -50,6 +50,10 @@ class EngineLog:
     def count(self, kind: str, since: int = 0, until: float = float("inf")) -> int:
         return sum(event.kind == kind and since < event.at <= until for event in self.events)
 
+    def received(self, custom_id: str) -> int:
+        """How often it was sent."""
+        return sum(event.kind == "recv" and event.custom_id == custom_id for event in self.events)
+
     def unanswered(self, since: float, until: int) -> set[str]:
         """Received by ``until``, and by ``since`` not answered with 200."""
         received = {event.custom_id for event in self.events if event.kind == "recv" and event.at <= until}

@@ -17,6 +17,7 @@ from typing import Any, Final
 from openai import AsyncOpenAI
 from openai.types import Batch
 
+from activities.settings import Settings
 from api.client import TERMINAL
 from tests.e2e.engine_log import SECOND, EngineLog
 from tests.e2e.faults_table import Matrix, Row
@@ -31,7 +32,8 @@ COMMIT_INTERVAL: Final = 0.1
 """Seconds before a fault in which an answer may not be committed yet."""
 COMMIT_SECONDS: Final = 0.1
 """Beyond that, for the commit itself, on a machine that has two cores for all of this."""
-HEARTBEAT_TIMEOUT: Final = 3
+HEARTBEAT_TIMEOUT: Final[float] = Settings.model_fields["heartbeat_timeout"].default
+"""What everybody has: rows measured at a shorter one would say little."""
 S3_PREFIX: Final = "store"
 
 
@@ -53,7 +55,7 @@ class Size:
         return self.name
 
 
-SINGLE: Final = Size("single", 300, 0.2, 16)
+SINGLE: Final = Size("single", 50, 1.2, 16)
 GROUPED: Final = Size("grouped", 5000, 0.1, 64)
 
 

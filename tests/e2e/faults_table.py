@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 PATH: Final = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
+LOCK: Final = Path(tempfile.gettempdir()) / "everbatch-faults.lock"
 _CACHE: Final = "everbatch/faults"
 GROUPS: Final = (
     "Worker",
@@ -17,6 +20,7 @@ GROUPS: Final = (
     "Everything",
     "Store",
     "Engine",
+    "Whose fault",
     "Cancel",
     "Expiry",
     "Create",
@@ -31,6 +35,10 @@ ELSEWHERE: Final = (
     ("cancel while the engine is down", "tests/integration/test_batch_ends.py"),
     ("terminate from the Temporal UI", "tests/integration/test_batch_ends.py"),
     ("expiry before a worker came", "tests/integration/test_batch_ends.py"),
+    (
+        "reset of the workflow to each event, ended and running, with the same and with other routes",
+        "tests/integration/test_resets.py",
+    ),
     ("pause and resume, cancel and expiry while paused", "tests/integration/test_pause.py"),
     ("`kill -9` of `everbatch dev` with all in it", "tests/e2e/test_dev.py"),
 )
@@ -79,7 +87,9 @@ class Matrix:
         return self._cache.get(_CACHE, {})  # read anew each time: another session may be at work
 
     def _save(self, rows: list[dict[str, Any]]) -> None:
-        self._cache.set(_CACHE, {**self._found(), self._test: rows})
+        with LOCK.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._cache.set(_CACHE, {**self._found(), self._test: rows})
 
     def write(self, heartbeat_timeout: float, commit_interval: float) -> None:
         PATH.write_text(_page(self.rows(), heartbeat_timeout, commit_interval))
@@ -108,8 +118,8 @@ Written by the tests of the fault matrix from what they found (`make faults`). E
 fake inference engine as processes, does the harm in the middle of a batch, and holds the result files against those of
 an undisturbed run, line by line. What was sent, and what was sent again, is told by the engine's own log. All along a
 client asks for the batch and for the list of batches: counts never go back (but when the API itself is started anew
-while Temporal or all workers are away), and there is no 5xx but 503 with `Retry-After` while the store is away. Batches
-of 300 requests are one activity per request, those of 5,000 are groups.
+while Temporal or all workers are down), and there is no 5xx but 503 with `Retry-After` while the store is down. Batches
+of 50 requests are one activity per request, larger ones are groups.
 
 - *Sent twice*: requests that the engine got once more although it had answered, or was about to.
 - *May be*: those in flight at the fault and those answered in the 100 ms before it, whose answers may not have been

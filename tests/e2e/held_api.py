@@ -10,8 +10,8 @@ import os
 import threading
 from pathlib import Path
 
-from activities.catalog import Catalog
-from api.cli import main
+from activities.records.catalog import Catalog
+from api.cli.main import main
 from workflows.types import BatchSpec
 
 

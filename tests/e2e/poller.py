@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Generator
 from typing import Any, Final
@@ -25,10 +26,10 @@ class Poller:
         """Of each kind: a status, or ``lost`` where there was none."""
         self.wrong: list[str] = []
         self.api_is_new = False
-        """Set when the API was started again: what it had seen of running shards it knows no more, and while Temporal
-        or the workers are away too it cannot ask, so its counts may be older then."""
+        """Set when the API was started again: what it had seen of running shards it knows no more, and while it cannot
+        ask it tells what it finds written down. Then ``as_of`` says that this is older than what was shown before."""
         self._down: Counter[str] = Counter()
-        self._highest: dict[str, Any] = {"done": (0, 0, 0), "status": 0}
+        self._highest: dict[str, Any] = {"done": (0, 0, 0), "status": 0, "as_of": 0}
 
     @contextlib.contextmanager
     def while_down(self, part: str) -> Generator[None]:
@@ -60,7 +61,7 @@ class Poller:
         return self.latest.get("progress") or {}
 
     async def _run(self) -> None:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
             while True:
                 for path in (f"/batches/{self.batch_id}", "/batches"):
                     await self._ask(session, path)
@@ -98,16 +99,19 @@ class Poller:
         self.latest = batch
         counts = _counts(batch)
         before = self._highest["done"]
-        reason = self.progress.get("waiting_reason") or ""
-        if self.api_is_new and reason.endswith(("no worker answers", "does not answer")):
+        as_of = (self.progress.get("as_of") or 0) if self.progress else math.inf  # one that has ended is known for good
+        if self.api_is_new and as_of <= self._highest["as_of"]:
             return
-        self.api_is_new = False
         if any(now < then for now, then in zip(counts, before, strict=True)):
             self.wrong.append(f"{path}: completed, failed and total went from {before} to {counts}")
         rank = _ORDER.index(batch["status"]) if batch["status"] in _ORDER else len(_ORDER)
         if rank < self._highest["status"]:
             self.wrong.append(f"{path}: back to {batch['status']}")
-        self._highest = {"done": tuple(map(max, counts, before)), "status": max(rank, self._highest["status"])}
+        self._highest = {
+            "done": tuple(map(max, counts, before)),
+            "status": max(rank, self._highest["status"]),
+            "as_of": max(as_of, self._highest["as_of"]),
+        }
 
 
 def _counts(batch: dict[str, Any]) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Everbatch as its users run it: ``python -m api.cli …`` as processes, looked at from outside."""
+"""Everbatch as its users run it: ``python -m api.cli.main …`` as processes, looked at from outside."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from api.client import TERMINAL
 from tests.integration.stack import Finished, jsonl, until
 
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 40.0
+START_SECONDS = 100.0
 STOP_SECONDS = 20.0
 
 API_LINE = re.compile(r"Everbatch API +(?:on )?http://127\.0\.0\.1:(\d+)/v1")
@@ -152,7 +152,7 @@ class Launcher:
         self._children: list[Child] = []
         self._numbers = count()  # several may start at once
 
-    async def start(self, *arguments: str, env: dict[str, str] | None = None, module: str = "api.cli") -> Child:
+    async def start(self, *arguments: str, env: dict[str, str] | None = None, module: str = "api.cli.main") -> Child:
         command = [sys.executable, "-m", module, *arguments]
         return await self.program(arguments[0], command, {**self.env, **(env or {})})
 

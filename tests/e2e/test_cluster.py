@@ -55,14 +55,14 @@ async def retention(address: str) -> timedelta:
 async def set_up(cluster: Cluster, waiting: list[Child]) -> None:
     """Processes that were there before have said what is missing; twice, because it may be repeated."""
     for child in waiting:
-        await child.said(re.compile("no namespace everbatch: run `everbatch setup`"))
+        await child.said(re.compile("namespace everbatch does not exist: run `everbatch setup`"))
     for days in (3, 5):
         done = await cluster.setup(EVERBATCH_RETENTION_DAYS=str(days))
         assert await done.wait() == 0, done.stderr
         assert done.stdout.count("ready: ") == 4
         assert await retention(cluster.temporal_address) == timedelta(days=days)
     for child in waiting:
-        await child.said(re.compile(f"Temporal at .* is there|{WORKER_LINE.pattern}"))
+        await child.said(re.compile(f"connected to Temporal at |{WORKER_LINE.pattern}"))
 
 
 async def until_answered(log: EngineLog, count: int) -> None:

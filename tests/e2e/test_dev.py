@@ -32,7 +32,7 @@ async def test_a_file_over_the_limit(cluster: Launcher) -> None:
         # Declared, by a client that asks first: refused by the length alone.
         url = httpx2.URL(str(client.base_url))
         reader, writer = await asyncio.open_connection(url.host, url.port)
-        head = "POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=b\r\n"
+        head = "POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=b\r\n"
         writer.write(f"{head}expect: 100-continue\r\ncontent-length: {LIMIT * 1000}\r\n\r\n".encode())
         assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 413 ")
         writer.close()

@@ -34,8 +34,9 @@ async def until_told(it: World, *words: str) -> None:
         raise AssertionError(f"it says {it.poller.latest}") from None
 
 
-@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=[slow, pytest.mark.timeout(180)])])
-@pytest.mark.parametrize("size", [pytest.param(SINGLE, marks=slow), GROUPED], ids=str)
+@slow
+@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.timeout(180))])
+@both
 async def test_engine_is_down(world: MakeWorld, size: Size, seconds: int) -> None:
     it = await world(size)
     await it.submit()
@@ -43,14 +44,14 @@ async def test_engine_is_down(world: MakeWorld, size: Size, seconds: int) -> Non
     with it.fault():
         await it.engine.stop()
         it.struck()
-        await until_told(it, "connection refused")
+        await until_told(it, "refuses connections")
         await asyncio.sleep(max(0, seconds - (now() - it.since) / SECOND))
         await it.engine.start()
     it.lift()
     await it.end("Engine", f"down for {seconds} s", allowed=it.at_risk(), seconds=60 + seconds)
-    full = it.log.full_rate_after(it.lifted, 0.9 * size.rate)
+    full = it.log.full_rate_after(it.lifted, 0.5 * it.log.rate(it.log.events[0].at, it.since))
     assert full is not None
-    assert full <= 5
+    assert full <= 6
 
 
 @slow
@@ -82,6 +83,7 @@ async def first_refusal(it: World, status: int) -> int:
     return it.log.first(lambda event: event.status == status)
 
 
+@slow
 async def test_429_storm(world: MakeWorld) -> None:
     """The engine takes fewer at once than the worker may send."""
     admitted, latency = 96, 0.2
@@ -119,18 +121,18 @@ def struck(it: World, fraction: float) -> Counter[str]:
     [
         ({"mode": "status", "status": 500}, "5 % random 500"),
         ({"mode": "reset"}, "5 % connection reset mid-answer"),
-        ({"mode": "hang"}, "5 % hang, timeout 2 s"),
+        ({"mode": "hang"}, "5 % hang, timeout 4 s"),
         ({"mode": "not_json"}, "5 % answers that are not JSON"),
     ],
     ids=["500", "reset", "hang", "not_json"],
 )
 async def test_some_answers_are_bad(world: MakeWorld, size: Size, script: dict[str, Any], fault: str) -> None:
-    it = await world(size, request_timeout="2")
+    it = await world(size, request_timeout="4")
     await it.engine.control(**script, fraction=0.05)
     await it.submit()
     # A hanging request is given up and sent again, and one that is not JSON counts as answered in the engine's log.
     allowed = struck(it, 0.05) if script["mode"] in ("hang", "not_json") else ()
-    await it.end("Engine", fault, allowed=allowed)
+    await it.end("Engine", fault, allowed=allowed, seconds=100)
 
 
 @pytest.mark.parametrize("size", [SINGLE, pytest.param(GROUPED, marks=slow)], ids=str)
@@ -151,7 +153,7 @@ async def test_a_slow_start(world: MakeWorld, size: Size) -> None:
     it = await world(size, engine_runs=False)
     with it.fault():
         await it.submit()
-        await until_told(it, "connection refused")
+        await until_told(it, "refuses connections")
         await it.engine.start()
         await it.engine.control(mode="status", status=503, latency=1.0)
         await until_told(it, "HTTP 503")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import aiohttp
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.faults
 slow = pytest.mark.slow_faults
 both = pytest.mark.parametrize("size", [SINGLE, GROUPED], ids=str)
 either = pytest.mark.parametrize("size", [SINGLE, pytest.param(GROUPED, marks=slow)], ids=str)
+mostly_slow = pytest.mark.parametrize("size", [pytest.param(SINGLE, marks=slow), GROUPED], ids=str)
 
 
 @slow
@@ -38,7 +41,7 @@ async def test_nothing_happens(world: MakeWorld, size: Size) -> None:
 
 
 @on_s3_too
-@both
+@mostly_slow
 async def test_worker_is_killed(world: MakeWorld, size: Size) -> None:
     it = await world(size)
     await it.submit()
@@ -82,8 +85,42 @@ async def test_rolling_restart(world: MakeWorld, size: Size) -> None:
     await it.end("Worker", "rolling restart of two")
 
 
+@slow
 @on_s3_too
-@either
+@both
+async def test_a_pause_of_the_machine(world: MakeWorld, size: Size) -> None:
+    """As a virtual machine that is moved: shorter than the heartbeat timeout, so nothing counts as lost."""
+    it = await world(size)
+    await it.submit()
+    await it.until_answered(0.2)
+    with it.fault():
+        it.worker.send(signal.SIGSTOP)
+        it.struck()
+        await asyncio.sleep(5)
+        it.worker.send(signal.SIGCONT)
+    it.lift()
+    await it.end("Worker", "SIGSTOP, SIGCONT after 5 s")
+
+
+@slow
+@both
+async def test_a_busy_machine(world: MakeWorld, size: Size) -> None:
+    it = await world(size)
+    await it.submit()
+    await it.until_answered(0.1)
+    command = [sys.executable, "-c", "while True: pass"]
+    with it.fault():
+        busy = [await it.launcher.program("busy", command, {}) for _ in range(4 * (os.cpu_count() or 1))]
+        await asyncio.sleep(15)  # beyond the heartbeat timeout
+        for one in busy:
+            await one.kill()
+    it.lift()
+    await it.end("Worker", "four times as many busy processes as cores for 15 s")
+
+
+@slow
+@on_s3_too
+@both
 async def test_zombie(world: MakeWorld, size: Size) -> None:
     """Suspended past its heartbeat timeout; when its shards have been taken up elsewhere it goes on."""
     it = await world(size, workers=0)
@@ -123,7 +160,7 @@ async def test_api_is_killed_during_upload(world: MakeWorld) -> None:
     await it.submit()
     url = it.client.base_url
     _, writer = await asyncio.open_connection(url.host, url.port)
-    head = f"POST {url.path}files HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=b\r\n"
+    head = f"POST {url.path}files HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=b\r\n"
     writer.write(f"{head}content-length: 9000000\r\n\r\n--b\r\n".encode())
     writer.write(b'Content-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b\r\n')
     writer.write(b'Content-Disposition: form-data; name="file"; filename="half.jsonl"\r\n\r\n' + b"x" * 6_000_000)
@@ -288,6 +325,7 @@ async def test_the_machine_goes_down(world: MakeWorld, size: Size) -> None:
 # Create
 
 
+@slow
 async def test_two_apis_create_with_the_same_key(world: MakeWorld) -> None:
     it = await world(SINGLE, engine={"latency": 0})
     first = it.client

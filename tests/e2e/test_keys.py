@@ -8,7 +8,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from api.key_editing import create_key, revoke_key
+from api.tenants.key_editing import create_key, revoke_key
 from tests.e2e.processes import Launcher
 from tests.integration.stack import until
 

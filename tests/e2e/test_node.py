@@ -1,4 +1,4 @@
-"""The stock Node SDK as a client, against real processes. What it does is in ``node/sdk.test.cjs``."""
+"""The stock Node SDKs as clients, against real processes. What they do is in ``node/*.test.cjs``."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ def signed_event() -> dict[str, object]:
 
 
 @pytest.mark.timeout(180)  # the first time it gets the SDK
-async def test_the_node_sdk(server: SharedDev) -> None:
+@pytest.mark.parametrize(("program", "tests"), [("sdk", 7), ("anthropic", 2)])
+async def test_the_node_sdk(server: SharedDev, program: str, tests: int) -> None:
     packages = await asyncio.to_thread(node_modules)
     child = await server.launcher.program(
         "node",
-        [*NODE, "--test-reporter=spec", str(ROOT / "tests/e2e/node/sdk.test.cjs")],
+        [*NODE, "--test-reporter=spec", str(ROOT / f"tests/e2e/node/{program}.test.cjs")],
         {
             "NODE_PATH": str(packages),
             "BASE_URL": str(server.client.base_url),
@@ -43,4 +44,4 @@ async def test_the_node_sdk(server: SharedDev) -> None:
     )
     code = await child.wait(90)
     assert code == 0, f"{child.stdout}\n{child.stderr}"
-    assert "tests 7" in child.stdout
+    assert f"tests {tests}" in child.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -13,10 +14,14 @@ import httpx2
 import openai
 import pytest
 from click.testing import CliRunner, Result
+from temporalio.client import Client
 
-from api.cli import main
+from api.cli.main import main
+from tests.e2e.engine_log import EngineLog
 from tests.e2e.processes import API_LINE, WORKER_LINE, Child, Launcher, finished, gone, submit
+from tests.e2e.restarts import left_behind, stopped
 from tests.fakes.engine import Engine, EngineOptions
+from tests.fakes.engine_process import EngineProcess
 from tests.integration.stack import requests, until
 
 STOPS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -94,7 +99,60 @@ async def test_dev_stops(processes: Launcher, how: str) -> None:
             child.send(signal.Signals[how])
         await check_stops(child)
     await gone(family, 1)
-    assert "No inference server is configured" in child.stdout
+    assert "No upstream is configured" in child.stdout
+
+
+@pytest.mark.parametrize("command", ["worker", "worker --processes 2", "dev"])
+async def test_a_second_signal_drops_what_is_in_flight(
+    cluster: Launcher, processes: Launcher, tmp_path: Path, command: str
+) -> None:
+    log = EngineLog(tmp_path / "engine.log")
+    async with EngineProcess(latency=60, log=log.path) as engine:
+        env = {"EVERBATCH_UPSTREAM_URL": engine.url, "EVERBATCH_DRAIN_TIMEOUT": "100"}
+        if command == "dev":
+            del processes.env["TEMPORAL_ADDRESS"]
+            child, client = await processes.dev(**env)
+        else:
+            child = await cluster.start(*command.split(), env=env)
+            _, client = await cluster.serve(**env)
+        async with client:
+            await submit(client, requests(10))
+
+            async def in_flight() -> bool:
+                return log.read().count("recv") == 10
+
+            await until(in_flight, "10 requests in flight", 60)
+            family = child.family()
+            child.interrupt_group()
+            child.interrupt_group()  # so soon, it is the same
+            await asyncio.sleep(2)
+            assert child.running
+            assert log.read().count("abort") == 0
+            child.interrupt_group()
+            await check_stops(child)
+
+        async def dropped() -> bool:
+            return log.read().count("abort") == 10
+
+        await until(dropped, "the connections are closed")
+    await gone(family, 1)
+
+
+async def test_what_outlasts_the_drain_is_handed_back(cluster: Launcher, temporal: str, tmp_path: Path) -> None:
+    log = EngineLog(tmp_path / "engine.log")
+    async with EngineProcess(latency=60, log=log.path) as engine:
+        cluster.env |= {"EVERBATCH_UPSTREAM_URL": engine.url, "EVERBATCH_DRAIN_TIMEOUT": "1"}
+        worker = await cluster.worker()
+        _, client = await cluster.serve()
+        async with client:
+            batch_id = await submit(client, requests(10))
+
+            async def in_flight() -> bool:
+                return log.read().count("recv") == 10
+
+            await until(in_flight, "10 requests in flight")
+            assert await stopped(worker) < 8
+        assert await left_behind(await Client.connect(temporal), batch_id, worker) == []
 
 
 async def test_everything_may_start_before_temporal(processes: Launcher) -> None:
@@ -119,13 +177,13 @@ async def test_everything_may_start_before_temporal(processes: Launcher) -> None
         assert [batch.id async for batch in client.batches.list()] == []
 
         await processes.start("temporal", "--port", port, "--ui-port", ui_port)
-        await worker.said(WORKER_LINE)
+        await worker.said(WORKER_LINE, 90)
 
         async def is_ready() -> bool:
             return (await http.get("/ready")).status_code == 200
 
-        await until(is_ready, "ready", 30)
-        result = await finished(client, await submit(client, requests(3)))
+        await until(is_ready, "ready", 90)
+        result = await finished(client, await submit(client, requests(3)), 90)
         assert result.counts == (3, 3, 0)
     assert api.running
     assert worker.running

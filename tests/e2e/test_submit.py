@@ -68,7 +68,7 @@ async def test_ctrl_c_leaves_the_batch_running(server: SharedDev, tmp_path: Path
     await child.said(re.compile("in_progress"))
     child.interrupt_group()
     assert await child.wait() == 130
-    assert f"stopped; the batch goes on: everbatch status {batch_id}\n" in child.stderr
+    assert f"stopped; the batch continues to run: everbatch status {batch_id}\n" in child.stderr
     child.check_clean_exit()
     assert (await server.client.batches.retrieve(batch_id)).status == "in_progress"
     await server.client.batches.cancel(batch_id)
@@ -98,7 +98,7 @@ async def test_the_commands_beside_it(server: SharedDev, tmp_path: Path) -> None
 
 
 async def test_a_pipe_that_is_closed(server: SharedDev) -> None:
-    command = f"{sys.executable} -m api.cli list --base-url {server.client.base_url} | true"
+    command = f"{sys.executable} -m api.cli.main list --base-url {server.client.base_url} | true"
     child = await server.launcher.program("pipe", ["sh", "-c", command], {})
     assert await child.wait() == 0
     assert child.stderr == ""
@@ -114,3 +114,16 @@ async def test_no_server(processes: Launcher, tmp_path: Path) -> None:
     assert line.startswith("everbatch submit: ")
     assert url in line
     assert not (tmp_path / "o").exists()
+
+
+async def test_a_table_comes_back_with_its_answers(server: SharedDev, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("city\nParis\nŁódź\n", encoding="utf-8")
+    prompt = ["--model", "fake", "--prompt", "What is {city}?"]
+    child = await server.command("submit", str(source), *prompt, "-o", str(output))
+    assert await child.wait() == 0, child.stderr
+    header, *rows = output.read_text(encoding="utf-8").splitlines()
+    assert header == "city,response,error"
+    assert [row.split(",")[0] for row in rows] == ["Paris", "Łódź"]
+    assert all(row.split(",")[1] for row in rows)
+    child.check_clean_exit()

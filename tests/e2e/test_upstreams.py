@@ -38,7 +38,7 @@ async def test_an_engine_is_killed_in_the_middle_of_a_batch_over_two(cluster: La
                 batch_id,
                 lambda batch: (
                     done(batch) >= COUNT // 2 + len(log.answered) - len(at_risk)
-                    and "upstream doomed" in (progress_of(batch).get("waiting_reason") or "")
+                    and 'upstream "doomed"' in (progress_of(batch).get("waiting_reason") or "")
                 ),
                 seconds=30,
             )
@@ -59,6 +59,6 @@ async def test_a_bad_file_is_one_clear_error(cluster: Launcher, tmp_path: Path) 
     for command in ("serve", "worker"):
         child = await cluster.start(command, env={"EVERBATCH_UPSTREAMS": os.fspath(path)})
         assert await child.wait() == 1
-        assert f"{path}, line 4: upstream a: unknown setting key" in child.stderr
+        assert f"{path}, line 4: upstream a: key: there is no such setting" in child.stderr
         assert "sk-very-secret" not in child.stdout + child.stderr
         assert len(child.stderr.strip().splitlines()) == 1

@@ -22,10 +22,7 @@ async def started(child: Child, count: int) -> None:
 
 async def test_a_killed_worker_process_is_replaced_and_the_batch_goes_on(cluster: Launcher) -> None:
     engine = Engine(EngineOptions(latency=0.05))
-    cluster.env |= {
-        "EVERBATCH_UPSTREAM_URL": f"http://127.0.0.1:{await engine.start()}/v1",
-        "EVERBATCH_HEARTBEAT_TIMEOUT": "3",
-    }
+    cluster.env["EVERBATCH_UPSTREAM_URL"] = f"http://127.0.0.1:{await engine.start()}/v1"
     workers = await cluster.start("worker", "--processes", "2", "--max-in-flight", "4")
     _, client = await cluster.serve()
     async with client:

@@ -12,12 +12,12 @@ import httpx2
 from fastapi import FastAPI
 from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
 
-from activities.inference import UpstreamUnavailable
 from activities.settings import Settings
-from activities.storage_local import LocalStore
-from activities.upstreams import Upstream
+from activities.store.local import LocalStore
+from activities.upstreams.client import UpstreamUnavailable
+from activities.upstreams.config import Upstream
 from api.app import create_app
-from api.keys import KeyFile
+from api.tenants.keys import KeyFile
 from tests.fakes.gateway import FakeGateway
 
 
@@ -56,10 +56,10 @@ def open_api(folder: Path, keys: KeyFile | None = None, **settings: Any) -> Api:
     models = FakeModels()
     app = create_app(configuration, gateway, store, [models], keys)
     transport = httpx2.ASGITransport(app)
-    http = httpx2.AsyncClient(transport=transport, base_url="http://everbatch")
+    http = httpx2.AsyncClient(transport=transport, base_url="http://localhost")
     openai = AsyncOpenAI(
         api_key="none",
-        base_url="http://everbatch/v1",
+        base_url="http://localhost/v1",
         http_client=DefaultAsyncHttpx2Client(transport=transport),
         max_retries=0,
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx2
-from openai import DefaultHttpx2Client, OpenAI
+from openai import AsyncOpenAI, DefaultAsyncHttpx2Client, DefaultHttpx2Client, OpenAI
 
 Answer = Callable[[httpx2.Request], httpx2.Response]
 
@@ -26,6 +26,8 @@ class BatchServer:
         self.versions: dict[str, list[dict[str, Any]]] = {}
         self.created: list[dict[str, Any]] = []
         self.on_create: dict[str, Any] = {}
+        self.pages: list[bytes] = []
+        """Of the results of a batch, each with its place as the cursor of the one before."""
 
     def __call__(self, request: httpx2.Request) -> httpx2.Response:
         path = request.url.path.removeprefix("/v1")
@@ -54,6 +56,16 @@ class BatchServer:
             case "GET", "batches", [batch_id] if batch_id in self.versions:
                 versions = self.versions[batch_id]
                 return _json(versions.pop(0) if len(versions) > 1 else versions[0])
+            case "GET", "batches", [_, "results"] if self.pages:
+                place = int(request.url.params["after"])
+                is_last = "true" if place < len(self.pages) - 1 else "false"
+                headers = {"Everbatch-Cursor": str(place + 1), "X-Incomplete": is_last}
+                return httpx2.Response(200, content=self.pages[place], headers=headers)
+            case "POST", "batches", [first, "retry"] if first in self.versions:
+                batch_id = f"batch_{len(self.versions)}"
+                self.created.append({"retry_of": first, **json.loads(body)})
+                self.add(batch_id, self.on_create)
+                return _json(self.versions[batch_id][0])
             case "POST", "batches", [batch_id, "cancel"] if batch_id in self.versions:
                 return _json({**self.versions[batch_id][0], "status": "cancelling"})
             case _:
@@ -73,6 +85,10 @@ class BatchServer:
     def openai(self) -> OpenAI:
         http = DefaultHttpx2Client(transport=httpx2.MockTransport(self))
         return OpenAI(api_key="none", base_url="http://test/v1", http_client=http)
+
+    def async_openai(self) -> AsyncOpenAI:
+        http = DefaultAsyncHttpx2Client(transport=httpx2.MockTransport(self))
+        return AsyncOpenAI(api_key="none", base_url="http://test/v1", http_client=http)
 
 
 def batch(batch_id: str) -> dict[str, Any]:
@@ -131,10 +147,14 @@ def web_page(_: httpx2.Request) -> httpx2.Response:
     return httpx2.Response(200, html="<p>Hello</p>")
 
 
-class _CutOff(httpx2.SyncByteStream):
+class _CutOff(httpx2.SyncByteStream, httpx2.AsyncByteStream):
     def __iter__(self) -> Iterator[bytes]:
         yield b"half of "
         raise httpx2.RemoteProtocolError("peer closed connection")
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self:
+            yield chunk
 
 
 def _json(content: dict[str, Any]) -> httpx2.Response:

@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass
 
 import msgspec
@@ -39,6 +40,8 @@ class EngineOptions:
     """Sigma of the latency's spread."""
     max_concurrent: int = 0
     """More requests than these at once are answered 429; 0 is no limit."""
+    slots: int = 0
+    """More requests than these wait their turn, first come first served, as in llama.cpp; 0 is no limit."""
     retry_after: float | None = None
     """Of those 429."""
     answer_bytes: int = 400
@@ -58,6 +61,9 @@ class Engine:
         self._latency = options.latency
         self._sigma = options.lognormal
         self._max_concurrent = options.max_concurrent
+        self._slots = options.slots
+        self._served = 0
+        self._queue: deque[tuple[Connection, Pending]] = deque()
         self._retry_after = options.retry_after
         self._models = options.models
         self._model_names = frozenset(model.encode() for model in options.models)
@@ -118,6 +124,15 @@ class Engine:
             refusal = http_error(script.status, "The fake engine was told to refuse.", None, script.retry_after)
             self._refuse(connection, custom_id, script.status, refusal)
             return
+        if struck and script.mode == "page":
+            page = http_answer(script.status, b"<html>No such page</html>", content_type=script.content_type.encode())
+            # In the log a page is no answer, whatever its status.
+            self._refuse(connection, custom_id, 0 if script.status == 200 else script.status, page)
+            return
+        if struck and script.mode == "echo_key":
+            words = f"Not with {connection.authorization.decode('latin-1')}."
+            self._refuse(connection, custom_id, script.status, http_error(script.status, words))
+            return
         if 0 < self._max_concurrent <= self._in_flight:
             refusal = http_error(429, "Too many requests at once.", "rate_limit_exceeded", self._retry_after)
             self._refuse(connection, custom_id, 429, refusal)
@@ -131,11 +146,25 @@ class Engine:
         if self._in_flight > self._max_in_flight:
             self._max_in_flight = self._in_flight
         pending = Pending(custom_id, path, self._received_total, script.mode if struck else "ok")
+        if self._slots and self._served >= self._slots:
+            self._queue.append((connection, pending))
+            connection.hold(pending, None)
+        else:
+            self._serve(connection, pending)
+
+    def _serve(self, connection: Connection, pending: Pending) -> None:
+        self._served += 1
         if pending.mode == "hang":
             connection.hold(pending, None)
         else:
             latency = self._latency
-            connection.hold(pending, request_latency(custom_id, latency, self._sigma) if self._sigma else latency)
+            spread = request_latency(pending.custom_id, latency, self._sigma) if self._sigma else latency
+            connection.hold(pending, spread)
+
+    def _free_slot(self) -> None:
+        self._served -= 1
+        if self._queue:
+            self._serve(*self._queue.popleft())
 
     def unauthorized(self, connection: Connection, method: bytes, body: bytes) -> None:
         """Refuse a request that lacks the key."""
@@ -165,9 +194,14 @@ class Engine:
         else:
             self._refused_total += 1
             connection.send(_NOT_JSON)
+        self._free_slot()
 
     def abandoned(self, pending: Pending) -> None:
         """The client has gone before the answer."""
+        if any(waiting is pending for _, waiting in self._queue):
+            self._queue = deque(one for one in self._queue if one[1] is not pending)
+        else:
+            self._free_slot()
         self._in_flight -= 1
         self._aborted += 1
         self._note(b"abort", pending.custom_id, 0)
@@ -297,6 +331,7 @@ def parse_options(argv: list[str]) -> tuple[EngineOptions, int]:
     parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--lognormal", type=float, default=0.0, metavar="SIGMA")
     parser.add_argument("--max-concurrent", type=int, default=0)
+    parser.add_argument("--slots", type=int, default=0)
     parser.add_argument("--retry-after", type=float, default=None)
     parser.add_argument("--answer-bytes", type=int, default=400)
     parser.add_argument("--model", action="append", default=[])
@@ -307,6 +342,7 @@ def parse_options(argv: list[str]) -> tuple[EngineOptions, int]:
         latency=args.latency,
         lognormal=args.lognormal,
         max_concurrent=args.max_concurrent,
+        slots=args.slots,
         retry_after=args.retry_after,
         answer_bytes=args.answer_bytes,
         models=("fake", *args.model),

@@ -123,6 +123,16 @@ def _bodies(model: str) -> dict[str, dict[str, Any]]:
             "usage": {"prompt_tokens": 20, "total_tokens": 20},
             "fake": _MARK,
         },
+        "/v1/messages": {
+            "id": "msg_fake",
+            "type": "message",
+            "role": "assistant",
+            "model": model,
+            "content": [{"type": "text", "text": _MARK}],
+            "stop_reason": "end_turn",
+            "stop_sequence": None,
+            "usage": {"input_tokens": 20, "output_tokens": 10},
+        },
         "/v1/responses": {
             "id": "resp_fake",
             "object": "response",

@@ -15,7 +15,7 @@ import msgspec
 from tests.fakes.engine_script import Counters, Script
 
 _ROOT = Path(__file__).resolve().parents[2]
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0
 
 
 class EngineProcess:

@@ -50,6 +50,13 @@ class Connection(asyncio.Protocol):
         self._pending: Pending | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
+        self._head = b""
+
+    @property
+    def authorization(self) -> bytes:
+        """Of the last request."""
+        lines = (line.partition(b": ") for line in self._head.split(b"\r\n"))
+        return next((value for name, _, value in lines if name.lower() == b"authorization"), b"")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -88,6 +95,7 @@ class Connection(asyncio.Protocol):
 
     def _handle(self, head: bytes, body: bytes) -> None:
         method, path, _ = head.split(b" ", 2)
+        self._head = head
         if self._handler.key and path.startswith(b"/v1/") and self._handler.key not in head:
             self._handler.unauthorized(self, method, body)
         elif method != b"POST" or not path.startswith(b"/v1/"):

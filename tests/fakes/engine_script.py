@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-Mode = Literal["ok", "status", "hang", "reset", "not_json", "refuse"]
+Mode = Literal["ok", "status", "hang", "reset", "not_json", "page", "echo_key", "refuse"]
 
 _NORMAL = NormalDist()
 
@@ -18,10 +18,13 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """How to treat requests from now on. Each ``POST /control`` replaces the script before it."""
 
     mode: Mode = "ok"
-    """``status`` refuses at once; ``hang`` never answers; ``reset`` sends half an answer and a TCP reset;
+    """``status`` refuses at once, ``page`` does so with HTML or text, ``echo_key`` with words that quote the key;
+    ``hang`` never answers; ``reset`` sends half an answer and a TCP reset;
     ``not_json`` answers 200 with text; ``refuse`` closes the listening socket and the idle connections
     for ``seconds``, then goes on as ``ok``."""
     status: int = 503
+    content_type: str = "text/html"
+    """Of a ``page``."""
     retry_after: float | None = None
     """Sent as ``Retry-After`` with ``status``, rounded up to whole seconds."""
     fraction: float = 1.0

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections.abc import Sequence
 
-from activities.catalog import Catalog
-from activities.storage import ObjectNotFound, ObjectStore
-from api.views import BatchHasEnded, BatchView, IdempotencyConflict, Progress, TemporalUnavailable
+from activities.records.catalog import Catalog
+from activities.store.object_store import ObjectNotFound, ObjectStore
+from api.gateway.interface import (
+    BatchHasEnded,
+    BatchIsRunning,
+    BatchView,
+    IdempotencyConflict,
+    Progress,
+    TemporalUnavailable,
+)
 from workflows.types import BatchPhase, BatchRecord, BatchSpec, BatchStatus
 
 
@@ -17,9 +24,6 @@ class FakeGateway:
         self.down = False
         self.misses: list[str] = []
         self.created: list[BatchSpec] = []
-        self.viewed: list[str] = []
-        self.most_at_once = 0
-        self._at_once = 0
 
     async def create(self, spec: BatchSpec, *, idempotent: bool) -> BatchView:
         self._check()
@@ -29,7 +33,7 @@ class FakeGateway:
             except ObjectNotFound:
                 pass
             else:
-                if record.spec.digest != spec.digest:
+                if not record.spec.asks_for_the_same_as(spec):
                     raise IdempotencyConflict
                 return self._view(record)
         self.created.append(spec)
@@ -37,15 +41,16 @@ class FakeGateway:
         return self._view(BatchRecord(spec=spec, status=BatchStatus()))
 
     async def view(self, record: BatchRecord) -> BatchView:
-        self.viewed.append(record.spec.batch_id)
-        self._at_once += 1
-        self.most_at_once = max(self.most_at_once, self._at_once)
-        await asyncio.sleep(0.01)
-        self._at_once -= 1
         return self._view(record)
 
+    async def glances(self, records: Sequence[BatchRecord]) -> list[BatchView]:
+        return [self._view(record) for record in records]  # as they are recorded
+
     async def find(self, tenant: str, batch_id: str) -> BatchView:
-        return await self.view(self._catalog.get_batch(tenant, batch_id))
+        record = self._catalog.get_batch(tenant, batch_id)
+        if record.deleted_at is not None:
+            raise ObjectNotFound(batch_id)
+        return await self.view(record)
 
     async def cancel(self, tenant: str, batch_id: str) -> BatchView:
         self._check()
@@ -64,6 +69,12 @@ class FakeGateway:
             raise BatchHasEnded(record.status.phase)
         at = int(time.time()) if paused else None
         return self._view(self.set_status(record, record.status.model_copy(update={"paused_at": at})))
+
+    async def delete(self, tenant: str, batch_id: str) -> None:
+        record = self._catalog.get_batch(tenant, batch_id)
+        if not record.status.phase.is_terminal:
+            raise BatchIsRunning
+        self._catalog.delete_batch(record)
 
     async def count_by_status(self) -> dict[str, int]:
         self._check()

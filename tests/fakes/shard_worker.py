@@ -11,13 +11,18 @@ import pytest
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities import catalog
-from activities.limiter import Limiter, RoomForRequests
-from activities.metrics import RequestMetrics
-from activities.results import Committed, RecordReader, look_up
+from activities.records import keys, shard_keys
+from activities.records.shard_keys import ShardRef
+from activities.results.shard_log import Committed, RecordReader, look_up
 from activities.run_requests import RunRequests
+from activities.shard_run import Process
+from activities.upstreams.limiter import Limiter
+from activities.upstreams.metrics import RequestMetrics
+from activities.upstreams.slots import RoomForRequests
 from tests.fakes.worker import BATCH, CHAT, TENANT, FakeEngine, ShakyStore, activity_environment, request_line
 from workflows.types import RunRequestsInput, Shard, ShardResult
+
+SHARD = ShardRef(TENANT, BATCH, "c1", 0)
 
 
 class ShardWorker:
@@ -26,19 +31,31 @@ class ShardWorker:
     def __init__(
         self, folder: Path, requests: int, *, in_flight: int = 8, interval: float = 0.0, replicas: int = 1
     ) -> None:
-        self.store = ShakyStore(str(folder))
+        self.folder = str(folder)
+        self.in_flight = in_flight
+        self.store = ShakyStore(self.folder)
         self.engine = FakeEngine()
+        self.interval = interval
         self.limiter = Limiter(in_flight, replicas=replicas)
         self.room = RoomForRequests(self.limiter)
-        self.activity = RunRequests(self.store, self.engine.client, self.limiter, self.room, interval, RequestMetrics())
+        self.activity = self.new_process()
         self.beats: list[Any] = []
         content = b"".join(request_line(number) for number in range(1, requests + 1))
-        self.store.put(catalog.input_key(TENANT, BATCH), content)
+        self.store.put(keys.input_key(TENANT, BATCH), content)
         self.shard = Shard(0, len(content), 1, requests)
 
-    def start(self, attempt: int = 1, **changes: Any) -> tuple[asyncio.Task[ShardResult], ActivityEnvironment]:
-        environment, self.beats = activity_environment(attempt)
-        values: dict[str, Any] = {"index": 0, "shard": self.shard, "max_attempts": 3}
+    def new_process(self) -> RunRequests:
+        self.process = Process(1 << 20)
+        return RunRequests(
+            self.store, self.engine.client, self.limiter, self.room, self.interval, RequestMetrics(), self.process
+        )
+
+    def start(
+        self, attempt: int = 1, said: dict[str, Any] | None = None, **changes: Any
+    ) -> tuple[asyncio.Task[ShardResult], ActivityEnvironment]:
+        """Args: ``said`` is the last heartbeat of the attempts before."""
+        environment, self.beats = activity_environment(attempt, *([said] if said else []))
+        values: dict[str, Any] = {"index": 0, "shard": self.shard, "max_attempts": 3, "cut": SHARD.cut}
         task = RunRequestsInput(batch_id=BATCH, tenant=TENANT, endpoint=CHAT, **(values | changes))
         running = asyncio.ensure_future(environment.run(self.activity.run_requests, task))
         return running, environment
@@ -46,29 +63,42 @@ class ShardWorker:
     async def run(self, attempt: int = 1, **changes: Any) -> ShardResult:
         return await self.start(attempt, **changes)[0]
 
-    async def run_to_retry(self, attempt: int = 1) -> ApplicationError:
+    async def kill(self, running: asyncio.Task[ShardResult]) -> None:
+        """As if the process went down: nothing of the attempt gets to the store any more. Another one takes over."""
+        self.store.lost = True
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        self.store = ShakyStore(self.folder)
+        self.limiter = Limiter(self.in_flight)
+        self.room = RoomForRequests(self.limiter)
+        self.activity = self.new_process()
+
+    async def run_to_retry(self, attempt: int = 1, **changes: Any) -> ApplicationError:
         self.engine.sent.clear()
         with pytest.raises(ApplicationError) as caught:
-            await self.run(attempt)
+            await self.run(attempt, **changes)
         self.settled()
         return caught.value
 
     def pass_pause(self) -> None:
         """As if the time until something may be sent again had passed."""
         for replica in self.limiter._replicas:  # pyright: ignore[reportPrivateUsage]
-            replica.paused_until = 0
+            for gate in (replica, *replica.lanes.values()):
+                gate.paused_until = 0
 
     def settled(self) -> None:
         """Nothing of an attempt that has ended is left in the worker."""
         assert (self.limiter.in_flight, self.limiter.waiting, self.engine.in_flight) == (0, 0, 0)
 
-    def lines(self, result: ShardResult, index: int = 0) -> list[tuple[int, str, dict[str, Any]]]:
+    def lines(self, result: ShardResult, index: int = 0, cut: str = SHARD.cut) -> list[tuple[int, str, dict[str, Any]]]:
         """Line number, kind and content of each line of the object that counts."""
-        reader = RecordReader(self.store.stream(catalog.result_key(TENANT, BATCH, index, result.attempt)))
+        reader = RecordReader(
+            self.store.stream(shard_keys.result_key(SHARD._replace(number=index, cut=cut), result.attempt))
+        )
         reader.shard_head()
         return [(r.line, r.kind, json.loads(b"".join(reader.line()))) for r in reader.records()]
 
     def committed(self) -> Committed:
-        found = look_up(self.store, TENANT, BATCH, 0)
+        found = look_up(self.store, SHARD)
         assert isinstance(found, Committed)
         return found

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from activities.catalog import upload_prefix
-from activities.upload_records import UploadRecord
+from activities.records.keys import upload_prefix
+from activities.records.uploads import UploadRecord
 from tests.fakes.api import Api, chunked, error_of, form, open_api
 
 TENANT = "default"

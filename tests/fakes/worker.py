@@ -11,14 +11,16 @@ from typing import Any, cast
 
 from temporalio.testing import ActivityEnvironment
 
-from activities import catalog
-from activities.catalog import Catalog, FileRecord
-from activities.inference import Answer, InferenceClient, classify
-from activities.model_routes import ModelRoutes
-from activities.storage import ObjectStore, ObjectWriter, StoreError
-from activities.storage_local import LocalStore
-from activities.upstreams import Upstream
-from workflows.types import BatchSpec
+from activities.records import keys
+from activities.records.catalog import Catalog, FileRecord
+from activities.store.local import LocalStore
+from activities.store.object_store import ObjectStore, ObjectWriter, StoreError
+from activities.temporal.batch_runs import BatchRuns
+from activities.upstreams.answers import Answer, classify
+from activities.upstreams.client import InferenceClient
+from activities.upstreams.config import Upstream
+from activities.upstreams.routes import ModelRoutes
+from workflows.types import BatchRecord, BatchSpec
 
 TENANT = "t"
 BATCH = "batch_1"
@@ -68,15 +70,15 @@ def save_input(store: ObjectStore, content: bytes, **changes: Any) -> FileRecord
         "purpose": "batch",
     }
     record = FileRecord(**(values | changes))
-    store.put(catalog.content_key(TENANT, record.id), content)
+    store.put(keys.content_key(TENANT, record.id), content)
     Catalog(store).save_file(TENANT, record)
     return record
 
 
-def activity_environment(attempt: int = 1) -> tuple[ActivityEnvironment, list[Any]]:
-    """An environment and the list that its heartbeats go to."""
+def activity_environment(attempt: int = 1, *said: Any) -> tuple[ActivityEnvironment, list[Any]]:
+    """An environment and the list that its heartbeats go to. Args: ``said`` is in those of the attempts before."""
     environment = ActivityEnvironment()
-    environment.info = replace(ActivityEnvironment.default_info(), attempt=attempt)
+    environment.info = replace(ActivityEnvironment.default_info(), attempt=attempt, heartbeat_details=said)
     beats: list[Any] = []
     environment.on_heartbeat = lambda *details: beats.append(details[0] if details else None)
     return environment, beats
@@ -97,6 +99,8 @@ class ShakyStore(LocalStore):
     def __init__(self, root: str) -> None:
         super().__init__(root)
         self.down = False
+        self.lost = False
+        """Its process is gone: what is written goes nowhere."""
         self.refused = 0
         self.written: list[str] = []
         self.on_write: Callable[[str], None] = lambda key: None
@@ -104,12 +108,51 @@ class ShakyStore(LocalStore):
     @contextlib.contextmanager
     def writer(self, key: str) -> Generator[ObjectWriter]:
         self.on_write(key)
+        if self.lost:
+            key = f"lost/{key}"
         if self.down:
             self.refused += 1
-            raise StoreError(f"the store failed at {key}: No space left on device")
+            raise StoreError.at(key, "No space left on device")
         with super().writer(key) as writer:
             yield writer
         self.written.append(key)
+
+
+@dataclass
+class FakeRuns:
+    """Temporal's side of batches: which of them have an open run, and what was asked for."""
+
+    open: set[str] = field(default_factory=set[str])
+    specs: dict[str, BatchSpec] = field(default_factory=dict[str, BatchSpec])
+    down: bool = False
+    webhooks: list[str] = field(default_factory=list[str])
+    """Events that are told."""
+    cancelled: list[str] = field(default_factory=list[str])
+    started: list[str] = field(default_factory=list[str])
+    """Batches that got another run, to be closed."""
+
+    @property
+    def runs(self) -> BatchRuns:
+        return cast(BatchRuns, self)
+
+    async def start_webhooks(self, ended: BatchRecord) -> None:
+        self.webhooks.append(f"{ended.spec.batch_id} {ended.status.phase}")
+
+    async def cancel(self, batch_id: str, run_id: str | None = None) -> bool:
+        self.cancelled.append(batch_id)
+        return True
+
+    async def is_open(self, batch_id: str) -> bool:
+        if self.down:
+            raise RuntimeError("Temporal does not answer")
+        return batch_id in self.open
+
+    async def spec(self, batch_id: str) -> BatchSpec | None:
+        return self.specs.get(batch_id)
+
+    async def start_cancelled(self, spec: BatchSpec) -> None:
+        self.started.append(spec.batch_id)
+        self.open.add(spec.batch_id)
 
 
 def reply(status: int = 200, body: Any = None, **headers: str) -> Answer:
@@ -143,6 +186,8 @@ class FakeEngine:
     _released: asyncio.Event = field(default_factory=asyncio.Event)
 
     upstream: Upstream = ONLY_UPSTREAM
+    up: bool = True
+    """Whether it answers a question about itself."""
 
     @property
     def client(self) -> InferenceClient:
@@ -155,6 +200,9 @@ class FakeEngine:
     def release(self) -> None:
         self.held.clear()
         self._released.set()
+
+    async def is_up(self, replica: int = 0) -> bool:
+        return self.up
 
     async def list_models(self) -> frozenset[str] | None:
         return self.models

@@ -9,6 +9,7 @@ record new shapes under new names and leave those that are there alone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import sys
@@ -17,13 +18,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowFailureError
 
-from activities.connection import connect
-from activities.namespace import prepare_namespace
 from activities.settings import Settings
-from api.temporal_binary import Progress, locate_temporal
-from api.temporal_server import EmbeddedTemporal
+from activities.temporal.batch_runs import BatchRuns
+from activities.temporal.connection import connect
+from activities.temporal.namespace import prepare_namespace
+from api.dev.temporal_binary import Progress, locate_temporal
+from api.dev.temporal_server import EmbeddedTemporal
 from tests.integration.stack import Stack, progress_of, request, requests, until
 
 FOLDER = Path(__file__).parent
@@ -77,6 +79,19 @@ async def cancelled_both_ways(it: Stack) -> str:
     return batch_id
 
 
+async def cancelled_by_signal(it: Stack) -> str:
+    batch_id = await _half_done(it)
+    await it.workflow(batch_id).signal("cancel")
+    return batch_id
+
+
+async def cancelled_after_a_termination(it: Stack) -> str:
+    batch_id = await _half_done(it)
+    await it.workflow(batch_id).terminate()
+    await BatchRuns(it.temporal, it.settings.task_queue).start_cancelled(it.catalog.get_batch("default", batch_id).spec)
+    return batch_id
+
+
 async def cancelled_before_validation(it: Stack) -> str:
     await it.stop_worker()
     batch_id = await it.submit(requests(3))
@@ -98,7 +113,7 @@ async def cancelled_while_validating(it: Stack) -> str:
 
         await until(validates, "validation")
         await it.openai.batches.cancel(batch_id)
-        await workflow.result()
+        await it.finished(batch_id)
         silent.close()
     return batch_id
 
@@ -120,7 +135,7 @@ async def paused_and_resumed(it: Stack) -> str:
     batch_id = await it.submit(requests(6))
     await it.until(batch_id, lambda batch: progress_of(batch).get("waiting_reason"))
     await it.workflow(batch_id).signal("pause")
-    await it.until(batch_id, lambda batch: progress_of(batch).get("waiting_reason") == "the batch is paused")
+    await it.until(batch_id, lambda batch: progress_of(batch)["waiting"]["kind"] == "pause")
     it.script()
     await it.workflow(batch_id).signal("resume")
     return batch_id
@@ -152,6 +167,8 @@ CASES: list[Callable[[Stack], Awaitable[str]]] = [
     cancelled_mid_run,
     cancelled_from_temporal,
     cancelled_both_ways,
+    cancelled_by_signal,
+    cancelled_after_a_termination,
     cancelled_before_validation,
     cancelled_while_validating,
     expired,
@@ -167,7 +184,8 @@ async def record(client: Client, folder: Path, case: Callable[[Stack], Awaitable
         await it.start_worker()
         batch_id = await case(it)
         workflow = it.workflow(batch_id)
-        await asyncio.wait_for(workflow.result(), 60)
+        with contextlib.suppress(WorkflowFailureError):
+            await asyncio.wait_for(workflow.result(), 60)
         history = await workflow.fetch_history()
     text = json.dumps(json.loads(history.to_json()), separators=(",", ":"))
     text = text.replace(f"{FOLDER.parents[1]}/", "")  # stack traces name where they were recorded

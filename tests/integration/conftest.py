@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from temporalio.client import Client
 
-from activities.connection import connect
-from activities.namespace import prepare_namespace
 from activities.settings import Settings
-from api.temporal_binary import Progress, locate_temporal
-from api.temporal_server import EmbeddedTemporal
+from activities.temporal.connection import connect
+from activities.temporal.namespace import prepare_namespace
+from api.dev.temporal_binary import Progress, locate_temporal
+from api.dev.temporal_server import EmbeddedTemporal
 from tests.integration.stack import Stack
 
 MakeStack = Callable[..., Awaitable[Stack]]

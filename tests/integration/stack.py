@@ -13,22 +13,25 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
+from fastapi import FastAPI
 from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
 from openai.types import Batch
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError
 
-from activities.catalog import Catalog
-from activities.inference import InferenceClient
+from activities.configured import load_upstreams, open_store
+from activities.records.catalog import Catalog
 from activities.settings import Settings
-from activities.stores import open_store
-from activities.upstreams import load_upstreams
+from activities.upstreams.client import InferenceClient
 from activities.worker import BatchWorker
 from api.app import create_app
 from api.client import TERMINAL
-from api.gateway import TemporalGateway
-from api.keys import KeyFile
+from api.gateway.temporal import TemporalGateway
+from api.tenants.keys import KeyFile
 from tests.fakes.engine import Engine, EngineOptions
 from tests.fakes.engine_script import Script
+from workflows.contract import JANITOR_WORKFLOW
+from workflows.types import DeleteExpiredInput, DeleteExpiredResult
 
 T = TypeVar("T")
 
@@ -117,9 +120,7 @@ class Stack:
         self._stop: asyncio.Event | None = None
         self._worker: asyncio.Task[None] | None = None
         self.openai = self.another_api()
-        transport = self._transport()
-        self.app = transport.app
-        self.http = httpx2.AsyncClient(transport=transport, base_url="http://everbatch")
+        self.another_http()
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -146,17 +147,27 @@ class Stack:
             await engine.close()
 
     def _transport(self, temporal: Client | None = None) -> httpx2.ASGITransport:
+        return httpx2.ASGITransport(self.app_with(temporal))
+
+    def app_with(self, temporal: Client | None) -> FastAPI:
+        """The API of another process over the same store. Args: ``temporal`` is where it looks, else as the others."""
         gateway = TemporalGateway(
             temporal or self.temporal, self.store, self.settings.task_queue, "temporal.example:7233"
         )
         keys = KeyFile(Path(self.settings.keys_file)) if self.settings.keys_file else None
-        return httpx2.ASGITransport(create_app(self.settings, gateway, self.store, self.inference, keys))
+        return create_app(self.settings, gateway, self.store, self.inference, keys)
+
+    def another_http(self) -> None:
+        """Another API process over the same store."""
+        transport = self._transport()
+        self.app = transport.app
+        self.http = httpx2.AsyncClient(transport=transport, base_url="http://localhost")
 
     def another_api(self, max_retries: int = 0, temporal: Client | None = None) -> AsyncOpenAI:
         """A client of another API process over the same store."""
         return AsyncOpenAI(
             api_key="client-secret-key",
-            base_url="http://everbatch/v1",
+            base_url="http://localhost/v1",
             http_client=DefaultAsyncHttpx2Client(transport=self._transport(temporal)),
             max_retries=max_retries,
         )
@@ -228,6 +239,29 @@ class Stack:
             if file_id:
                 finished.take(kind, await self.download(file_id))
         return finished
+
+    async def run_janitor(self, *batch_ids: str) -> DeleteExpiredResult:
+        """As its schedule does, once it is time to look at these batches."""
+        for batch_id in batch_ids:
+            self.catalog.remind("batch", "default", batch_id, int(time.time()))
+        return await self.temporal.execute_workflow(
+            JANITOR_WORKFLOW,
+            DeleteExpiredInput(),
+            id=f"janitor-{uuid.uuid4().hex}",
+            task_queue=self.settings.task_queue,
+            result_type=DeleteExpiredResult,
+        )
+
+    async def end_of_run(self, batch_id: str) -> tuple[str, str]:
+        """How Temporal shows the end of a batch's workflow, and the reason, if it has one."""
+        workflow, reason = self.workflow(batch_id), ""
+        try:
+            await asyncio.wait_for(workflow.result(), 60)
+        except WorkflowFailureError as error:
+            reason = error.cause.message if isinstance(error.cause, ApplicationError) else ""
+        status = (await workflow.describe()).status
+        assert status
+        return status.name, reason
 
     async def download(self, file_id: str) -> bytes:
         return (await self.openai.files.content(file_id)).content

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from temporalio.client import Client
 
+from api.gateway.temporal import TemporalGateway
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import Finished, Stack, progress_of, request, requests, until
 
@@ -62,7 +66,7 @@ async def test_cancelled_mid_run(stack: MakeStack) -> None:
     assert finished.batch.cancelled_at >= cancelled.cancelling_at
     # Once it is cancelled there is nothing left to do, which is no error.
     assert await it.openai.batches.cancel(batch_id) == finished.batch
-    assert (await it.workflow(batch_id).result())["phase"] == "cancelled"
+    assert await it.end_of_run(batch_id) == ("CANCELED", "")
 
 
 async def test_a_group_that_is_cancelled_keeps_what_is_answered(stack: MakeStack) -> None:
@@ -200,13 +204,13 @@ async def test_cancelled_while_finalizing_it_keeps_its_answers(
     else:
         for _ in range(2):
             await it.workflow(batch_id).cancel()
-        await it.until(batch_id, lambda batch: batch.status == "finalizing")
+        await it.until(batch_id, lambda batch: batch.status == "cancelling")
     gate.open()
     finished = await it.finished(batch_id)
-    # Temporal's own cancel tells the workflow alone, which has nothing left to stop.
-    assert finished.batch.status == ("cancelled" if by == "api" else "completed")
-    assert finished.counts == (3, 3, 0)
-    assert bool(finished.batch.cancelling_at) == bool(finished.batch.cancelled_at) == (by == "api")
+    assert (finished.batch.status, finished.counts) == ("cancelled", (3, 3, 0))
+    assert finished.batch.cancelling_at
+    assert finished.batch.cancelled_at
+    assert await it.end_of_run(batch_id) == ("CANCELED", "")
 
 
 async def test_cancelled_from_temporal(stack: MakeStack) -> None:
@@ -219,29 +223,130 @@ async def test_cancelled_from_temporal(stack: MakeStack) -> None:
     assert finished.batch.cancelled_at
 
 
+async def test_cancelled_by_a_signal(stack: MakeStack) -> None:
+    it = await stack()
+    batch_id = await half_done(it)
+    await it.workflow(batch_id).signal("cancel")
+    check_partial(it, await it.finished(batch_id), "cancelled", "batch_cancelled")
+    assert await it.end_of_run(batch_id) == ("CANCELED", "")
+
+
+async def test_a_cancel_counts_though_its_api_was_killed(stack: MakeStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = await stack()
+    batch_id = await half_done(it)
+
+    async def killed(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(TemporalGateway, "_after_cancel", killed)  # Temporal has been asked by then
+    with pytest.raises(asyncio.CancelledError):
+        await TemporalGateway(it.temporal, it.store, it.settings.task_queue, "").cancel("default", batch_id)
+    finished = await it.finished(batch_id)
+    check_partial(it, finished, "cancelled", "batch_cancelled")
+    assert finished.batch.cancelling_at
+
+
+async def test_cancelled_before_a_worker_came(stack: MakeStack) -> None:
+    it = await stack(worker=False)
+    batch_id = await it.submit(requests(3))
+    cancelled = await it.openai.batches.cancel(batch_id)
+    assert cancelled.status == "cancelling"
+    # Another API process knows as well, and when.
+    others = it.another_api()
+    assert (await others.batches.retrieve(batch_id)).cancelling_at == cancelled.cancelling_at
+    assert [batch.status async for batch in others.batches.list()] == ["cancelling"]
+    await it.start_worker()
+    finished = await it.finished(batch_id)
+    assert (finished.batch.status, finished.counts) == ("cancelled", (0, 0, 0))
+    assert finished.batch.cancelling_at
+    assert await it.end_of_run(batch_id) == ("CANCELED", "")
+
+
+async def test_a_cancel_that_is_acknowledged_counts_however_slow_the_disk(
+    stack: MakeStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = await stack()
+    real = os.fsync
+
+    def slow(descriptor: int) -> None:
+        time.sleep(0.15)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    file_id = await it.upload(requests(1))
+    began = time.monotonic()
+    await it.finished((await it.create(file_id)).id)
+    whole = time.monotonic() - began
+
+    async def cancel_after(seconds: float) -> str:
+        batch_id = (await it.create(file_id)).id
+        await asyncio.sleep(seconds)
+        try:
+            answered = (await it.openai.batches.cancel(batch_id)).status
+        except openai.ConflictError:
+            answered = "too late"
+        batch = (await it.finished(batch_id)).batch
+        assert batch.status == ("completed" if answered == "too late" else "cancelled"), (answered, seconds)
+        assert bool(batch.cancelling_at) == bool(batch.cancelled_at) == (batch.status == "cancelled")
+        return answered
+
+    answers: list[str] = []
+    for wave in range(4):
+        moments = [whole * (0.4 + 0.7 * (10 * wave + number) / 40) for number in range(10)]
+        answers += await asyncio.gather(*map(cancel_after, moments))
+    assert "cancelling" in answers
+
+
 async def test_terminated_by_an_operator(stack: MakeStack) -> None:
     it = await stack()
     batch_id = await half_done(it)
     await it.workflow(batch_id).terminate(reason="the disk was on fire")
     batch = await it.until(batch_id, lambda batch: batch.status != "in_progress")
-    assert batch.status == "failed"
-    assert batch.failed_at
-    assert abs(batch.failed_at - time.time()) < 30
-    assert batch.errors
-    assert batch.errors.data
-    assert [error.code for error in batch.errors.data] == ["batch_terminated"]
-    assert "the disk was on fire" in (batch.errors.data[0].message or "")
-    assert batch.in_progress_at
-    assert batch.request_counts
-    assert batch.request_counts.total == 20
-    record = it.catalog.get_final("default", batch_id)
-    assert record
-    assert record.status.phase == "failed"
-    assert [one.status async for one in it.openai.batches.list()] == ["failed"]
-    # What was answered stays in the store for whoever wants to save it.
-    assert len(list(it.store.list(f"batches/default/{batch_id}/results/"))) == 10
-    with pytest.raises(openai.ConflictError):
-        await it.openai.batches.cancel(batch_id)
+    assert batch.status == "cancelling"
+    assert batch.cancelling_at
+    assert "the disk was on fire" in progress_of(batch)["waiting_reason"]
+    assert [one.status async for one in it.openai.batches.list()] == ["cancelling"]
+    assert it.catalog.get_final("default", batch_id) is None  # who asks changes nothing
+    assert (await it.openai.batches.cancel(batch_id)).status == "cancelling"
+    assert (await it.run_janitor(batch_id)).closed == 1
+    finished = await it.finished(batch_id)
+    check_partial(it, finished, "cancelled", "batch_cancelled")
+    assert finished.batch.in_progress_at
+    assert finished.batch.model == "fake"
+    assert await it.end_of_run(batch_id) == ("CANCELED", "")
+    assert list(it.store.list(f"batches/default/{batch_id}/results/")) == []
+    assert (await it.run_janitor(batch_id)).closed == 0
+
+
+async def test_terminated_while_it_is_checked(stack: MakeStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = await stack()
+    gate = Gate(it, monkeypatch, "stream")
+    batch_id = await it.submit(requests(3))
+    await gate.wait()
+    await it.workflow(batch_id).terminate()
+    gate.open()
+    assert (await it.run_janitor(batch_id)).closed == 1
+    finished = await it.finished(batch_id)
+    assert finished.batch.status == "cancelled"
+    assert it.engine.counters().received_total == 0
+
+
+async def test_a_batch_that_temporal_has_lost_is_closed_with_its_answers(
+    stack: MakeStack, empty_temporal: Client
+) -> None:
+    it = await stack()
+    batch_id = await half_done(it)
+    await it.stop_worker()
+    async with Stack.open(empty_temporal, Path(it.settings.store), upstream_url=it.settings.upstream_url) as other:
+        await other.start_worker()
+        assert (await other.get(batch_id)).status == "in_progress"
+        assert "does not know" in progress_of(await other.get(batch_id))["waiting_reason"]
+        with pytest.raises(openai.InternalServerError):
+            await other.openai.batches.cancel(batch_id)
+        assert (await other.run_janitor(batch_id)).closed == 1
+        finished = await other.finished(batch_id)
+        assert (finished.batch.status, finished.counts) == ("cancelled", (20, 10, 10))
+        assert finished.answered == [f"ok-{number}" for number in range(0, 20, 2)]
 
 
 async def test_out_of_time(stack: MakeStack) -> None:
@@ -273,7 +378,9 @@ async def test_out_of_time_while_it_waits_for_the_engine(stack: MakeStack) -> No
 async def test_out_of_time_before_a_worker_came(stack: MakeStack) -> None:
     it = await stack(worker=False)
     batch_id = await it.submit(requests(2), window="2s")
-    batch = await it.until(batch_id, lambda batch: time.time() > (batch.expires_at or 0))
+    batch = await it.until(
+        batch_id, lambda batch: time.time() > (batch.expires_at or 0) + 1
+    )  # it is told in whole seconds
     assert batch.status == "validating"
     await it.start_worker()
     finished = await it.finished(batch_id)

@@ -10,14 +10,18 @@ import pytest
 from openai.types import Batch
 from temporalio.client import WorkflowHandle
 
+from activities.records.catalog import Catalog
+from activities.records.create_notes import CreateNotes
+from api.http.schemas import CreateBatch
 from tests.integration.conftest import MakeStack
-from tests.integration.stack import CHAT, Finished, request, requests
+from tests.integration.stack import CHAT, Finished, Stack, request, requests
+from workflows.ids import create_digest
 
 BATCH_KEYS = {
     *("id", "object", "endpoint", "model", "errors", "input_file_id", "completion_window", "status"),
     *("output_file_id", "error_file_id", "created_at", "in_progress_at", "expires_at", "finalizing_at"),
     *("completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at", "request_counts", "usage"),
-    *("metadata", "progress"),
+    *("metadata", "retried_by", "progress"),
 }
 
 
@@ -82,7 +86,7 @@ async def test_a_small_batch_is_one_activity_per_request(stack: MakeStack) -> No
     # Line 13 is blank; physical lines count.
     expected = {f"line-{n + 1}": f"r-{n}" for n in range(12)} | {"line-14": "späte ☕"}
     assert {key: value for key, value in ids.items() if key.startswith("line-")} == expected
-    assert set(ids) - set(expected) == {"validate", "write-files"}
+    assert set(ids) - set(expected) == {"validate", "write-files", "close"}
     assert all(count == 1 for count in it.engine.counters().received.values())
 
 
@@ -118,11 +122,12 @@ async def test_a_large_batch_runs_in_groups(stack: MakeStack) -> None:
     assert finished.batch.usage.total_tokens == 1200 * 30
     ids = await activity_ids(it.workflow(finished.batch.id))
     assert {key: value for key, value in ids.items() if key.startswith("shard-")} == {
-        f"shard-{n}": f"shard {n + 1}/12, 100 requests" for n in range(12)
+        f"shard-{n}": f"lines {32 * n + 1}–{min(32 * n + 32, 1200)}: r-{32 * n} … r-{min(32 * n + 31, 1199)}"
+        for n in range(38)
     }
     counters = it.engine.counters()
     assert counters.received_total == 1200
-    assert counters.max_in_flight <= it.settings.max_in_flight
+    assert counters.max_in_flight <= it.settings.auto_in_flight_ceiling
 
 
 @pytest.mark.parametrize(
@@ -183,7 +188,7 @@ async def test_bodies_travel_as_their_own_bytes(stack: MakeStack) -> None:
         await it.stop_worker()
     assert finished.batch.status == "completed"
     assert [sent for sent in seen if sent] == [body.encode()]
-    flat = answer.replace("\r", " ").replace("\n", " ").strip()
+    flat = answer.replace("\r", " ").replace("\n", " ").strip().replace("π", "\\u03c0").replace("😀", "\\ud83d\\ude00")
     assert f'"response":{{"status_code":200,"request_id":"up-1","body":{flat}}},"error":null}}\n'.encode() in (
         finished.raw_output
     )
@@ -198,3 +203,142 @@ async def _head(reader: asyncio.StreamReader) -> list[bytes]:
         return (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
     except asyncio.IncompleteReadError:
         return []
+
+
+WHEN = (
+    *("created_at", "expires_at", "in_progress_at", "finalizing_at", "completed_at", "failed_at", "expired_at"),
+    *("cancelling_at", "cancelled_at"),
+)
+FILES = ("output_file_id", "error_file_id")
+
+
+def is_set(batch: Batch) -> set[str]:
+    """Times and files that are not null, but for the two times that always are there."""
+    return {name for name in (*WHEN, *FILES) if getattr(batch, name) is not None} - {"created_at", "expires_at"}
+
+
+def check_order(batch: Batch, *names: str) -> None:
+    times = [batch.created_at, *(getattr(batch, name) for name in names)]
+    assert times == sorted(times)
+    assert batch.expires_at
+    assert batch.expires_at - batch.created_at in (2, 24 * 3600)
+
+
+async def half_done(it: Stack, window: str) -> str:
+    it.script(mode="hang", match="hangs")
+    batch_id = await it.submit([request("ok-0"), request("hangs-1")], window=window)
+    await it.until(batch_id, lambda batch: batch.request_counts and batch.request_counts.completed == 1)
+    return batch_id
+
+
+async def test_a_completed_batch_and_its_model_and_usage_on_the_way(stack: MakeStack) -> None:
+    it = await stack(worker=False)
+    created = await it.create(await it.upload(requests(2)))
+    batch_id = created.id
+    assert (is_set(created), created.model, created.status) == (set(), None, "validating")
+    assert created.usage
+    assert created.usage.total_tokens == 0
+    assert created.request_counts
+    assert created.request_counts.model_dump() == {"total": 0, "completed": 0, "failed": 0}
+    it.script(mode="hang", match="r-1")
+    await it.start_worker()
+    running = await it.until(batch_id, lambda batch: batch.request_counts and batch.request_counts.completed == 1)
+    assert (is_set(running), running.model, running.status) == ({"in_progress_at"}, "fake", "in_progress")
+    assert running.request_counts
+    assert running.request_counts.model_dump() == {"total": 2, "completed": 1, "failed": 0}
+    await it.openai.batches.cancel(batch_id)
+    await it.finished(batch_id)
+
+    it.script()
+    batch = (await it.run(requests(2))).batch
+    assert is_set(batch) == {"in_progress_at", "finalizing_at", "completed_at", "output_file_id"}
+    check_order(batch, "in_progress_at", "finalizing_at", "completed_at")
+    assert batch.model == "fake"
+
+
+async def test_a_batch_that_fails_its_validation(stack: MakeStack) -> None:
+    it = await stack()
+    finished = await it.run([request("ok"), "no json"])
+    batch = finished.batch
+    assert (batch.status, is_set(batch), finished.counts) == ("failed", {"failed_at"}, (0, 0, 0))
+    check_order(batch, "failed_at")
+    assert batch.errors
+    assert batch.model is None
+
+
+async def test_an_expired_batch(stack: MakeStack) -> None:
+    it = await stack()
+    finished = await it.finished(await half_done(it, "2s"))
+    batch = finished.batch
+    assert is_set(batch) == {"in_progress_at", "finalizing_at", "expired_at", *FILES}
+    check_order(batch, "in_progress_at", "finalizing_at", "expired_at")
+    assert (batch.status, finished.counts, batch.errors) == ("expired", (2, 1, 1), None)
+    assert finished.error_codes == {"hangs-1": "batch_expired"}
+
+
+async def test_a_batch_that_is_cancelled_mid_run(stack: MakeStack) -> None:
+    it = await stack()
+    batch_id = await half_done(it, "24h")
+    await it.openai.batches.cancel(batch_id)
+    finished = await it.finished(batch_id)
+    batch = finished.batch
+    assert is_set(batch) == {"in_progress_at", "cancelling_at", "finalizing_at", "cancelled_at", *FILES}
+    check_order(batch, "in_progress_at", "cancelling_at", "finalizing_at", "cancelled_at")
+    assert (batch.status, finished.counts, batch.errors) == ("cancelled", (2, 1, 1), None)
+    assert finished.error_codes == {"hangs-1": "batch_cancelled"}
+
+
+async def test_a_batch_that_is_cancelled_before_it_starts(stack: MakeStack) -> None:
+    it = await stack(worker=False)
+    batch_id = await it.submit(requests(2))
+    assert (await it.openai.batches.cancel(batch_id)).status == "cancelling"
+    await it.start_worker()
+    finished = await it.finished(batch_id)
+    batch = finished.batch
+    assert (is_set(batch), finished.counts) == ({"cancelling_at", "cancelled_at"}, (0, 0, 0))
+    check_order(batch, "cancelling_at", "cancelled_at")
+    assert it.engine.counters().received_total == 0
+
+
+async def test_result_files_expire_counted_from_their_creation(stack: MakeStack) -> None:
+    it = await stack()
+    it.script(mode="status", status=400, match="bad")
+    policy: Any = {"anchor": "created_at", "seconds": 7200}
+    batch = await it.create(await it.upload([request("ok"), request("bad")]), output_expires_after=policy)
+    finished = (await it.finished(batch.id)).batch
+    for file_id in (finished.output_file_id, finished.error_file_id):
+        assert file_id
+        file = await it.openai.files.retrieve(file_id)
+        assert file.expires_at == file.created_at + 7200
+        assert finished.finalizing_at
+        assert file.created_at >= finished.finalizing_at
+
+
+async def test_strict_error_lines_of_a_run(stack: MakeStack) -> None:
+    it = await stack(strict_error_lines=True)
+    it.script(mode="status", status=400, match="bad")
+    finished = await it.run([request("ok"), request("bad")])
+    (line,) = finished.errors
+    assert list(line) == ["id", "custom_id", "response", "error"]
+    assert line["error"] is None
+    assert line["response"]["status_code"] == 400
+    assert line["response"]["body"]["error"]["message"]
+
+
+async def test_a_retry_of_the_stock_client_makes_no_second_batch(stack: MakeStack) -> None:
+    """Its first try is started and its answer lost, as by a proxy that gives up."""
+    it = await stack()
+    file_id = await it.upload(requests(2))
+    body = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
+    sent = CreateBatch.model_validate(body).model_dump(exclude={"idempotency_key"})
+    first = await it.http.post("/v1/batches", json=body, headers={"x-stainless-retry-count": "0"})
+    batch_id = first.json()["id"]
+    spec = (await asyncio.to_thread(Catalog(it.store).get_batch, "default", batch_id)).spec
+    # As it stays where the client has gone before its answer: an answer that was sent takes the note away.
+    await asyncio.to_thread(CreateNotes(it.store).add, spec, create_digest(sent), 0)
+    again = await it.http.post("/v1/batches", json=body, headers={"x-stainless-retry-count": "1"})
+    assert again.json()["id"] == batch_id
+    late = await it.http.post("/v1/batches", json=body, headers={"x-stainless-retry-count": "1"})
+    assert late.json()["id"] != batch_id  # whose first try never arrived
+    assert (await it.finished(batch_id)).counts == (2, 2, 0)
+    assert (await it.finished(late.json()["id"])).counts == (2, 2, 0)

@@ -19,17 +19,17 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
 
-from activities.namespace import prepare_namespace
 from activities.settings import Settings
-from api.temporal_binary import EmbeddedTemporalError, Progress, TemporalBinary, locate_temporal
-from api.temporal_server import EmbeddedTemporal
+from activities.temporal.namespace import prepare_namespace
+from api.dev.temporal_binary import EmbeddedTemporalError, Progress, TemporalBinary, locate_temporal
+from api.dev.temporal_server import EmbeddedTemporal
 from workflows.contract import BATCH_WORKFLOW, STATUS_ATTRIBUTE, TENANT_ATTRIBUTE
 
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from api.temporal_binary import TemporalBinary
-from api.temporal_server import EmbeddedTemporal
+from api.dev.temporal_binary import TemporalBinary
+from api.dev.temporal_server import EmbeddedTemporal
 
 async def main(path, version, folder):
     async with EmbeddedTemporal(TemporalBinary(Path(path), version), Path(folder), 0, 0) as server:
@@ -75,6 +75,19 @@ async def test_state_survives_a_restart_and_stop_leaves_no_process(binary: Tempo
         client = await Client.connect(again.address)
         description = await client.get_workflow_handle("survivor").describe()
         assert description.status == WorkflowExecutionStatus.RUNNING
+
+
+async def test_its_folder_is_for_its_owner_alone(binary: TemporalBinary, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir(mode=0o755)
+    before = os.umask(0)
+    try:
+        async with EmbeddedTemporal(binary, folder, 0, 0):
+            modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert set(modes.values()) == {0o600}, modes
 
 
 async def test_the_ui_answers(binary: TemporalBinary, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from openai.types import Batch
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from activities.catalog import Catalog
-from activities.connection import connect
-from activities.storage import ObjectNotFound, StoreError
-from api.gateway import TemporalGateway
+from activities.records.catalog import Catalog
+from activities.store.object_store import ObjectNotFound, StoreError
+from activities.temporal.connection import connect
+from api.gateway.temporal import TemporalGateway
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import CHAT, requests, until
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -12,8 +13,10 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
-from activities.inference import Answer, InferenceClient, Verdict
-from activities.upstreams import Upstream
+from activities.upstreams.answers import Answer, Verdict
+from activities.upstreams.client import METRICS_BYTES, InferenceClient
+from activities.upstreams.config import Upstream
+from activities.upstreams.first_look import log_upstreams
 
 CHAT = "/v1/chat/completions"
 BIG = 123456789012345678901234567890
@@ -25,6 +28,8 @@ class Recorder:
     """A server that answers everything alike, and what it was asked."""
 
     url: str = ""
+    key: str = ""
+    """Of the Authorization header; without it, 401."""
     paths: list[str] = field(default_factory=list[str])
     bodies: list[bytes] = field(default_factory=list[bytes])
     headers: dict[str, str] = field(default_factory=dict[str, str])
@@ -33,6 +38,12 @@ class Recorder:
         self.paths.append(request.raw_path)
         if request.path.startswith("/moved/"):
             raise web.HTTPTemporaryRedirect("/v1/models")
+        if request.path.startswith("/large/"):
+            return web.Response(body=bytes(METRICS_BYTES + 1))
+        if request.path.startswith("/missing/"):
+            raise web.HTTPNotFound
+        if self.key and request.headers.get("Authorization") != self.key:
+            raise web.HTTPUnauthorized
         self.bodies.append(await request.read())
         self.headers = {name.lower(): value for name, value in request.headers.items()}
         return web.json_response({"data": [{"id": "m"}]})
@@ -112,6 +123,18 @@ async def test_azure(server: Recorder) -> None:
     assert server.bodies[1] == BODY
 
 
+@pytest.mark.parametrize("name", [".", ".."])
+@pytest.mark.parametrize("aliased", [True, False])
+async def test_azure_is_asked_for_no_step_of_a_path(server: Recorder, name: str, aliased: bool) -> None:
+    aliases = {"m": name} if aliased else {}
+    upstream = Upstream(name="u", urls=(server.url,), dialect="azure", api_version="2024-10-21", aliases=aliases)
+    client = InferenceClient(upstream)
+    answer = await client.send(CHAT, b'{"model":"%b"}' % (b"m" if aliased else name.encode()))
+    await client.close()
+    assert (answer.verdict, answer.code) == (Verdict.FINAL, "model_not_found")
+    assert server.paths == []
+
+
 async def test_each_replica_has_its_address_and_models_are_asked_of_the_first_that_answers(server: Recorder) -> None:
     client = InferenceClient(Upstream(name="u", urls=("http://127.0.0.1:1/v1", server.url + "/v2")))
     try:
@@ -127,7 +150,68 @@ async def test_no_redirect_is_followed_because_keys_would_follow_it(server: Reco
     client = InferenceClient(Upstream(name="u", urls=(server.url + "/moved",), headers={"X-Key": SecretStr("k")}))
     try:
         assert await client.list_models() is None
-        assert (await client.send(CHAT, BODY)).verdict is Verdict.UNREACHABLE
+        assert (await client.send(CHAT, BODY)).verdict is Verdict.RETRY
     finally:
         await client.close()
     assert server.paths == ["/moved/models", "/moved/chat/completions"]
+
+
+# The engine's metrics
+
+
+async def metrics(url: str, **more: Any) -> bytes | None:
+    client = InferenceClient(Upstream(name="u", urls=(url,), **more))
+    try:
+        return await client.get_metrics(0)
+    finally:
+        await client.close()
+        await asyncio.sleep(0)
+
+
+async def test_metrics_are_asked_for_without_our_key(server: Recorder) -> None:
+    secrets = {"key": SecretStr("k"), "headers": {"X-Team": SecretStr("search")}}
+    assert await metrics(server.url + "/v1", **secrets)
+    assert not {"authorization", "x-team"} & server.headers.keys()
+    assert await metrics(server.url + "/llm/v1", **secrets)
+    assert await metrics(server.url + "/v1", dialect="nim")
+    assert await metrics(server.url, dialect="azure", api_version="1") is None
+    assert server.paths == ["/metrics", "/llm/metrics", "/v1/metrics"]
+
+
+async def test_a_server_that_asks_for_a_key_before_it_tells_its_metrics_gets_it(server: Recorder) -> None:
+    server.key = "Bearer k"
+    assert await metrics(server.url + "/v1", key=SecretStr("k"))
+    assert await metrics(server.url + "/v1", key=SecretStr("wrong")) is None
+    assert len(server.paths) == 4
+
+
+@pytest.mark.parametrize("path", ["/moved/v1", "/large/v1", "/missing/v1"])
+async def test_metrics_that_are_elsewhere_too_large_or_missing_are_none(server: Recorder, path: str) -> None:
+    assert await metrics(server.url + path, key=SecretStr("k")) is None
+    assert len(server.paths) == 1
+
+
+async def test_metrics_of_a_server_that_is_away_are_none() -> None:
+    assert await metrics("http://127.0.0.1:9/v1") is None
+
+
+async def test_each_upstream_is_told_of_in_one_line(server: Recorder, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "everbatch.upstreams")
+    paths = {"up": "/v1", "wrong": "/missing/api", "moved": "/moved/v1"}
+    upstreams = [Upstream(name=name, urls=(server.url + path,)) for name, path in paths.items()]
+    upstreams.append(Upstream(name="down", urls=("http://127.0.0.1:1/v1",)))
+    upstreams.append(Upstream(name="names", urls=(server.url + "/v1",), models=("m", "m-*"), aliases={"gpt": "m"}))
+    clients = [InferenceClient(upstream) for upstream in upstreams]
+    await log_upstreams(clients)
+    for client in clients:
+        await client.close()
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("everbatch")]
+    assert sorted(line.replace(server.url, "URL") for line in told) == [
+        'upstream "down" (http://127.0.0.1:1/v1) refuses connections; its requests wait until it answers',
+        'upstream "moved" (URL/moved/v1) answered HTTP 307 Temporary Redirect, a page that is not the engine\'s; '
+        "is its base URL right? Most end in /v1; its requests wait until it answers",
+        'upstream "names" (URL/v1) answers; its models: m; it gets the requests for gpt, m, m-*',
+        'upstream "up" (URL/v1) answers; its models: m',
+        'upstream "wrong" (URL/missing/api) answered HTTP 404 Not Found, a page that is not the engine\'s; '
+        "is its base URL right? Most end in /v1; its requests wait until it answers",
+    ]

@@ -11,7 +11,7 @@ from openai import NotFoundError
 from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import ScheduleActionExecutionStartWorkflow, ScheduleOverlapPolicy
 
-from activities.schedule import prepare_schedule, schedule_id
+from activities.temporal.schedule import prepare_schedule, schedule_id
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import Stack, requests, until
 from workflows.contract import JANITOR_WORKFLOW
@@ -56,7 +56,8 @@ async def test_the_schedule_deletes_an_expired_file(stack: MakeStack) -> None:
 
     run = it.temporal.get_workflow_handle(await until(started, "a run"), result_type=DeleteExpiredResult)
     assert await run.result() == DeleteExpiredResult(files=1)
-    assert list(it.store.list(f"files/{TENANT}/{file_id}/")) == []
+    # Its place in the list stays for a day.
+    assert list(it.store.list(f"files/{TENANT}/{file_id}/")) == [f"files/{TENANT}/{file_id}/deleted"]
     assert [file.id async for file in it.openai.files.list()] == [stays]
     assert await (await run.describe()).static_summary() == "delete expired files and leftovers"
     details = (await run.query("__temporal_workflow_metadata", result_type=WorkflowMetadata)).current_details
@@ -76,6 +77,6 @@ async def test_what_is_more_than_one_attempt_may_do_is_done_by_several(stack: Ma
         result_type=DeleteExpiredResult,
     )
     assert await run.result() == DeleteExpiredResult(files=3)
-    assert list(it.store.list("files/")) == []
+    assert {key.rpartition("/")[2] for key in it.store.list("files/")} == {"deleted"}
     events = [event async for event in run.fetch_history_events()]
     assert sum(event.HasField("activity_task_scheduled_event_attributes") for event in events) == 2

@@ -18,10 +18,10 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from activities.connection import ConnectOptions, connect
-from activities.metrics import serve_metrics
-from activities.storage import StoreError
-from activities.storage_local import LocalStore
+from activities.store.local import LocalStore
+from activities.store.object_store import StoreError
+from activities.temporal.connection import ConnectOptions, connect
+from activities.temporal.runtime import make_runtime
 from tests.integration.stack import Stack, requests, until
 from workflows.contract import BATCH_WORKFLOW
 
@@ -82,9 +82,9 @@ async def test_each_documented_metric_is_served(
     temporal: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = free_address()
-    runtime = serve_metrics(address)
+    runtime = make_runtime(address)
     client = await connect(temporal.service_client.config.target_host, ConnectOptions(runtime=runtime))
-    async with Stack.open(client, tmp_path, max_attempts=1) as it, httpx2.AsyncClient() as http:
+    async with Stack.open(client, tmp_path) as it, httpx2.AsyncClient() as http:
         await it.start_worker()
         await fail_in_every_way(it, monkeypatch)
         it.script(mode="status", status=503, times_each=1, match="r-1")

@@ -41,7 +41,7 @@ async def test_paused_and_resumed(stack: MakeStack, count: int, latency: float) 
     assert received < count
     batch = await it.get(batch_id)
     assert batch.status == "in_progress"
-    assert progress_of(batch)["waiting_reason"] == "the batch is paused"
+    assert progress_of(batch)["waiting"]["kind"] == "pause"
     # Another batch is not held up by it, and has gone all its way without one more request of this one.
     assert (await it.run(requests(5, prefix="other"))).counts == (5, 5, 0)
     assert it.engine.counters().received_total == received + 5

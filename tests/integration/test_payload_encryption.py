@@ -13,12 +13,12 @@ from google.protobuf.json_format import MessageToDict
 from temporalio.api.common.v1 import Payloads
 from temporalio.client import Client
 
-from activities.connection import ConnectOptions, connect
-from activities.payload_codec import AesGcmCodec, data_converter
-from activities.storage_local import LocalStore
-from api.codec_server import create_codec_app
-from api.gateway import TemporalGateway
-from api.views import TemporalUnavailable
+from activities.store.local import LocalStore
+from activities.temporal.connection import ConnectOptions, connect
+from activities.temporal.payload_codec import AesGcmCodec, data_converter
+from api.gateway.interface import TemporalUnavailable
+from api.gateway.temporal import TemporalGateway
+from api.http.codec_server import create_codec_app
 from tests.integration.stack import Stack, progress_of, requests
 
 CANARY = "canary"
@@ -40,7 +40,7 @@ async def test_a_sealed_batch_runs_and_its_history_has_no_clear_text(temporal: C
         batch_id = (await it.create(file_id, metadata={"project": CANARY})).id
         # Heartbeats and the reasons of failures are read through the codec as well.
         waiting = await it.until(batch_id, lambda batch: progress_of(batch).get("waiting_reason"))
-        reason = progress_of(waiting)["waiting_reason"]
+        reason = progress_of(waiting)["waiting"]["reason"]
         assert "503" in reason
         counting = await it.until(batch_id, lambda batch: batch.request_counts and batch.request_counts.completed)
         assert counting.status == "in_progress"
@@ -100,6 +100,8 @@ async def test_the_codec_server_opens_for_the_ui_alone() -> None:
         answer = await http.post("/decode", json=MessageToDict(payloads), headers={"Origin": UI})
         assert base64.b64decode(answer.json()["payloads"][0]["data"]) == b'"clear"'
         assert answer.headers["access-control-allow-origin"] == UI
+        rebound = {"Origin": "http://codec.evil.example"}  # as pages of a name that was made to point here send it
+        assert (await http.post("/decode", json=MessageToDict(payloads), headers=rebound)).status_code == 403
         assert (await http.post("/encode", json=MessageToDict(payloads))).status_code == 404
         for bad in (b"{", b"7", b"\xff", json.dumps({"payloads": [{"data": 7}]}).encode()):
             assert (await http.post("/decode", content=bad)).status_code == 400

@@ -10,12 +10,12 @@ import pytest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 
-from activities.connection import connect
-from activities.namespace import NotSetUp, check_namespace, ensure_namespace
-from activities.schedule import schedule_id
 from activities.settings import Settings
-from api.processes import StartError
-from api.setup import run_setup
+from activities.temporal.connection import connect
+from activities.temporal.namespace import NotSetUp, check_namespace, ensure_namespace
+from activities.temporal.schedule import schedule_id
+from api.processes.run import StartError
+from api.processes.setup import run_setup
 from tests.integration.stack import until
 
 
@@ -34,7 +34,7 @@ async def retention(client: Client) -> timedelta:
 
 
 async def test_setup_makes_what_is_missing_and_may_be_repeated(client: Client, tmp_path: Path) -> None:
-    with pytest.raises(NotSetUp, match=f"no namespace {client.namespace}: run `everbatch setup`"):
+    with pytest.raises(NotSetUp, match=f"namespace {client.namespace} does not exist: run `everbatch setup`"):
         await check_namespace(client)
     for days, every in ((3, 600), (30, 700)):
         values = {"store": str(tmp_path / "store"), "retention_days": days, "janitor_interval": every}
@@ -63,7 +63,7 @@ async def test_a_namespace_without_our_search_attributes_is_not_set_up(client: C
 async def test_a_step_that_fails_does_not_stop_the_others(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.setup.STORE_TRIES", 1)
+    monkeypatch.setattr("api.processes.setup.STORE_TRIES", 1)
     (tmp_path / "file").touch()
     said: list[str] = []
     with pytest.raises(StartError, match=f"^not set up: store {tmp_path}/file$"):

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from temporalio.client import Client
 
-from activities.connection import connect, temporal_address
+from activities.temporal.connection import connect, temporal_address
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from temporalio.api.sdk.v1 import WorkflowMetadata
-from temporalio.client import WorkflowExecutionStatus
 
+from activities.upstreams import retry_delay
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import CHAT, request, requests, until
 from workflows.contract import ENDPOINT_ATTRIBUTE, MEMO_STATUS, STATUS_ATTRIBUTE, TENANT_ATTRIBUTE
@@ -22,6 +23,14 @@ async def test_a_batch_tells_its_story(stack: MakeStack) -> None:
     description = await workflow.describe()
     assert description.workflow_type == "Batch"
     assert await description.static_summary() == f"{CHAT} · 4 lines · window 24h"
+    async for event in workflow.fetch_history_events(page_size=1):
+        (given,) = event.workflow_execution_started_event_attributes.input.payloads
+        shown = json.loads(given.data)
+        assert list(shown)[:4] == ["batch_id", "tenant", "input_file_id", "endpoint"]
+        assert shown["settings"]["max_attempts"] == it.settings.max_attempts
+        assert not shown["settings"].keys() & shown.keys()
+        assert len(shown) <= 16  # a person reads it
+        break
     attributes = description.typed_search_attributes
     assert attributes[TENANT_ATTRIBUTE] == "default"
     assert attributes[ENDPOINT_ATTRIBUTE] == CHAT
@@ -43,9 +52,8 @@ async def test_a_batch_tells_its_story(stack: MakeStack) -> None:
     it.script()
     await it.openai.batches.cancel(batch_id)
     await it.finished(batch_id)
-    await workflow.result()
+    assert await it.end_of_run(batch_id) == ("CANCELED", "")
     description = await workflow.describe()
-    assert description.status is WorkflowExecutionStatus.COMPLETED
     assert description.typed_search_attributes[STATUS_ATTRIBUTE] == "cancelled"
     memo = await description.memo_value(MEMO_STATUS, type_hint=BatchMemo)
     assert (memo.phase, memo.counts.completed, memo.counts.failed) == ("cancelled", 3, 1)
@@ -53,7 +61,37 @@ async def test_a_batch_tells_its_story(stack: MakeStack) -> None:
     assert "**cancelled**" in details
 
 
-async def test_no_text_of_client_or_engine_is_in_the_history(stack: MakeStack) -> None:
+async def test_how_a_batch_ended_is_the_status_of_its_workflow(stack: MakeStack) -> None:
+    it = await stack()
+    completed = await it.run(requests(2))
+    failed = await it.run(["{", *requests(1), "{"])
+    it.script(mode="hang", match="r-1")
+    expired = await it.run(requests(2), window="2s")
+    ends = [await it.end_of_run(one.batch.id) for one in (completed, failed, expired)]
+    assert ends == [
+        ("COMPLETED", ""),
+        ("FAILED", "This line is not parseable as valid JSON. (line 1) And 1 more errors."),
+        ("FAILED", "The completion window of 2s ended: 1 of 2 requests completed."),
+    ]
+    attributes = [(await it.workflow(one.batch.id).describe()).typed_search_attributes for one in (failed, expired)]
+    assert [one[STATUS_ATTRIBUTE] for one in attributes] == ["failed", "expired"]
+
+
+async def test_why_requests_failed_is_in_the_results_of_their_activities(stack: MakeStack) -> None:
+    it = await stack()
+    it.script(mode="status", status=400, match="r-1")
+    batch_ids = [(await it.run(requests(count))).batch.id for count in (2, 60)]
+    found: list[set[str]] = []
+    for batch_id in batch_ids:
+        events = (await it.workflow(batch_id).fetch_history()).events
+        completed = [event.activity_task_completed_event_attributes.result.payloads for event in events]
+        results = [json.loads(payloads[0].data) for payloads in completed if payloads]
+        found.append({result["failures"] for result in results if result.get("failures")})
+    assert found == [{"1 × HTTP 400 Bad Request"}, {"11 × HTTP 400 Bad Request"}]
+
+
+async def test_no_text_of_client_or_engine_is_in_the_history(stack: MakeStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry_delay, "ALONE_SECONDS", 1.0)
     it = await stack(upstream_api_key="upstream-secret-key", max_attempts=2)
     prompt, system = "PROMPT-CANARY", "SYSTEM-CANARY"
     it.script(mode="status", status=500, match="poison")
@@ -78,12 +116,12 @@ async def test_no_text_of_client_or_engine_is_in_the_history(stack: MakeStack) -
 
 
 async def test_history_stays_small(stack: MakeStack) -> None:
-    it = await stack()
+    it = await stack(max_in_flight=64)
     finished = await it.run(requests(2000))
     workflow = it.workflow(finished.batch.id)
-    await workflow.result()
+    shards = (await workflow.result())["shards_total"]
     info = (await workflow.describe()).raw_description.workflow_execution_info
-    shards = 20
-    assert info.history_length < 40 + 8 * shards
-    assert info.history_size_bytes < 60_000
+    assert 2000 / 32 <= shards <= 2000 / 16
+    assert info.history_length < 40 + 5.3 * shards
+    assert info.history_size_bytes < 2_000 * shards
     assert json.loads((await workflow.fetch_history()).to_json())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +19,8 @@ from fastapi.routing import iter_route_contexts
 from openai import AsyncOpenAI
 from starlette.types import Message
 
-from activities.running_batches import RunningBatches
-from api.key_editing import create_key
+from activities.records.running import RunningBatches
+from api.tenants.key_editing import create_key
 from tests.fakes.api import field, file, form
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import CHAT, Stack, jsonl, request, requests, until
@@ -112,6 +114,7 @@ def part_ids(ids: Ids) -> bytes:
 
 FILES = Case(lambda ids: [ids.file, ids.output])
 BATCHES = Case(lambda ids: [ids.batch, ids.ended])
+MESSAGES = Case(lambda ids: [ids.batch.replace("batch_", "msgbatch_"), ids.ended.replace("batch_", "msgbatch_")])
 SHARED = Case()  # the models of the inference server are everyone's
 OWN = Case()  # names nothing that is there; what it makes is looked at in tests of their own
 LISTED = Case()  # as is what it lists
@@ -125,6 +128,7 @@ CASES: dict[str, Case] = {
     "GET /v1/files/{file_id}": FILES,
     "DELETE /v1/files/{file_id}": FILES,
     "GET /v1/files/{file_id}/content": FILES,
+    "HEAD /v1/files/{file_id}/content": FILES,
     "POST /v1/uploads": OWN,
     "POST /v1/uploads/{upload_id}/parts": Case(lambda ids: [ids.upload], lambda _: PART, PART_TYPE["content-type"]),
     "POST /v1/uploads/{upload_id}/complete": Case(lambda ids: [ids.upload], part_ids),
@@ -135,6 +139,14 @@ CASES: dict[str, Case] = {
     "POST /v1/batches/{batch_id}/cancel": BATCHES,
     "POST /v1/batches/{batch_id}/pause": BATCHES,
     "POST /v1/batches/{batch_id}/resume": BATCHES,
+    "POST /v1/batches/{batch_id}/retry": BATCHES,
+    "GET /v1/batches/{batch_id}/results": BATCHES,
+    "POST /v1/messages/batches": OWN,
+    "GET /v1/messages/batches": LISTED,
+    "GET /v1/messages/batches/{message_batch_id}": MESSAGES,
+    "DELETE /v1/messages/batches/{message_batch_id}": MESSAGES,
+    "POST /v1/messages/batches/{message_batch_id}/cancel": MESSAGES,
+    "GET /v1/messages/batches/{message_batch_id}/results": MESSAGES,
 }
 
 TRICKS = (
@@ -209,10 +221,10 @@ def same(answer: Answer, other: Answer, ids: Ids, missing: Ids) -> bool:
     """Whether two answers differ in nothing but the ids that were asked for."""
 
     def normal(answer: Answer, values: list[str]) -> tuple[int, dict[str, str], bytes]:
-        body = answer.body
+        body = re.sub(rb"req_[0-9a-f]{32}|batch_[0-9a-f]*\xe2\x80\xa6", b"<one>", answer.body)  # or a path that is cut
         for value in values:
             body = body.replace(value.encode(), b"<id>").replace(value.upper().encode(), b"<ID>")
-        varying = {"x-request-id": "", "openai-processing-ms": ""}
+        varying = {"x-request-id": "", "request-id": "", "openai-processing-ms": ""}
         return answer.status, answer.headers | varying, body
 
     return normal(answer, ids.values()) == normal(other, missing.values())
@@ -241,7 +253,7 @@ async def test_the_others_ids_are_missing_ids(stack: MakeStack, tmp_path: Path, 
                 nobodys = await ask(route, case, missing, trick, index)
                 told = (route, trick, foreign, nobodys)
                 assert foreign.status in (404, 405), told
-                assert set(json.loads(foreign.body)["error"]) == {"message", "type", "param", "code"}, told
+                assert {"message", "type"} <= set(json.loads(foreign.body)["error"]), told
                 assert SECRET.encode() not in foreign.body, told
                 assert same(foreign, nobodys, ids, missing), told
 
@@ -339,7 +351,9 @@ async def test_limits_and_weight_of_a_tenant(stack: MakeStack, tmp_path: Path, a
 
     # Neither a batch that an operator ends keeps its place, nor one that ends by itself.
     await it.workflow(batch_id).terminate("test")
-    await it.until(batch_id, lambda batch: batch.status == "failed")
+    it.catalog.remind("batch", "bob", batch_id, int(time.time()))
+    assert (await it.run_janitor()).closed == 1
+    await it.until(batch_id, lambda batch: batch.status == "cancelled")
     it.script()
     assert (await it.run(requests(3))).counts == (3, 3, 0)
     await until(lambda: _is_empty(running, "bob"), "the place is free")

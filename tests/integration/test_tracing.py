@@ -11,8 +11,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from temporalio.client import Client
 
-from activities.connection import ConnectOptions, connect
-from activities.tracing import tracing
+from activities.temporal.connection import ConnectOptions, connect
+from activities.temporal.tracing import tracing
 from tests.integration.stack import Stack, requests
 
 

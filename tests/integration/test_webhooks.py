@@ -17,6 +17,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities import deliver_webhook
 from activities.deliver_webhook import DeliverWebhook
+from activities.store.local import LocalStore
 from activities.webhooks import Endpoint, Endpoints
 from tests.fakes.receiver import Received, Receiver, open_receiver
 from tests.integration.conftest import MakeStack
@@ -35,7 +36,7 @@ def unwrapped(received: Received, secret: str = SECRET) -> Any:
 
 async def deliver(url: str, *, allow_private: bool = True, **changes: Any) -> DeliverWebhookResult:
     endpoint = Endpoint(name="n", url=SecretStr(url), secrets=(SecretStr(SECRET),), **changes)
-    activity = DeliverWebhook(Endpoints([endpoint]), allow_private=allow_private)
+    activity = DeliverWebhook(Endpoints([endpoint]), LocalStore("/nonexistent"), allow_private=allow_private)
     return await ActivityEnvironment().run(activity.deliver_webhook, TASK)
 
 
@@ -76,7 +77,7 @@ async def test_no_answer_in_time_is_a_failure_to_be_retried(monkeypatch: pytest.
     async with open_receiver() as receiver:
         receiver.silent = True
         error = await refusal(receiver.url())
-    assert "no answer in" in str(error)
+    assert "no response within" in str(error)
     assert not error.non_retryable
 
 
@@ -134,7 +135,7 @@ def write_file(folder: Path, receiver: Receiver) -> str:
 
 
 async def delivered(it: Stack, batch_id: str) -> WebhookResult:
-    with contextlib.suppress(WorkflowFailureError):  # where an operator has ended it
+    with contextlib.suppress(WorkflowFailureError):  # of a batch that did not complete
         await it.workflow(batch_id).result()
     workflow = it.temporal.get_workflow_handle(f"webhook-{batch_id}", result_type=WebhookResult)
     return await asyncio.wait_for(workflow.result(), 60)
@@ -175,7 +176,7 @@ async def test_the_ends_of_batches_are_told_to_whom_they_concern(stack: MakeStac
         assert {unwrapped(received).type for received in receiver.received} == {"batch.failed"}
 
 
-async def test_a_batch_that_an_operator_ends_is_told_as_failed(stack: MakeStack, tmp_path: Path) -> None:
+async def test_a_batch_that_an_operator_terminates_is_told_as_cancelled(stack: MakeStack, tmp_path: Path) -> None:
     async with open_receiver() as receiver:
         it = await stack(webhook_url=receiver.url(), webhook_secret=SECRET, webhook_allow_private=True)
         it.script(mode="hang")
@@ -183,10 +184,11 @@ async def test_a_batch_that_an_operator_ends_is_told_as_failed(stack: MakeStack,
         await it.until(batch_id, lambda batch: batch.status == "in_progress")
         await it.workflow(batch_id).terminate("enough")
         for _ in range(2):
-            assert (await it.get(batch_id)).status == "failed"
+            await it.run_janitor(batch_id)
+        await it.until(batch_id, lambda batch: batch.status == "cancelled")
         assert await delivered(it, batch_id) == WebhookResult(delivered=1)
         (received,) = receiver.received
-        assert unwrapped(received).type == "batch.failed"
+        assert unwrapped(received).type == "batch.cancelled"
 
 
 async def test_an_endpoint_that_may_not_be_told_is_seen_as_such(stack: MakeStack) -> None:
@@ -196,4 +198,42 @@ async def test_an_endpoint_that_may_not_be_told_is_seen_as_such(stack: MakeStack
         with pytest.raises(WorkflowFailureError) as caught:
             await delivered(it, done.batch.id)
         assert str(caught.value.cause) == "NotDelivered: not delivered: default"
+        assert receiver.received == []
+
+
+async def test_a_batch_may_have_a_webhook_of_its_own(stack: MakeStack) -> None:
+    async with open_receiver() as receiver:
+        it = await stack(
+            webhook_url=receiver.url("/operator"), webhook_secret="operators-secret", webhook_allow_private=True
+        )
+        own = {"url": receiver.url("/own?token=URL-CANARY"), "secret": SECRET, "events": ["batch.completed"]}
+        made = await it.create(await it.upload(requests(2)), extra_body={"webhook": own})
+        assert "CANARY" not in made.to_json()
+        done = await it.finished(made.id)
+        assert await delivered(it, done.batch.id) == WebhookResult(delivered=2)
+        assert sorted(received.path for received in receiver.received) == ["/operator", "/own"]
+        (received,) = [received for received in receiver.received if received.path == "/own"]
+        event = unwrapped(received)
+        assert (event.type, event.data.id) == ("batch.completed", made.id)
+        for workflow_id in (made.id, f"webhook-{made.id}"):
+            history = await it.temporal.get_workflow_handle(workflow_id).fetch_history()
+            assert b"CANARY" not in b"".join(event.SerializeToString() for event in history.events)
+
+        receiver.received.clear()
+        it.script(mode="hang")
+        other = await it.create(await it.upload(requests(1)), extra_body={"webhook": own})
+        await it.openai.batches.cancel(other.id)
+        await it.finished(other.id)
+        assert await delivered(it, other.id) == WebhookResult(delivered=1)  # of a type that it does not want
+        assert [received.path for received in receiver.received] == ["/operator"]
+
+
+async def test_a_batchs_own_webhook_may_not_lead_inside(stack: MakeStack) -> None:
+    async with open_receiver() as receiver:
+        it = await stack()
+        own = {"url": receiver.url(), "secret": SECRET}
+        done = await it.finished((await it.create(await it.upload(requests(1)), extra_body={"webhook": own})).id)
+        with pytest.raises(WorkflowFailureError) as caught:
+            await delivered(it, done.batch.id)
+        assert str(caught.value.cause) == "NotDelivered: not delivered: (batch)"
         assert receiver.received == []

@@ -15,7 +15,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.worker import Worker
 
-from activities.deployment import NotPromoted, promote, versions
+from activities.temporal.deployment import NotPromoted, promote, versions
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import Stack, requests, until
 from workflows import contract
@@ -36,7 +36,11 @@ class AnotherShape:
 async def deployed(before: Stack, build_id: str, **changes: Any) -> AsyncGenerator[Stack]:
     """A worker of another version, over the same store and task queue. Args: ``changes`` are settings."""
     settings = before.settings.model_copy(update={"build_id": build_id, **changes})
-    async with Stack.open(before.temporal, Path(settings.store), **settings.model_dump(exclude_unset=True)) as after:
+    # The SDK refuses two workers of one task queue over one connection; in production each is a process.
+    temporal = await Client.connect(
+        before.temporal.service_client.config.target_host, data_converter=before.temporal.data_converter
+    )
+    async with Stack.open(temporal, Path(settings.store), **settings.model_dump(exclude_unset=True)) as after:
         await after.start_worker()
         yield after
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from activities.adaptive_limit import FIRST_PAUSE, LONGEST_PAUSE, AdaptiveLimit
+from activities.upstreams.adaptive_limit import FIRST_PAUSE, LONGEST_PAUSE, AdaptiveLimit
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Engine:
         served = min(sending, self.admits)
         self.paused = 0.0
         for in_flight in range(sending - 1, served - 1, -1):
-            self.paused = max(self.paused, self.limit.overloaded(sent_at, in_flight, None))
+            self.paused = max(self.paused, self.limit.overloaded(sent_at, in_flight, asks_to_wait=False))
         self.now += 1.0
         for _ in range(served):
             self.limit.answered(sent_at)
@@ -92,12 +92,12 @@ def test_while_nothing_gets_through_one_probe_goes_out_at_growing_intervals_with
     assert engine.limit.limit == 1
 
 
-def test_a_retry_after_is_the_pause_and_teaches_nothing_about_the_limit() -> None:
+def test_a_retry_after_teaches_nothing_about_the_limit() -> None:
     engine = Engine(64)
     for _ in range(3):
         sent_at = engine.now
         engine.now += 1
-        assert engine.limit.overloaded(sent_at, 0, 20.0) == 20.0
+        assert engine.limit.overloaded(sent_at, 0, asks_to_wait=True) == 0
         engine.now += 20
     while engine.round() < 60:
         pass

@@ -13,11 +13,11 @@ import openai
 import pytest
 from starlette.types import Message
 
-from activities.storage import ObjectNotFound, StoreError
-from activities.storage_local import LocalStore
-from api.bodies import JSON_LIMIT
-from api.metrics import ApiMetrics
-from api.middleware import RequestMiddleware
+from activities.store.local import LocalStore
+from activities.store.object_store import ObjectNotFound, StoreError
+from api.http.bodies import JSON_LIMIT
+from api.http.metrics import ApiMetrics
+from api.http.middleware import RequestMiddleware
 from tests.fakes.api import Api, chunked, error_of, field, file, form, open_api
 from tests.fakes.gateway import FakeGateway
 from workflows.types import BatchPhase, BatchStatus
@@ -58,7 +58,7 @@ async def test_bad_window(api: Api) -> None:
 async def test_bad_endpoint(api: Api) -> None:
     error = await refused(api, endpoint="/v1/score")
     assert error["message"].startswith("Invalid value: '/v1/score'. Supported values are: '/v1/responses', ")
-    assert error["message"].endswith("'/v1/images/edits' and '/v1/videos'.")
+    assert error["message"].endswith("'/v1/videos' and '/v1/messages'.")
     assert (error["code"], error["param"]) == ("invalid_value", "endpoint")
 
 
@@ -180,6 +180,9 @@ async def test_unknown_routes_and_methods(api: Api) -> None:
     assert error_of(response)["message"] == "Invalid URL (POST /v1/x)"
     response = await api.http.get("/v1/files/")
     assert error_of(response)["message"] == "Invalid URL (GET /v1/files/)"
+    for path in ("/files", "/v1/v1/files", "/batches/batch_1"):  # a base URL without /v1, or with two
+        message = error_of(await api.http.get(path))["message"]
+        assert message.startswith(f"Invalid URL (GET {path}). The paths of this API begin with /v1 once")
     response = await api.http.put("/v1/files")
     assert response.status_code == 405
     assert error_of(response)["code"] is None
@@ -436,3 +439,173 @@ async def test_ready(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
         "status": "not ready",
         "missing": ["the file store cannot be used: it is full", "no worker is polling task queue everbatch"],
     }
+
+
+KEY = {"authorization": "Bearer none"}
+
+
+async def test_files_are_for_any_origin_that_has_a_key(api: Api) -> None:
+    for path in ("/v1/files", "/v1/files/file-x", "/v1/files/file-x/content"):
+        for key in (KEY, {"api-key": "none"}):
+            assert (await api.http.get(path, headers=key)).headers["access-control-allow-origin"] == "*"
+        # Without a key any web page could read what a server on this machine holds.
+        assert "access-control-allow-origin" not in (await api.http.get(path)).headers
+
+
+async def test_nothing_but_files_is_for_any_origin(api: Api) -> None:
+    for path in ("/v1/batches", "/v1/models", "/v1/filesystem", "/health", "/openapi.json"):
+        assert "access-control-allow-origin" not in (await api.http.get(path, headers=KEY)).headers
+
+
+async def test_browsers_that_ask_first_get_no_leave(api: Api) -> None:
+    headers = {"origin": "http://evil", "access-control-request-method": "GET"}
+    response = await api.http.request(
+        "OPTIONS", "/v1/files", headers=headers | {"access-control-request-headers": "authorization"}
+    )
+    assert response.status_code == 403
+    assert "access-control-allow-origin" not in response.headers
+
+
+async def test_every_permanent_409_says_not_to_retry(api: Api) -> None:
+    for phase in (BatchPhase.COMPLETED, BatchPhase.FAILED, BatchPhase.EXPIRED):
+        batch = await api.openai.batches.create(**GOOD)
+        view = await api.gateway.find("default", batch.id)
+        api.gateway.set_status(view.record, BatchStatus(phase=phase))
+        for action in ("cancel", "pause", "resume"):
+            response = await api.http.post(f"/v1/batches/{batch.id}/{action}")
+            assert (response.status_code, response.headers["x-should-retry"]) == (409, "false")
+
+
+async def test_every_503_says_when_to_come_again_and_soon(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    api.gateway.down = True
+    answers = [await api.http.post("/v1/batches", json=GOOD)]
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise StoreError("gone")
+
+    for name in ("get", "list", "writer", "put"):
+        monkeypatch.setattr(api.store, name, fail)
+    for path in ("/v1/files", "/v1/files/file-x", "/v1/files/file-x/content", "/v1/batches", "/v1/batches/batch_x"):
+        answers.append(await api.http.get(path))
+    api.models.answer = None
+    answers.append(await api.http.get("/v1/models"))
+    for answer in answers:
+        assert answer.status_code == 503
+        # A client of before August 2026 honours 60 s at most, and a newer one 120.
+        assert 0 < int(answer.headers["retry-after"]) <= 60
+        assert "x-should-retry" not in answer.headers
+
+
+async def upload(api: Api, query: str = "") -> Any:
+    body, headers = form(field("purpose", "batch"), file(b"{}\n"))
+    return await api.http.post(f"/v1/files{query}", content=body, headers=headers)
+
+
+async def test_unknown_query_parameters_are_ignored(api: Api) -> None:
+    query = "?api-version=2024-10-21&x=1&x=2"
+    file_id = (await upload(api, query)).json()["id"]
+    batch = await api.http.post(f"/v1/batches{query}", json=GOOD)
+    batch_id = batch.json()["id"]
+    answers = [batch, await api.http.post(f"/v1/batches/{batch_id}/cancel{query}")]
+    for path in (f"/v1/files/{file_id}", f"/v1/files/{file_id}/content", "/v1/files", "/v1/batches", "/v1/models"):
+        answers.append(await api.http.get(path + query))
+    answers.append(await api.http.delete(f"/v1/files/{file_id}{query}"))
+    assert [answer.status_code for answer in answers] == [200] * len(answers)
+
+
+async def test_ids_have_the_prefixes_and_lengths_that_clients_check(api: Api) -> None:
+    assert re.fullmatch("file-[0-9A-Za-z]{24}", (await upload(api)).json()["id"])
+    assert re.fullmatch("batch_[0-9a-f]{32}", (await api.http.post("/v1/batches", json=GOOD)).json()["id"])
+
+
+async def test_times_are_integer_seconds_and_absent_values_null(api: Api) -> None:
+    for answer in (await upload(api), await api.http.post("/v1/batches", json=GOOD)):
+        values = answer.json()
+        times = {name: value for name, value in values.items() if name.endswith("_at")}
+        assert {type(value) for value in times.values()} <= {int, type(None)}
+        assert 1_600_000_000 < values["created_at"] < 10_000_000_000
+
+
+ALLOWED = {
+    "/v1/files": "GET, POST",
+    "/v1/files/file-x": "GET, DELETE",
+    "/v1/files/file-x/content": "GET, HEAD",
+    "/v1/batches": "GET, POST",
+    "/v1/batches/batch_x": "GET",
+    "/v1/batches/batch_x/cancel": "POST",
+    "/v1/models/org/m": "GET",
+}
+
+
+@pytest.mark.parametrize("method", ["PUT", "OPTIONS", "HEAD"])
+async def test_another_method_is_405_and_told_which_are_allowed(api: Api, method: str) -> None:
+    for path, allowed in ALLOWED.items():
+        if method in allowed:
+            continue
+        response = await api.http.request(method, path)
+        assert response.status_code == 405
+        assert response.headers["allow"] == allowed
+        if method != "HEAD":
+            assert error_of(response)["message"] == f"Invalid method for URL ({method} {path})"
+
+
+async def test_a_trailing_slash_is_another_url_and_no_redirect(api: Api) -> None:
+    for path in ("/v1/files/", "/v1/batches/", "/v1/files/file-x/", "/v1/batches/batch_x/cancel/"):
+        response = await api.http.post(path)
+        assert response.status_code == 404
+        assert error_of(response)["message"] == f"Invalid URL (POST {path})"
+
+
+WRONG: dict[str, Any] = {
+    # Each with an error of each kind; `...` leaves the member out.
+    "input_file_id": {"missing": ..., "type": 5, "value": ""},
+    "endpoint": {"missing": ..., "type": 5, "value": "/v1/x"},
+    "completion_window": {"missing": ..., "type": 5, "value": "1h"},
+    "metadata": {"type": [], "value": {"k": "v" * 513}},
+    "output_expires_after": {"type": 5, "value": {"anchor": "created_at", "seconds": 1}},
+    "idempotency_key": {"type": 5, "value": ""},
+}
+KINDS = ("missing", "type", "value")
+FOUND_IN_TURN = [(kind, name) for kind in KINDS for name, wrong in WRONG.items() if kind in wrong]
+
+
+async def test_of_several_errors_the_missing_one_is_told_then_the_type_then_the_value(api: Api) -> None:
+    """The order is ours: among errors of one kind, that of the fields of the request."""
+    for index, first in enumerate(FOUND_IN_TURN):
+        for second in FOUND_IN_TURN[index + 1 :]:
+            if first[1] == second[1]:
+                continue
+            body = GOOD | {name: WRONG[name][kind] for kind, name in (second, first)}
+            content = json.dumps({name: value for name, value in body.items() if value is not ...})
+            response = await api.http.post("/v1/batches", content=content, headers=JSON)
+            assert response.status_code == 400
+            assert error_of(response)["param"].partition(".")[0] == first[1], (first, second)
+    assert api.gateway.created == []
+
+
+async def test_query_and_headers_are_told_before_the_body(api: Api) -> None:
+    response = await api.http.post("/v1/batches", json=GOOD | {"endpoint": "x"}, headers={"Idempotency-Key": ""})
+    assert error_of(response)["param"] == "Idempotency-Key"
+    response = await api.http.get("/v1/files?order=up&limit=x&after=nothing")
+    assert error_of(response)["param"] == "limit"  # its type, before the value of another
+    response = await api.http.get("/v1/files?order=up&limit=0&after=nothing")
+    assert error_of(response)["param"] == "limit"
+    response = await api.http.get("/v1/files?order=up&after=nothing")
+    assert error_of(response)["param"] == "order"
+    response = await api.http.get("/v1/files?after=nothing")
+    assert error_of(response)["param"] == "after"
+
+
+async def test_of_several_errors_of_a_form_the_file_is_told_first_then_purpose_then_expiry(api: Api) -> None:
+    half = field("expires_after[anchor]", "created_at")
+    for parts, param in [
+        ([field("purpose", "x"), half], "file"),
+        ([half, file(b"{}")], "purpose"),
+        ([field("purpose", "x"), half, file(b"{}")], "purpose"),
+        ([field("purpose", "batch"), half, file(b"{}")], "expires_after.seconds"),
+    ]:
+        body, headers = form(*parts)
+        response = await api.http.post("/v1/files", content=body, headers=headers)
+        assert response.status_code == 400
+        assert error_of(response)["param"] == param
+    assert api.stored() == []

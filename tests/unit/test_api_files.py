@@ -7,17 +7,19 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
 
-from activities.catalog import Catalog, FileRecord, content_key
-from activities.storage import CHUNK, StoreError
-from activities.storage_local import LocalStore
-from api.download import Reader
+from activities.records.catalog import Catalog, FileRecord
+from activities.records.keys import content_key
+from activities.store.local import LocalStore
+from activities.store.object_store import CHUNK, StoreError
+from api.http.download import Reader
 from tests.fakes.api import Api, error_of, field, file, form, open_api
 from workflows.ids import file_id_for_key
+from workflows.types import BatchPhase, BatchStatus
 
 KEYS = {"id", "object", "bytes", "created_at", "expires_at", "filename", "purpose", "status", "status_details"}
 DAY = 24 * 3600
@@ -53,7 +55,8 @@ async def test_the_stock_client_uploads_reads_lists_and_deletes(api: Api) -> Non
     assert (await api.openai.files.wait_for_processing(created.id)).id == created.id
     deleted = await api.openai.files.delete(created.id)
     assert (deleted.id, deleted.deleted, deleted.object) == (created.id, True, "file")
-    assert api.stored() == []
+    left = [name for name in api.stored() if not name.startswith("due/")]
+    assert left == [f"files/default/{created.id}/deleted"]
     for call in (api.openai.files.retrieve, api.openai.files.delete, api.openai.files.content):
         with pytest.raises(openai.NotFoundError):
             await call(created.id)
@@ -348,52 +351,69 @@ async def test_an_upload_repeated_with_its_key_makes_one_file(api: Api) -> None:
     assert (await files.content(first.id)).content == b"{}\n{}"
 
 
-async def test_an_upload_with_the_key_of_an_expired_file_is_a_new_one(
-    api: Api, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("gone", ["deleted", "expired"])
+async def test_a_key_stands_for_its_content_also_once_the_file_is_gone(
+    api: Api, monkeypatch: pytest.MonkeyPatch, gone: str
 ) -> None:
     files, headers = api.openai.files, {"Idempotency-Key": "monthly"}
     first = await files.create(file=("a.jsonl", b"{}"), purpose="batch", extra_headers=headers)
     now = time.time() + 31 * DAY
+    if gone == "deleted":
+        await files.delete(first.id)
     monkeypatch.setattr(time, "time", lambda: now)
     monkeypatch.setattr(time, "time_ns", lambda: int(now * 1e9))
-    again = await files.create(file=("a.jsonl", b"other"), purpose="batch", extra_headers=headers)
+    with pytest.raises(openai.ConflictError) as caught:
+        await files.create(file=("a.jsonl", b"other"), purpose="batch", extra_headers=headers)
+    assert caught.value.response.headers["x-should-retry"] == "false"
+    assert caught.value.code == "idempotency_conflict"
+    # The same upload makes the file available again, under its id.
+    again = await files.create(file=("a.jsonl", b"{}"), purpose="batch", extra_headers=headers)
     assert (again.id, again.created_at) == (first.id, int(now))
     assert again.expires_at == int(now) + 30 * DAY
-    assert (await files.content(again.id)).content == b"other"
+    assert (await files.content(again.id)).content == b"{}"
     assert [file.id async for file in files.list()] == [first.id]
     assert len([name for name in api.stored() if name.startswith("index/")]) == 1
 
 
+@pytest.mark.parametrize("keyed", [True, False])
 @pytest.mark.parametrize("fails_at", [1, 2, 3])
 async def test_a_record_that_cannot_be_written_leaves_no_file(
-    api: Api, monkeypatch: pytest.MonkeyPatch, fails_at: int
+    api: Api, monkeypatch: pytest.MonkeyPatch, fails_at: int, keyed: bool
 ) -> None:
-    put, puts = api.store.put, 0
+    put, put_new, puts = api.store.put, api.store.put_new, 0
 
-    def failing(key: str, data: bytes) -> None:
+    def count() -> None:
         nonlocal puts
         puts += 1
         if puts == fails_at:
             raise StoreError("disk full")
+
+    def failing(key: str, data: bytes) -> None:
+        count()
         put(key, data)
 
+    def failing_new(key: str, data: bytes) -> bytes:
+        count()
+        return put_new(key, data)
+
     monkeypatch.setattr(api.store, "put", failing)
-    files, headers = api.openai.files, {"Idempotency-Key": "nightly"}
+    monkeypatch.setattr(api.store, "put_new", failing_new)
+    files, headers = api.openai.files, {"Idempotency-Key": "nightly"} if keyed else {}
     with pytest.raises(openai.InternalServerError):
         await files.create(file=("a.jsonl", b"{}"), purpose="batch", extra_headers=headers)
-    assert api.stored() == []
+    assert [file async for file in files.list()] == []
     created = await files.create(file=("a.jsonl", b"{}"), purpose="batch", extra_headers=headers)
     assert (await files.content(created.id)).content == b"{}"
 
 
 async def test_an_upload_in_the_place_of_a_file_that_is_being_deleted_is_to_come_again(api: Api) -> None:
     files, headers = api.openai.files, {"Idempotency-Key": "nightly"}
-    mark = f"files/default/{file_id_for_key('default', 'nightly')}/deleting"
+    mark = f"files/default/{file_id_for_key('default', 'nightly')}/deleting-{int(time.time())}-a"
     api.store.put(mark, b"")
     with pytest.raises(openai.InternalServerError) as caught:
         await files.create(file=("a.jsonl", b"{}"), purpose="batch", extra_headers=headers)
     assert caught.value.status_code == 503
-    assert api.stored() == [mark]
+    assert [file async for file in files.list()] == []
     api.store.delete(mark)
     created = await files.create(file=("a.jsonl", b"{}"), purpose="batch", extra_headers=headers)
     assert (await files.content(created.id)).content == b"{}"
@@ -411,3 +431,143 @@ def test_a_reader_that_is_closed_has_closed_its_file(tmp_path: Path) -> None:
         assert len(os.listdir("/proc/self/fd")) == len(before)
     with pytest.raises(StoreError):
         next(chunks)
+
+
+PURPOSES: tuple[Any, ...] = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+
+
+def put(api: Api, file_id: str, **changes: Any) -> str:
+    record = FileRecord(id=file_id, bytes=3, created_ms=7000, filename="f", purpose="batch")
+    api.store.put(content_key("default", record.id), b"abc")
+    Catalog(api.store).save_file("default", record.model_copy(update=changes))
+    return record.id
+
+
+async def test_files_of_every_purpose_can_be_downloaded(api: Api) -> None:
+    for purpose in PURPOSES:
+        created = await api.openai.files.create(file=("x", b"abc"), purpose=purpose)
+        assert (await api.openai.files.content(created.id)).content == b"abc"
+    assert (await api.openai.files.content(put(api, "file-r", purpose="batch_output"))).content == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("in.txt", b"{}"), ("upload", b"no json"), ("in.jsonl", b""), ("in.jsonl", b"\xff\x00")]
+)
+async def test_any_name_and_content_is_taken_and_left_to_the_batch(api: Api, name: str, content: bytes) -> None:
+    created = await api.openai.files.create(file=(name, content), purpose="batch")
+    assert (created.filename, created.bytes, created.status) == (name, len(content), "processed")
+
+
+async def test_content_is_sent_at_once_whatever_the_client_accepts(api: Api) -> None:
+    url = f"/v1/files/{put(api, 'file-1')}/content"
+    for accept in ("application/binary", "text/html", "application/json", "*/*"):
+        response = await api.http.get(url, headers={"accept": accept})
+        assert (response.status_code, response.content) == (200, b"abc")
+        assert response.headers["content-type"] == "application/octet-stream"
+
+
+async def test_results_are_listed_by_their_purpose(api: Api) -> None:
+    put(api, "file-in")
+    for name in ("file-o", "file-e"):
+        put(api, name, purpose="batch_output")
+    assert {each.id async for each in api.openai.files.list(purpose="batch_output")} == {"file-o", "file-e"}
+    assert [each.id async for each in api.openai.files.list(purpose="batch")] == ["file-in"]
+    assert [each.id async for each in api.openai.files.list(purpose="no such purpose")] == []
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_pages_of_one_walk_over_files_of_one_moment(api: Api, order: Any) -> None:
+    names = [put(api, f"file-{number}", created_ms=7000 + number // 3) for number in range(6)]
+    seen = [each.id async for each in api.openai.files.list(limit=1, order=order)]
+    assert sorted(seen) == names
+    times = [int(name.removeprefix("file-")) // 3 for name in seen]
+    assert times == sorted(times, reverse=order == "desc")
+
+
+async def test_the_last_page_says_that_it_is_the_last(api: Api) -> None:
+    for number in range(2):
+        put(api, f"file-{number}", created_ms=number * 1000)
+    page = (await api.http.get("/v1/files?limit=1&after=file-1")).json()
+    assert (page["first_id"], page["last_id"], page["has_more"]) == ("file-0", "file-0", False)
+    page = (await api.http.get("/v1/files?limit=1&after=file-0")).json()
+    assert page == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("expired", [False, True])
+async def test_a_client_may_delete_what_it_lists(api: Api, order: Literal["asc", "desc"], expired: bool) -> None:
+    """A file that was deleted by its owner, or by the janitor, still marks a place in the list."""
+    for number in range(25):
+        put(api, f"file-{number}", created_ms=number * 1000)
+    catalog, seen = Catalog(api.store), 0
+    async for listed in api.openai.files.list(limit=10, order=order):
+        seen += 1
+        if expired:
+            record = catalog.get_file("default", listed.id)
+            catalog.save_file("default", record.model_copy(update={"expires_at": 1}))
+            assert catalog.delete_expired_file("default", listed.id)
+        else:
+            await api.openai.files.delete(listed.id)
+    assert seen == 25
+    assert [listed async for listed in api.openai.files.list()] == []
+
+
+async def test_a_result_file_may_be_deleted_and_the_batch_keeps_its_id(api: Api) -> None:
+    batch = await api.openai.batches.create(input_file_id="file-x", endpoint="/v1/embeddings", completion_window="24h")
+    view = await api.gateway.find("default", batch.id)
+    api.gateway.set_status(
+        view.record,
+        BatchStatus(phase=BatchPhase.COMPLETED, output_file_id=put(api, "file-o", purpose="batch_output")),
+    )
+    assert (await api.openai.files.delete("file-o")).deleted
+    assert (await api.openai.batches.retrieve(batch.id)).output_file_id == "file-o"
+    response = await api.http.get("/v1/files/file-o/content")
+    assert response.status_code == 404
+    assert error_of(response)["message"] == "No such File object: file-o"
+    assert (await api.http.delete("/v1/files/file-o")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "start", "end"),
+    [
+        ("bytes=0-3", 206, 0, 4),
+        ("bytes=4-", 206, 4, 10),
+        ("bytes=-3", 206, 7, 10),
+        ("bytes=-30", 206, 0, 10),
+        ("bytes=8-99", 206, 8, 10),
+        ("bytes=10-", 416, 0, 0),
+        ("bytes=-0", 416, 0, 0),
+        ("bytes=5-3", 200, 0, 10),
+        ("bytes=0-1,4-5", 200, 0, 10),
+        ("bytes=-", 200, 0, 10),
+        ("lines=1-2", 200, 0, 10),
+    ],
+)
+async def test_a_range_of_the_content(api: Api, asked: str, status: int, start: int, end: int) -> None:
+    uploaded = await api.openai.files.create(file=b"0123456789", purpose="batch")
+    answer = await api.http.get(f"/v1/files/{uploaded.id}/content", headers={"Range": asked})
+    assert answer.status_code == status
+    if status == 416:
+        assert error_of(answer)["type"] == "invalid_request_error"
+        assert answer.headers["content-range"] == "bytes */10"
+        return
+    assert answer.content == b"0123456789"[start:end]
+    assert int(answer.headers["content-length"]) == end - start
+    assert answer.headers.get("content-range") == (f"bytes {start}-{end - 1}/10" if status == 206 else None)
+
+
+async def test_content_is_resumed_only_where_it_is_the_same(api: Api) -> None:
+    uploaded = await api.openai.files.create(file=b"0123456789", purpose="batch")
+    url = f"/v1/files/{uploaded.id}/content"
+    head = await api.http.head(url)
+    assert (head.status_code, head.headers["content-length"], head.content) == (200, "10", b"")
+    assert head.headers["accept-ranges"] == "bytes"
+    tag = head.headers["etag"]
+    same = await api.http.get(url, headers={"Range": "bytes=4-", "If-Range": tag})
+    assert (same.status_code, same.content, same.headers["etag"]) == (206, b"456789", tag)
+    other = await api.http.get(url, headers={"Range": "bytes=4-", "If-Range": '"other"'})
+    assert (other.status_code, other.content) == (200, b"0123456789")
+    known = await api.http.get(url, headers={"If-None-Match": f'"x", {tag}'})
+    assert (known.status_code, known.content) == (304, b"")
+    await api.openai.files.delete(uploaded.id)
+    assert (await api.http.head(url)).status_code == 404

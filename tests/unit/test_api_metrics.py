@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
+from api.app import create_metrics_app
 from tests.fakes.api import Api, open_api
 from tests.unit.test_api_batches import create
 
@@ -48,3 +50,13 @@ async def test_without_temporal_there_is_no_figure_rather_than_an_old_one(tmp_pa
     api.gateway.down = True
     found = await metrics(api)
     assert not any(name == "everbatch_batches" for name, *_ in found)
+
+
+async def test_an_address_of_its_own_is_the_only_one(tmp_path: Path) -> None:
+    api = open_api(tmp_path, api_metrics_address="127.0.0.1:0")
+    await api.http.get("/v1/files")
+    assert (await api.http.get("/metrics")).status_code == 404
+    transport = httpx2.ASGITransport(create_metrics_app(api.app))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://metrics.internal") as http:
+        assert 'route="/v1/files"' in (await http.get("/metrics")).text
+        assert (await http.get("/v1/files")).status_code == 404

@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx2
 
-from activities.inference import UpstreamUnavailable
-from activities.upstreams import Upstream
+from activities.upstreams.client import UpstreamUnavailable
+from activities.upstreams.config import Upstream
 from api.app import create_app
 from tests.fakes.api import open_api
 
@@ -40,7 +40,7 @@ async def test_models_of_several_upstreams(tmp_path: Path) -> None:
     ]
     made = open_api(tmp_path)
     app = create_app(made.settings, made.gateway, made.store, proxies)
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://everbatch") as http:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as http:
         data = (await http.get("/v1/models")).json()["data"]
         assert [model["id"] for model in data] == ["m/1", "m/22", "nick", "mine", "gone", "gpt"]
         assert data[0] == {"id": "m/1", "max_model_len": 1.0}

@@ -1,4 +1,4 @@
-"""The Uploads API: SPEC 3."""
+"""The Uploads API."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from openai import OpenAI
 from openai.resources.uploads.uploads import DEFAULT_PART_SIZE
 from starlette.testclient import TestClient
 
-import api.uploads
-from activities.catalog import Catalog
+import api.routes.uploads as upload_routes
+from activities.records.catalog import Catalog
+from activities.records.uploads import UPLOAD_SECONDS
 from activities.settings import Settings
-from activities.upload_records import UPLOAD_SECONDS
-from api.auth import tenant
-from api.uploads import MAX_PART_BYTES
+from api.http.auth import tenant
+from api.routes.uploads import MAX_PART_BYTES
 from tests.fakes.api import Api, chunked, error_of, form, open_api
 from tests.fakes.uploads import (
     MAX_UPLOAD_BYTES,
@@ -80,7 +80,7 @@ async def test_the_stock_client_uploads_parts_in_parallel_and_orders_them_at_the
     assert (await it.openai.files.content(done.file.id)).content == content
     assert parts_stored(it) == []
     await it.openai.files.delete(done.file.id)
-    assert [name for name in kept(it) if not name.startswith("uploads/")] == []
+    assert [name for name in kept(it) if not name.startswith("uploads/")] == [f"files/default/{done.file.id}/deleted"]
 
 
 async def test_the_stock_client_cancels(it: Api) -> None:
@@ -103,8 +103,8 @@ async def test_the_stock_clients_upload_in_chunks(it: Api, tmp_path_factory: pyt
         await it.openai.uploads.upload_file_chunked(file=path, **common),
         await it.openai.uploads.upload_file_chunked(**in_memory),
     ]
-    with TestClient(it.app, base_url="http://everbatch") as http:
-        blocking = OpenAI(api_key="none", base_url="http://everbatch/v1", http_client=http, max_retries=0)
+    with TestClient(it.app, base_url="http://localhost") as http:
+        blocking = OpenAI(api_key="none", base_url="http://localhost/v1", http_client=http, max_retries=0)
         answers.append(await asyncio.to_thread(lambda: blocking.uploads.upload_file_chunked(file=path, **common)))
         answers.append(await asyncio.to_thread(lambda: blocking.uploads.upload_file_chunked(**in_memory)))
     for answer in answers:
@@ -188,7 +188,7 @@ async def test_a_part_of_any_size(it: Api, size: int) -> None:
 
 
 async def test_a_part_that_is_too_large(it: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api.uploads, "MAX_PART_BYTES", 500_000)
+    monkeypatch.setattr(upload_routes, "MAX_PART_BYTES", 500_000)
     upload_id = await create(it, 1_000_000)
     await part(it, upload_id, bytes(500_000))
     status, error = await post_part(it, upload_id, bytes(500_001))
@@ -238,7 +238,7 @@ async def test_a_part_whose_client_leaves_is_not_there(it: Api) -> None:
 
 
 async def test_parts_that_nobody_names_are_bounded_and_dropped(it: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api.uploads, "MAX_PART_BYTES", 100)
+    monkeypatch.setattr(upload_routes, "MAX_PART_BYTES", 100)
     upload_id = await create(it, 50)
     parts = [await part(it, upload_id, bytes([number]) * 50) for number in range(4)]  # as after lost answers
     status, error = await post_part(it, upload_id, b"x")
@@ -246,7 +246,7 @@ async def test_parts_that_nobody_names_are_bounded_and_dropped(it: Api, monkeypa
     _, answer = await complete(it, upload_id, [parts[2]])
     assert await content_of(it, answer) == b"\x02" * 50
     assert parts_stored(it) == []
-    monkeypatch.setattr(api.uploads, "MAX_PARTS", 2)
+    monkeypatch.setattr(upload_routes, "MAX_PARTS", 2)
     upload_id, _ = await upload(it, b"", b"")
     assert (await post_part(it, upload_id, b""))[0] == 400
 

@@ -15,10 +15,10 @@ from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
 from starlette.types import Message
 
 from activities.settings import Settings
-from api.auth import REFUSED_BYTES
-from api.key_editing import create_key, revoke_key
-from api.keys import KeyFile
-from api.processes import StartError, open_keys
+from api.http.auth import REFUSED_BYTES
+from api.processes.run import StartError, open_keys
+from api.tenants.key_editing import create_key, revoke_key
+from api.tenants.keys import KeyFile
 from tests.fakes.api import Api, error_of, open_api
 
 OPEN = ("/health", "/ready")
@@ -115,7 +115,7 @@ async def test_every_route_below_v1_needs_a_key_and_no_other(api: Api) -> None:
             answer = await api.http.request(method, path)
             if path.startswith("/v1/"):
                 assert answer.status_code == 401, path
-                assert operation["security"] == [{"bearer": []}, {"api-key": []}], path
+                assert operation["security"] == [{"bearer": []}, {"api-key": []}, {"x-api-key": []}], path
             else:
                 assert answer.status_code != 401, path
                 assert "security" not in operation, path
@@ -233,7 +233,7 @@ async def test_without_a_key_file_anyone_is_the_default_tenant(tmp_path: Path) -
 async def test_a_key_that_works_for_a_stock_client_uploads(api: Api, key: str) -> None:
     client = AsyncOpenAI(
         api_key=key,
-        base_url="http://everbatch/v1",
+        base_url="http://localhost/v1",
         http_client=DefaultAsyncHttpx2Client(transport=api.http._transport),  # pyright: ignore[reportPrivateUsage]
         max_retries=0,
     )

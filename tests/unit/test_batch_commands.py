@@ -5,20 +5,19 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
-from api import batch_commands
-from api.cli import main
-from api.display import Display, details, printable
+from api.cli import batch_commands
+from api.cli.display import Display, details, printable
+from api.cli.main import main
 from tests.fakes.batch_server import BatchServer, answered, counts, cut_off, error, error_page, lines, refused, web_page
+from tests.fakes.commands import Run, commands_against, said
 
-Run = Callable[..., Result]
 PROBLEM = {"code": "invalid_json_line", "message": "This line is bad.", "line": 2, "param": None}
 
 
@@ -29,22 +28,8 @@ def server() -> BatchServer:
 
 @pytest.fixture
 def run(server: BatchServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Runs a command in a folder of its own, without patience."""
-
-    def openai(**_: object) -> object:
-        return server.openai()
-
-    monkeypatch.setattr(batch_commands, "OpenAI", openai)
-    monkeypatch.setattr(batch_commands, "FIRST_PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr(batch_commands, "PATIENCE_SECONDS", 0.0)
-    monkeypatch.chdir(tmp_path)
-    Path("in.jsonl").write_text('{"url": "/v1/embeddings"}\n')
-    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def said(result: Result) -> list[str]:
-    assert "Traceback" not in result.output
-    return result.stderr.splitlines()
+    Path(tmp_path / "in.jsonl").write_text('{"url": "/v1/embeddings"}\n')
+    return commands_against(server, monkeypatch, tmp_path)
 
 
 # List
@@ -53,13 +38,15 @@ def said(result: Result) -> list[str]:
 def test_a_list_is_a_table(server: BatchServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "UTC")
     server.add("batch_old", {**counts(5, 4, 1), "created_at": 1767225600})
-    waiting = {"progress": {"waiting_reason": "HTTP 503: \x1b[31mbusy" + "!" * 100}}
+    waiting = {"progress": {"waiting_reason": "Waiting: HTTP 503: \x1b[31mbusy; " + "and so on " * 20}}
     server.add("batch_new", {"status": "in_progress", **counts(500, 20), **waiting})
-    heading, new, old = run("list").stdout.splitlines()
-    assert heading.split() == ["ID", "STATUS", "DONE", "FAILED", "CREATED", "WAITING", "FOR"]
+    heading, new, *reason, old = run("list").stdout.splitlines()
+    assert heading.split() == ["ID", "STATUS", "DONE", "FAILED", "CREATED"]
     assert new.startswith("batch_new  in_progress  20/500  0       ")
-    assert "HTTP 503:  [31mbusy!!!" in new
-    assert new.endswith("!…")
+    # Whole, on lines of its own.
+    assert " ".join(line.strip() for line in reason) == "Waiting: HTTP 503:  [31mbusy; " + ("and so on " * 20).strip()
+    assert len(reason) == 3
+    assert all(len(line) <= 80 for line in reason)
     assert old.startswith("batch_old  completed    4/5     1       20")
     assert old.index("20") == new.index("19")
 
@@ -88,8 +75,7 @@ def test_a_status_says_all_there_is(server: BatchServer, run: Run) -> None:
         "requests_per_second": 12.5,
         "eta_seconds": 0,
         "in_flight": 8,
-        "waiting_reason": "HTTP 503",
-        "next_attempt_at": 1767225600,
+        "waiting_reason": "Waiting: the upstream is overloaded; next try in 3 s; the window ends in 23 h.",
     }
     server.add("batch_1", {"status": "in_progress", "model": "m", **counts(9, 3, 1), "progress": progress})
     result = run("status", "batch_1")
@@ -97,9 +83,26 @@ def test_a_status_says_all_there_is(server: BatchServer, run: Run) -> None:
     shown = {line[:12].rstrip(): line[12:] for line in result.stdout.splitlines()}
     assert shown["requests"] == "9, 3 completed, 1 failed"
     assert shown["progress"] == "12.5/s, 0 s left, 8 in flight"
-    assert shown["waiting for"].startswith("HTTP 503 (next try 20")
+    assert shown["waiting"] == "the upstream is overloaded; next try in 3 s; the window ends in 23"
+    assert shown[""] == "h."
     assert "results" not in shown
     assert json.loads(run("status", "batch_1", "--json").stdout) == server.versions["batch_1"][0]
+
+
+def test_a_status_can_be_read_at_45_columns(server: BatchServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "45")
+    reason = 'Waiting: upstream "gpu" (http://gpu-1:8000/v1) refuses connections; 3 of 9 requests wait.'
+    batch_id = "batch_" + "0" * 32
+    server.add(batch_id, {"status": "in_progress", **counts(9, 3, 1), "progress": {"waiting_reason": reason}})
+    lines = run("status", batch_id).stdout.splitlines()
+    assert max(map(len, lines)) <= 45
+    assert lines[0] == f"batch: {batch_id}"
+    place = next(place for place, line in enumerate(lines) if line.startswith("waiting: "))
+    assert lines[place : place + 3] == [
+        'waiting: upstream "gpu"',
+        "  (http://gpu-1:8000/v1) refuses connections;",
+        "  3 of 9 requests wait.",
+    ]
 
 
 def test_a_failed_batch_shows_its_problems(server: BatchServer, run: Run) -> None:
@@ -182,7 +185,10 @@ def test_a_running_batch_has_no_results(server: BatchServer, run: Run) -> None:
     server.add("batch_1", {"status": "in_progress"})
     result = run("results", "batch_1", "-o", "out")
     assert result.exit_code == 1
-    assert said(result) == ["everbatch results: batch_1 is in_progress; wait for it: everbatch status batch_1 --watch"]
+    assert said(result) == [
+        "everbatch results: batch_1 is in_progress; wait for it: everbatch status batch_1 --watch, or take what it "
+        "has by now: --follow"
+    ]
     assert os.listdir() == ["in.jsonl"]
 
 
@@ -210,10 +216,10 @@ def test_a_submit_goes_from_file_to_file(server: BatchServer, run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["-o", "nodir/out"], "nodir/out: nodir is no folder"),
-        (["-o", "out", "--errors", "nodir/err"], "nodir/err: nodir is no folder"),
-        (["-o", "in.jsonl"], "in.jsonl is given for two things"),
-        (["-o", "out", "--errors", "./out"], "out is given for two things"),
+        (["-o", "nodir/out"], "nodir/out: nodir is not a directory"),
+        (["-o", "out", "--errors", "nodir/err"], "nodir/err: nodir is not a directory"),
+        (["-o", "in.jsonl"], "in.jsonl is used as both input and output"),
+        (["-o", "out", "--errors", "./out"], "out is used as both output and errors"),
     ],
     ids=["output", "errors", "input", "same"],
 )
@@ -221,7 +227,7 @@ def test_targets_are_looked_at_before_the_upload(
     server: BatchServer, run: Run, arguments: list[str], problem: str
 ) -> None:
     result = run("submit", "-i", "in.jsonl", *arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == 64
     assert said(result) == [f"everbatch submit: {problem}"]
     assert server.asked == []
 
@@ -240,7 +246,7 @@ def test_a_folder_without_leave_to_write_is_said_before_the_upload(
 def test_an_input_without_an_endpoint_is_refused(server: BatchServer, run: Run) -> None:
     Path("in.jsonl").write_text("[1]\n")
     result = run("submit", "-i", "in.jsonl", "-o", "out")
-    assert said(result) == ["everbatch submit: in.jsonl: the first line names no url; say which --endpoint"]
+    assert said(result) == ["everbatch submit: in.jsonl: the first line has no url; give the --endpoint"]
     assert server.asked == []
 
 
@@ -263,7 +269,7 @@ def test_a_stop_says_how_to_come_back(server: BatchServer, run: Run) -> None:
     server.failures = [None, None, ctrl_c]
     result = run("submit", "-i", "in.jsonl", "-o", "out")
     assert result.exit_code == 130
-    assert said(result)[-1] == "stopped; the batch goes on: everbatch status batch_0"
+    assert said(result)[-1] == "stopped; the batch continues to run: everbatch status batch_0"
     assert not any("cancel" in asked for asked in server.asked)
     server.failures = [ctrl_c]
     stopped = run("list")
@@ -281,7 +287,8 @@ def test_a_stop_says_how_to_come_back(server: BatchServer, run: Run) -> None:
         (error_page, "Service Unavailable (HTTP 503)"),
         (
             web_page,
-            "what answers there is not OpenAI's Batch API; is the base URL right? Mostly it ends in /v1",
+            "the server that answers does not have OpenAI's Batch API. Check the base URL: is its port that of the "
+            "API, and not that of Temporal or its UI? Base URLs usually end in /v1",
         ),
     ],
     ids=["away", "401", "no JSON", "another server"],
@@ -338,7 +345,48 @@ def test_a_terminal_is_redrawn_and_cannot_be_taken_over(server: BatchServer) -> 
     display.show(batch)
     display.end_line()
     display.say("done\x07")
-    assert out.getvalue().startswith("\r\x1b[K" + printable(out.getvalue()[4:].partition("\r")[0]))
-    assert out.getvalue().count("\x1b") == 2
-    assert out.getvalue().endswith("\ndone \n")
+    reason, *drawn = out.getvalue().split("\r\x1b[K")  # what is waited for is said once
+    assert reason == "HTTP 503  [2J\n"
+    assert drawn == [drawn[0], drawn[0] + "\ndone \n"]
+    assert printable(drawn[0]) == drawn[0]
     assert not any("\x1b" in line for line in details(batch))
+
+
+# Results as they come
+
+
+def test_results_are_followed_to_the_end(server: BatchServer, run: Run, tmp_path: Path) -> None:
+    server.add("batch_1", {"status": "in_progress"}, {"status": "completed", **counts(2, 2)})
+    server.pages = [b"", lines(answered("a")), lines(answered("b"))]
+    server.failures = [None, None, refused]  # the first look at the batch, and the empty page, are answered
+    result = run("results", "batch_1", "--follow")
+    assert (result.exit_code, result.stdout) == (1, "")  # without patience
+    server.add("batch_1", {"status": "in_progress"}, {"status": "completed", **counts(2, 2)})
+    result = run("results", "batch_1", "--follow")
+    assert (result.exit_code, result.stdout.encode()) == (0, b"".join(server.pages))
+    assert said(result) == ["completed: 2 requests, 2 completed, 0 failed"]
+    assert run("results", "batch_1", "--follow", "-o", "out.jsonl").exit_code == 0
+    assert (tmp_path / "out.jsonl").read_bytes() == b"".join(server.pages)
+
+
+def test_results_without_a_place_for_them(run: Run) -> None:
+    assert run("results", "batch_1").exit_code == 64
+    assert run("results", "batch_1", "--follow", "--errors", "e.jsonl").exit_code == 64
+
+
+# Retry
+
+
+def test_a_retry_prints_its_id_or_is_waited_for(server: BatchServer, run: Run, tmp_path: Path) -> None:
+    server.add("batch_0")
+    result = run("retry", "batch_0", "--code", "a", "--code", "b")
+    assert (result.exit_code, result.stdout) == (0, "batch_1\n")
+    server.on_create = {"output_file_id": "file-out", **counts(2, 1, 1)}
+    server.files["file-out"] = lines(answered("a"))
+    assert run("retry", "batch_0", "-o", "out").exit_code == 2
+    assert (tmp_path / "out").read_bytes() == server.files["file-out"]
+    assert server.created == [{"retry_of": "batch_0", "codes": ["a", "b"]}, {"retry_of": "batch_0"}]
+    assert run("retry", "batch_x").exit_code == 1
+    server.add("batch_9", {"metadata": {"retry_of": "batch_8"}, "retried_by": "batch_10"})
+    shown = run("status", "batch_9").stdout.splitlines()
+    assert {"retry of    batch_8", "retried by  batch_10"} <= set(shown)

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from activities import catalog
-from activities.catalog import Catalog, FileRecord
-from activities.storage import ObjectNotFound, StoreError
-from activities.storage_local import LocalStore
+from activities.records import keys, shard_keys
+from activities.records.catalog import Catalog, FileRecord
+from activities.records.cuts import Cut
+from activities.records.shard_keys import ShardRef
+from activities.store.local import LocalStore
+from activities.store.object_store import ObjectNotFound, StoreError
 from tests.fakes.worker import BATCH, FILE, TENANT, ShakyStore, make_spec, save_input
 from workflows.types import BatchPhase, BatchRecord, BatchStatus, Shard
+
+SHARD = ShardRef(TENANT, BATCH, "c1", 3)
 
 
 @pytest.fixture
@@ -35,16 +39,17 @@ def test_a_file_comes_and_goes(files: Catalog, store: LocalStore) -> None:
     with pytest.raises(ObjectNotFound):
         files.delete_file(TENANT, FILE)
     assert list(files.list_files(TENANT, after=None)) == []
-    assert list(store.list("files/")) == list(store.list("index/")) == []
+    assert list(store.list("index/")) == []
+    assert list(store.list("files/")) == [f"files/{TENANT}/{FILE}/deleted"]
 
 
 @pytest.mark.parametrize("file_id", ["", "..", "a/b", "../../x", "a\0", "x" * 65, "é", "a b", "file-1\n"])
 def test_an_id_that_cannot_be_is_not_found(files: Catalog, file_id: str) -> None:
-    for call in (files.get_file, files.delete_file, files.get_batch, files.get_shards):
+    for call in (files.get_file, files.delete_file, files.get_batch):
         with pytest.raises(ObjectNotFound):
             call(TENANT, file_id)
     with pytest.raises(ObjectNotFound):
-        catalog.content_key(TENANT, file_id)
+        keys.content_key(TENANT, file_id)
 
 
 def test_tenants_do_not_see_each_other(files: Catalog, store: LocalStore) -> None:
@@ -79,7 +84,7 @@ def test_paging_sees_each_once_even_within_one_millisecond(files: Catalog, ascen
     make_files(files, [5, 5, 5, 7, 7, 1, 1])
     whole = list(files.list_files(TENANT, after=None, ascending=ascending))
     seen: list[FileRecord] = []
-    while page := list(files.list_files(TENANT, after=seen[-1] if seen else None, ascending=ascending))[:2]:
+    while page := list(files.list_files(TENANT, after=seen[-1].place if seen else None, ascending=ascending))[:2]:
         seen += page
     assert seen == whole
     assert len(seen) == 7
@@ -88,7 +93,7 @@ def test_paging_sees_each_once_even_within_one_millisecond(files: Catalog, ascen
 def test_paging_goes_on_behind_a_file_that_is_gone(files: Catalog) -> None:
     records = make_files(files, [1, 2, 3, 4])
     files.delete_file(TENANT, "file-2")
-    assert [record.id for record in files.list_files(TENANT, after=records[2])] == ["file-1", "file-0"]
+    assert [record.id for record in files.list_files(TENANT, after=records[2].place)] == ["file-1", "file-0"]
 
 
 def test_a_file_without_a_record_is_not_listed(files: Catalog, store: LocalStore) -> None:
@@ -118,32 +123,34 @@ def test_batches_page_as_files_do(files: Catalog) -> None:
         files.create_batch(make_spec(batch_id=f"batch_{number}", created_ms=at))
     listed = list(files.list_batches(TENANT, after=None))
     assert [record.spec.created_ms for record in listed] == [3, 2, 1]
-    assert list(files.list_batches(TENANT, after=listed[0])) == listed[1:]
-    assert list(files.list_batches(TENANT, after=listed[1], ascending=True)) == listed[:1]
+    assert list(files.list_batches(TENANT, after=files.batch_place(TENANT, listed[0].spec.batch_id))) == listed[1:]
+    assert (
+        list(files.list_batches(TENANT, after=files.batch_place(TENANT, listed[1].spec.batch_id), ascending=True))
+        == listed[:1]
+    )
 
 
-def test_a_cancel_is_remembered(files: Catalog) -> None:
-    assert files.cancel_requested_at(TENANT, BATCH) is None
-    files.request_cancel(TENANT, BATCH, 1_700_000_123)
-    assert files.cancel_requested_at(TENANT, BATCH) == 1_700_000_123
-
-
-def test_shards_read_back(files: Catalog) -> None:
+def test_cuts_read_back(files: Catalog) -> None:
     shards = [Shard(0, 10, 1, 2), Shard(10, 5, 4, 1)]
-    files.save_shards(TENANT, BATCH, shards)
-    assert files.get_shards(TENANT, BATCH) == shards
+    cut = Cut("i", "l", shards, ["a", "b"], {"a": 0, "b\ud83d": 1}, 1)
+    other = cut._replace(shards=shards[:1])
+    for one in (cut, other):
+        files.save_cut(TENANT, BATCH, one)
+        assert files.get_cut(TENANT, BATCH, one.digest) == one
+    assert files.cuts(TENANT, BATCH) == sorted([cut.digest, other.digest])
+    assert cut.total == 3
+    assert [cut.upstream(model) for model in ("a", "b\ud83d", None)] == [0, 1, 1]
 
 
 def test_leftovers_go_and_the_records_stay(files: Catalog, store: LocalStore) -> None:
     spec = make_spec()
     files.create_batch(spec)
     files.save_final(BatchRecord(spec=spec, status=BatchStatus()))
-    files.save_shards(TENANT, BATCH, [])
-    files.request_cancel(TENANT, BATCH, 1)
+    files.save_cut(TENANT, BATCH, Cut("", "", [], [], {}, 0))
     for key in (
-        catalog.input_key(TENANT, BATCH),
-        catalog.part_key(TENANT, BATCH, 3, "000001-a", 0),
-        catalog.result_key(TENANT, BATCH, 3, "000001-a"),
+        keys.input_key(TENANT, BATCH),
+        shard_keys.part_key(SHARD, "000001-a", 0),
+        shard_keys.result_key(SHARD, "000001-a"),
     ):
         store.put(key, b"x")
     files.delete_leftovers(TENANT, BATCH)
@@ -153,12 +160,12 @@ def test_leftovers_go_and_the_records_stay(files: Catalog, store: LocalStore) ->
 
 
 def test_parts_and_results_sort_by_shard_and_attempt() -> None:
-    names = [catalog.attempt_name(number) for number in (1, 2, 10, 100_000)]
+    names = [shard_keys.attempt_name(number) for number in (1, 2, 10, 100_000)]
     assert names == sorted(names)
-    keys = [catalog.part_key(TENANT, BATCH, 2, name, number) for name in names for number in (0, 9, 10, 11)]
+    keys = [shard_keys.part_key(SHARD, name, number) for name in names for number in (0, 9, 10, 11)]
     assert keys == sorted(keys)
-    assert all(key.startswith(catalog.parts_prefix(TENANT, BATCH, 2)) for key in keys)
-    assert catalog.attempt_of(catalog.result_key(TENANT, BATCH, 2, names[0])) == names[0]
+    assert all(key.startswith(shard_keys.parts_prefix(SHARD)) for key in keys)
+    assert shard_keys.attempt_of(shard_keys.result_key(SHARD, names[0])) == names[0]
 
 
 def test_of_a_save_that_fails_nothing_is_seen(tmp_path: Path) -> None:
@@ -191,11 +198,3 @@ def test_of_a_save_that_fails_nothing_is_seen(tmp_path: Path) -> None:
     files.save_file(TENANT, again)
     assert list(files.list_files(TENANT, after=None)) == [again]
     assert list(files.list_files(TENANT, after=None, ascending=True)) == [again]
-
-
-def test_a_file_in_the_place_of_another_leaves_no_trace_of_it(files: Catalog, store: LocalStore) -> None:
-    before = save_input(store, b"x")
-    after = before.model_copy(update={"created_ms": before.created_ms + 1})
-    files.save_file(TENANT, after, before)
-    assert list(files.list_files(TENANT, after=None)) == [after]
-    assert len(list(store.list("index/"))) == 1

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from pathlib import Path
 from time import time
-from typing import Any
+from typing import Any, cast
 
 import openai
 import pytest
 from openai import APIError
 
-from api.client import BatchClient, BatchFailed, BatchNotEnded, NotABatchServer, Request, Result
+from api.client import (
+    AsyncBatchClient,
+    BatchClient,
+    BatchFailedError,
+    BatchNotEndedError,
+    NotABatchServerError,
+    Request,
+    Result,
+)
 from tests.fakes.batch_server import (
     Answer,
     BatchServer,
@@ -32,25 +41,60 @@ from tests.fakes.batch_server import (
 
 
 class World(BatchServer):
-    """A server and a client of it that waits in no time, but keeps account of it."""
+    """A server and a client of it that waits in no time, but keeps account of it.
 
-    def __init__(self) -> None:
+    Args:
+        runner: runs the asynchronous client, if that is the one to be tested.
+    """
+
+    def __init__(self, runner: asyncio.Runner | None) -> None:
         super().__init__()
         self.away: list[str] = []
         self.slept: list[float] = []
+        self._runner = runner
 
     def client(self, patience: float = 600.0) -> BatchClient:
-        return BatchClient(
-            self.openai(),
-            patience=patience,
-            away=lambda error: self.away.append(type(error).__name__),
-            sleep=self.slept.append,
-        )
+        def away(error: APIError) -> None:
+            self.away.append(type(error).__name__)
+
+        async def sleep(seconds: float) -> None:
+            if seconds:
+                self.slept.append(seconds)
+
+        if not self._runner:
+            return BatchClient(self.openai(), patience=patience, away=away, sleep=self.slept.append)
+        client = AsyncBatchClient(self.async_openai(), patience=patience, away=away, sleep=sleep)
+        return cast("BatchClient", Awaited(client, self._runner))
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
+class Awaited:
+    """The asynchronous client with the blocking one's methods."""
+
+    def __init__(self, client: AsyncBatchClient, runner: asyncio.Runner) -> None:
+        self._client = client
+        self._runner = runner
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._client, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            result = method(*arguments, **named)
+            return self._each(result) if hasattr(result, "asend") else self._runner.run(result)
+
+        return call
+
+    def _each(self, items: AsyncGenerator[Any, Any]) -> Iterator[Any]:
+        async def one() -> Any:
+            return await anext(items, None)
+
+        while (item := self._runner.run(one())) is not None:
+            yield item
+
+
+@pytest.fixture(params=["blocking", "awaited"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    with asyncio.Runner() as runner:
+        yield World(runner if request.param == "awaited" else None)
 
 
 def body(text: str = "hi") -> dict[str, Any]:
@@ -58,6 +102,12 @@ def body(text: str = "hi") -> dict[str, Any]:
 
 
 # Submitting
+
+
+class Frame(list[str]):
+    """Like a data frame, the items of which are the names of its columns."""
+
+    columns = ("prompt",)
 
 
 def test_pairs_become_the_lines_of_the_input_file(world: World) -> None:
@@ -110,18 +160,102 @@ def test_a_path_without_an_endpoint_is_refused(world: World, tmp_path: Path) -> 
         ([("a", body()), ("a", body())], "custom_id 'a' is used twice"),
         ([("", body())], "request 1: custom_id is not a text"),
         ([{"body": body()}], "request 1: custom_id is not a text: None"),
-        ([{"custom_id": "a"}], "request 'a': body is not a dict"),
+        (
+            [{"custom_id": "a"}],
+            "request 'a': body is not a dict; requests must be the path of an input file, or a list",
+        ),
+        (["Hello"], 'a list of prompts needs the name of a model: model="…"'),
+        ([5], "request 1 is 5; requests must be the path of an input file, or a list"),
+        ([("a",)], r"request 1 is \('a',\); requests must be"),
+        ({"custom_id": "a", "body": {}}, "requests must be .*, not a dict"),
+        (b"Hello", "requests must be .*, not a bytes"),
+        (None, "requests must be .*, not a NoneType"),
+        ("Hello?", r"there is no file 'Hello\?'. A single prompt goes into a list: \['Hello\?'\]"),
+        ("Hello " * 1000, "there is no file 'Hello Hello"),
+        (Frame(), "requests must be .*, not a Frame"),
         ([("a", {"temperature": float("nan")})], "request 'a' cannot be written as JSON"),
         ([("a", {"x": object()})], "request 'a' cannot be written as JSON"),
         ([("a", body("\ud800"))], "request 'a' cannot be written as JSON"),
     ],
 )
-def test_requests_that_make_no_input_are_refused_before_the_upload(
-    world: World, requests: list[Request], why: str
-) -> None:
-    with pytest.raises(ValueError, match=why):
-        world.client().submit(requests)
+def test_requests_that_make_no_input_are_refused_before_the_upload(world: World, requests: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why) as caught:
+        world.client().run(requests)
+    assert "\n" not in str(caught.value)
     assert world.asked == []
+
+
+ROWS = [{"custom_id": "a", "prompt": "Hello", "price": float("nan")}, {"custom_id": "b", "prompt": "and again"}]
+
+
+class Pandas(Frame):
+    def to_dict(self, orient: str) -> list[dict[str, Any]]:
+        assert orient == "records"
+        return ROWS
+
+
+class Polars(Frame):
+    def iter_rows(self, *, named: bool) -> Iterator[dict[str, Any]]:
+        assert named
+        return iter(ROWS)
+
+
+class Arrow(Frame):
+    def to_pylist(self) -> list[dict[str, Any]]:
+        return ROWS
+
+
+@pytest.mark.parametrize("frame", [ROWS, Pandas(["prompt"]), Polars(["prompt"]), Arrow(["prompt"])])
+def test_rows_with_a_prompt_become_requests(world: World, frame: Any) -> None:
+    world.client().submit(frame, model="m")
+    assert [json.loads(line) for line in world.files["file-0"].splitlines()] == [
+        {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body(text)}
+        for name, text in (("a", "Hello"), ("b", "and again"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "first"),
+    [
+        (None, {"messages": [{"role": "user", "content": "Hello"}]}),
+        ("/v1/completions", {"prompt": "Hello"}),
+        ("/v1/responses", {"input": "Hello"}),
+        ("/v1/embeddings", {"input": "Hello"}),
+    ],
+)
+def test_prompts_become_requests(world: World, endpoint: str | None, first: dict[str, Any]) -> None:
+    world.client().submit(["Hello", "and again"], endpoint, model="m")
+    written = [json.loads(line) for line in world.files["file-0"].splitlines()]
+    assert [line["custom_id"] for line in written] == ["prompt-1", "prompt-2"]
+    assert written[0]["body"] == {"model": "m", **first}
+    assert {line["url"] for line in written} == {world.created[0]["endpoint"]} == {endpoint or "/v1/chat/completions"}
+
+
+def test_prompts_without_a_body_for_their_endpoint_are_refused(world: World) -> None:
+    with pytest.raises(ValueError, match="cannot be turned into requests for /v1/rerank; give whole bodies"):
+        world.client().submit(["Hello"], "/v1/rerank", model="m")
+
+
+def test_a_list_of_prompts_gives_answers_in_order(world: World) -> None:
+    world.on_create = {"output_file_id": "file-out", **counts(2, 2)}
+    world.files["file-out"] = lines(answered("prompt-2", "two"), answered("prompt-1", "one"))
+    results = world.client().run(["One?", "Two?"], model="m")
+    assert [(name, result.text) for name, result in results.items()] == [("prompt-1", "one"), ("prompt-2", "two")]
+
+
+def test_a_model_is_for_bodies_that_name_none(world: World) -> None:
+    world.client().submit([("a", {"input": "x"}), ("b", {"model": "own"})], "/v1/embeddings", model="m")
+    bodies = [json.loads(line)["body"] for line in world.files["file-0"].splitlines()]
+    assert bodies == [{"model": "m", "input": "x"}, {"model": "own"}]
+
+
+def test_a_path_may_be_a_text_and_has_its_own_models(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "night.jsonl"
+    path.write_bytes(b'{"url": "/v1/responses"}')
+    world.client().submit(str(path))
+    assert world.files["file-0"] == path.read_bytes()
+    with pytest.raises(ValueError, match=r"model= is for prompts; the requests in .*night.jsonl name their own"):
+        world.client().submit(path, model="m")
 
 
 def test_requests_are_taken_one_at_a_time_and_not_kept(world: World) -> None:
@@ -242,7 +376,7 @@ def test_another_server_is_told_from_one_of_batches(world: World, answer: Answer
     ]
     for call in calls:
         world.failures = [answer]
-        with pytest.raises(NotABatchServer, match="is the base URL right"):
+        with pytest.raises(NotABatchServerError, match="Check the base URL"):
             call()
 
 
@@ -331,6 +465,12 @@ REFUSAL = {"error": {"message": "Too long.", "type": "invalid_request_error", "c
         (error_line("a", {"status_code": 0, "body": {}}), "no_response", "no answer, and no reason given", None),
         (error_line("a", error={"type": "request_failed", "message": "No."}), "request_failed", "No.", None),
         (error_line("a", {"status_code": 200, "body": {}}, {"code": "c", "message": "But."}), "c", "But.", 200),
+        (error_line("a", {"status_code": 200, "body": {"error": {"code": "c", "message": "But."}}}), "c", "But.", 200),
+        (
+            error_line("a", {"status_code": 200, "body": {"error": "But.", "choices": None}}),
+            *("http_200", "But.", 200),
+        ),
+        ({"custom_id": None, "error": {"code": "c", "message": "m"}}, "c", "m", None),
         ({"custom_id": "a"}, "no_response", "no answer, and no reason given", None),
         ({"custom_id": "a", "response": {"status_code": "200"}}, "no_response", "no answer, and no reason given", None),
         (error_line("a", {"status_code": 301, "body": {}}), "http_301", "HTTP status 301", 301),
@@ -357,6 +497,7 @@ def test_only_2xx_is_a_success(world: World, line: dict[str, Any], code: str, me
             },
             "ab",
         ),
+        ({"type": "message", "content": [{"type": "text", "text": "a"}, {"type": "tool_use"}]}, "a"),
         ({"data": [{"embedding": [1.0]}]}, None),
         ({"choices": "?", "output": "?"}, None),
     ],
@@ -399,21 +540,21 @@ def test_missing_results_without_an_input_are_said(world: World) -> None:
 def test_a_failed_batch_says_why(world: World) -> None:
     problem = {"code": "invalid_json_line", "message": "This line is bad.", "line": 2, "param": None}
     world.add("batch_1", {"status": "failed", "errors": {"object": "list", "data": [problem] * 7}})
-    with pytest.raises(BatchFailed) as caught:
-        world.client().results("batch_1")
+    with pytest.raises(BatchFailedError) as caught:
+        list(world.client().results("batch_1"))
     text = str(caught.value)
     assert text.startswith("batch_1 failed: line 2: This line is bad. (invalid_json_line); ")
     assert text.endswith("; and 2 more")
     assert caught.value.batch.errors
     world.on_create = {"status": "failed"}
-    with pytest.raises(BatchFailed, match="does not say why"):
+    with pytest.raises(BatchFailedError, match="gives no reason"):
         world.client().run([("a", body())])
 
 
 def test_results_of_a_running_batch_are_refused(world: World) -> None:
     world.add("batch_1", {"status": "finalizing"})
-    with pytest.raises(BatchNotEnded, match="batch_1 is finalizing"):
-        world.client().results("batch_1")
+    with pytest.raises(BatchNotEndedError, match="batch_1 is finalizing"):
+        list(world.client().results("batch_1"))
 
 
 def test_a_line_that_is_no_result_is_named(world: World) -> None:
@@ -480,7 +621,44 @@ def test_the_client_closes_its_connections(world: World) -> None:
     assert stock.is_closed()
 
 
+async def test_the_asynchronous_client_closes_its_connections(world: World) -> None:
+    stock = world.async_openai()
+    async with AsyncBatchClient(stock):
+        assert not stock.is_closed()
+    assert stock.is_closed()
+
+
 def test_a_program_that_uses_it_needs_nothing_of_the_server() -> None:
     heavy = ["temporalio", "fastapi", "pydantic_settings", "activities", "workflows"]
-    script = f"import sys, api.client; print([name for name in {heavy} if name in sys.modules])"
+    script = f"import sys, api.client.client; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
+
+
+# Results as they come
+
+
+def test_pages_of_results_come_until_the_end(world: World) -> None:
+    world.pages = [lines(answered("a")), b"", lines(answered("b"))]
+    world.failures = [None, refused]
+    pages = list(world.client().result_pages("batch_1"))
+    assert [(page.content, page.cursor, page.is_last) for page in pages] == [
+        (world.pages[0], "1", False),
+        (world.pages[2], "3", True),
+    ]
+    assert [result.custom_id for page in pages for result in page.results()] == ["a", "b"]
+    assert world.away == ["APIConnectionError"]
+    assert [page.cursor for page in world.client().result_pages("batch_1", after="2")] == ["3"]
+
+
+def test_a_server_without_pages_of_results(world: World) -> None:
+    with pytest.raises(openai.NotFoundError):
+        list(world.client().result_pages("batch_1"))
+
+
+def test_a_batch_is_retried(world: World) -> None:
+    world.add("batch_0")
+    world.failures = [refused]
+    assert world.client().retry("batch_0", ["a"], idempotency_key="k").id == "batch_1"
+    assert world.client().retry("batch_0").id == "batch_2"
+    assert world.created == [{"retry_of": "batch_0", "codes": ["a"]}, {"retry_of": "batch_0"}]
+    assert world.requests[0].headers["idempotency-key"] == "k"

@@ -17,9 +17,10 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
-from activities import tracing
+import everbatch
 from activities.settings import Settings
-from api.cli import main
+from activities.temporal import tracing
+from api.cli.main import main
 from tests import compose, s3_server
 from tests.compose import ROOT, Variable
 from tests.fakes.api import open_api
@@ -384,7 +385,7 @@ def test_the_image_starts_our_command() -> None:
     module, _, function = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"][script].partition(
         ":"
     )
-    assert getattr(importlib.import_module(module), function) is main
+    assert getattr(importlib.import_module(module), function) is everbatch.main
 
 
 def test_the_image_runs_as_nobody_of_note() -> None:
@@ -406,7 +407,7 @@ def test_the_image_is_made_of_versions() -> None:
 
 
 def test_temporal_gets_the_settings_that_the_embedded_one_has() -> None:
-    from api.temporal_server import _SERVER_FLAGS  # pyright: ignore[reportPrivateUsage]
+    from api.dev.temporal_server import _SERVER_FLAGS  # pyright: ignore[reportPrivateUsage]
 
     embedded = dict(flag.split("=") for flag in _SERVER_FLAGS if re.match(r"(matching|history)\.", flag))
     shipped = yaml.safe_load((ROOT / "deploy/temporal/dynamicconfig.yaml").read_text())

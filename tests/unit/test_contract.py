@@ -10,8 +10,9 @@ import pytest
 from pydantic import BaseModel
 from temporalio import activity, workflow
 
+from activities.close_batch import CloseBatch
+from activities.delete_expired import DeleteExpired
 from activities.deliver_webhook import DeliverWebhook
-from activities.janitor import DeleteExpired
 from activities.pause_shards import PauseShards
 from activities.run_requests import RunRequests
 from activities.validate_input import ValidateInput
@@ -23,6 +24,7 @@ PAIRS: list[tuple[Callable[..., Any], Callable[..., Any]]] = [
     (contract.ValidateInputStub.validate_input, ValidateInput.validate_input),
     (contract.RunRequestsStub.run_requests, RunRequests.run_requests),
     (contract.WriteFilesStub.write_files, WriteFiles.write_files),
+    (contract.CloseBatchStub.close_batch, CloseBatch.close_batch),
     (contract.PauseShardsStub.pause_shards, PauseShards.pause_shards),
     (contract.DeleteExpiredStub.delete_expired, DeleteExpired.delete_expired),
     (contract.DeliverWebhookStub.deliver_webhook, DeliverWebhook.deliver_webhook),
@@ -56,6 +58,7 @@ def test_names_are_said_and_not_taken_from_functions() -> None:
         contract.VALIDATE_INPUT,
         contract.RUN_REQUESTS,
         contract.WRITE_FILES,
+        contract.CLOSE_BATCH,
         contract.PAUSE_SHARDS,
         contract.DELETE_EXPIRED,
         contract.DELIVER_WEBHOOK,

@@ -41,6 +41,6 @@ def test_details_hold_nothing_that_a_client_wrote() -> None:
     status = BatchStatus(phase=BatchPhase.FAILED, errors=[error], errors_total=3)
     text = batch_details(make_spec(metadata={"secret key": "secret value"}), status)
     assert "secret" not in text
-    assert "The input has 3 errors, the first on line 7." in text
+    assert "It has 3 errors, the first on line 7: `" in text
     without_line = BatchStatus(errors=[error.model_copy(update={"line": None})], errors_total=1)
     assert "line -" in batch_details(make_spec(), without_line)

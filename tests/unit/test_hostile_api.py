@@ -269,7 +269,7 @@ async def test_any_headers(api: Api, target: tuple[str, bytes], headers: list[tu
     body = json.dumps(GOOD).encode() if target[0] == "POST" else b""
     answer = await ask(api, *target, body=body, headers=[*headers, *JSON.items()])
     if answer.status != 200:
-        refused(answer, 400, 409, 413)
+        refused(answer, 400, 403, 409, 413, 421)
 
 
 @pytest.mark.parametrize("name", [b"x-http-method-override", b"x-http-method", b"x-method-override"])
@@ -281,8 +281,8 @@ async def test_no_header_changes_the_method(api: Api, name: bytes) -> None:
     assert (await ask(api, "GET", path)).status == 200
 
 
-@pytest.mark.parametrize("wanted", [b"bytes=0-0", b"bytes=9-1", b"bytes=" + b"0-," * 20_000 + b"1-", b"\xff"])
-async def test_a_range_of_a_content_is_the_whole(api: Api, wanted: bytes) -> None:
+@pytest.mark.parametrize("wanted", [b"bytes=9-1", b"bytes=" + b"0-," * 20_000 + b"1-", b"\xff"])
+async def test_a_hostile_range_of_a_content_is_the_whole(api: Api, wanted: bytes) -> None:
     body, headers = form(field("purpose", "batch"), file(b"0123456789"))
     uploaded = await api.http.post("/v1/files", content=body, headers=headers)
     path = f"/v1/files/{uploaded.json()['id']}/content".encode()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from workflows.ids import (
     batch_id_for_key,
+    batch_of_result_file,
     create_digest,
     file_id_for_upload,
     format_ranges,
@@ -46,7 +47,7 @@ def test_the_worst_ranges_stay_far_below_what_temporal_takes() -> None:
 
 def test_ids_have_the_shape_of_openais() -> None:
     assert re.fullmatch(r"batch_[0-9a-f]{32}", batch_id_for_key("t", "k"))
-    assert re.fullmatch(r"file-[0-9a-f]{24}", result_file_id("b", "output"))
+    assert re.fullmatch(r"file-o[0-9A-Za-z]{23}", result_file_id("b", "output"))
     assert re.fullmatch(r"[0-9a-f]{24}", request_id_prefix("b"))
 
 
@@ -92,3 +93,14 @@ def test_an_upload_is_one_file_for_one_order_of_its_parts() -> None:
         file_id_for_upload("upload_1", []),
     }
     assert len(others | {made}) == 5
+
+
+@pytest.mark.parametrize("number", ["0" * 32, "f" * 32, "0123456789abcdef" * 2])
+def test_a_result_file_names_its_batch(number: str) -> None:
+    found = {batch_of_result_file(result_file_id(f"batch_{number}", kind)) for kind in ("output", "error")}
+    assert found == {(f"batch_{number}", "output"), (f"batch_{number}", "error")}
+
+
+@pytest.mark.parametrize("file_id", ["", "file-o", "file-o" + "z" * 23, "file-x" + "0" * 23, "file-o" + "0" * 24])
+def test_other_files_name_no_batch(file_id: str) -> None:
+    assert batch_of_result_file(file_id) is None

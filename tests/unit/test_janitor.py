@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
-from activities import catalog
-from activities.catalog import Catalog, FileRecord
-from activities.janitor import LATER_SECONDS, DeleteExpired
-from activities.reminders import Reminder
-from activities.running_batches import RunningBatches
-from activities.storage import StoreError
-from activities.upload_records import UploadRecord, UploadRecords
-from tests.fakes.worker import BATCH, FILE, TENANT, ShakyStore, activity_environment, make_spec, save_input
+from activities.delete_expired import LATER_SECONDS, DeleteExpired
+from activities.records import keys, shard_keys
+from activities.records.batch_webhooks import BatchWebhook, BatchWebhooks
+from activities.records.catalog import Catalog, FileRecord
+from activities.records.keyed_files import KeyedFiles
+from activities.records.reminders import RUN_LOOK_SECONDS, Reminder
+from activities.records.running import RunningBatches
+from activities.records.shard_keys import ShardRef
+from activities.records.uploads import UploadRecord, UploadRecords
+from activities.store.object_store import ObjectNotFound, StoreError
+from tests.fakes.worker import BATCH, FILE, TENANT, FakeRuns, ShakyStore, activity_environment, make_spec, save_input
 from workflows.ids import result_file_id
 from workflows.types import BatchPhase, BatchRecord, BatchStatus, DeleteExpiredInput, DeleteExpiredResult
 
@@ -29,10 +33,11 @@ class Janitor:
     def __init__(self, folder: Path) -> None:
         self.store = ShakyStore(str(folder))
         self.catalog = Catalog(self.store)
+        self.temporal = FakeRuns()
 
     async def run(self, at: int, limit: int = 10_000) -> DeleteExpiredResult:
         environment, _ = activity_environment()
-        janitor = DeleteExpired(self.store, clock=lambda: at)
+        janitor = DeleteExpired(self.store, self.temporal.runs, clock=lambda: at)
         return await environment.run(janitor.delete_expired, DeleteExpiredInput(limit=limit))
 
     def keys(self, prefix: str) -> list[str]:
@@ -59,8 +64,12 @@ async def test_an_expired_file_goes_with_all_that_it_has(it: Janitor) -> None:
     assert await it.run(CREATED + HOUR - 1) == DeleteExpiredResult()
     assert len(it.keys("files/")) == 2
     assert await it.run(CREATED + HOUR) == DeleteExpiredResult(files=1)
-    assert it.keys("files/") == it.keys("index/") == it.keys("due/") == []
-    assert await it.run(CREATED + HOUR) == DeleteExpiredResult()
+    assert it.keys("index/") == []
+    # Its place in the list stays for a day.
+    assert it.keys("files/") == [f"files/{TENANT}/{FILE}/deleted"]
+    assert Catalog(it.store).file_place(TENANT, FILE).created_ms == CREATED * 1000
+    assert await it.run(CREATED + 25 * HOUR) == DeleteExpiredResult()
+    assert it.keys("files/") == it.keys("due/") == []
 
 
 async def test_a_file_that_lives_longer_is_looked_at_again_at_its_end(it: Janitor) -> None:
@@ -88,25 +97,17 @@ async def test_content_without_a_record_goes(it: Janitor) -> None:
 
 async def test_a_file_that_its_owner_has_deleted_is_forgotten(it: Janitor) -> None:
     it.save_file(expires_at=CREATED + HOUR)
-    it.catalog.delete_file(TENANT, FILE)
+    Catalog(it.store, lambda: CREATED + 1).delete_file(TENANT, FILE)
     assert await it.run(CREATED + HOUR) == DeleteExpiredResult()
-    assert it.reminders() == []
+    assert await it.run(CREATED + 25 * HOUR) == DeleteExpiredResult()
+    assert it.reminders() == it.keys("files/") == []
 
 
 async def test_a_download_goes_on_while_its_file_is_deleted(it: Janitor) -> None:
     it.save_file(b"all of it", expires_at=CREATED + HOUR)
-    stream = it.store.stream(catalog.content_key(TENANT, FILE))
+    stream = it.store.stream(keys.content_key(TENANT, FILE))
     assert (await it.run(CREATED + HOUR)).files == 1
     assert b"".join(stream) == b"all of it"
-
-
-async def test_a_file_that_took_the_place_of_an_expired_one_stays(it: Janitor) -> None:
-    before = it.save_file(expires_at=CREATED + HOUR)
-    again = before.model_copy(update={"created_ms": (CREATED + HOUR) * 1000, "expires_at": CREATED + 3 * HOUR})
-    it.catalog.save_file(TENANT, again, before)
-    assert await it.run(CREATED + HOUR) == DeleteExpiredResult(kept=1)
-    assert it.catalog.get_file(TENANT, FILE) == again
-    assert it.catalog.is_whole(TENANT, FILE)
 
 
 @pytest.mark.parametrize("published", [True, False])
@@ -114,43 +115,41 @@ async def test_an_upload_that_meets_the_janitor_at_work_knows_it(it: Janitor, pu
     """Whether its record comes before the janitor looks, or after: it stays whole, or the upload is told."""
     before = it.save_file(expires_at=CREATED + HOUR)
     again = before.model_copy(update={"created_ms": (CREATED + HOUR) * 1000, "expires_at": CREATED + 3 * HOUR})
-    told: list[bool] = []
+    key = f"files/{TENANT}/{FILE}/object.json"
 
-    def upload() -> None:
-        it.catalog.save_file(TENANT, again, before)
-        told.append(not it.catalog.is_whole(TENANT, FILE))
-
-    def at_the_mark(key: str) -> None:
-        if key.endswith("/deleting"):
+    def at_the_mark(written: str) -> None:
+        if "/deleting-" in written:
             it.store.on_write = lambda key: None
-            upload()
+            it.store.put(key, again.model_dump_json().encode())
 
     if published:
         it.store.on_write = at_the_mark
         assert await it.run(CREATED + HOUR) == DeleteExpiredResult(kept=1)
-        assert told == [False]
+        assert it.catalog.get_file(TENANT, FILE) == again
         assert it.catalog.is_whole(TENANT, FILE)
     else:
         assert await it.run(CREATED + HOUR) == DeleteExpiredResult(files=1)
-        upload()  # its content was in the store before the janitor came
-        assert told == [True]
+        with pytest.raises(StoreError):  # its content was in the store before the janitor came
+            KeyedFiles(Catalog(it.store, lambda: CREATED + HOUR)).save(TENANT, again)
+        assert it.catalog.find_file(TENANT, FILE) is None
 
 
 def test_while_a_file_is_being_deleted_it_is_not_whole(it: Janitor) -> None:
     it.save_file()
     assert it.catalog.is_whole(TENANT, FILE)
-    it.store.put(f"files/{TENANT}/{FILE}/deleting", b"")
+    it.store.put(f"files/{TENANT}/{FILE}/deleting-{int(time.time())}-a", b"")
     assert not it.catalog.is_whole(TENANT, FILE)
+    assert Catalog(it.store, lambda: time.time() + HOUR).is_whole(TENANT, FILE)  # it was cut off
 
 
 async def test_parts_behind_the_end_of_a_batch_go_and_its_record_stays(it: Janitor) -> None:
     spec = make_spec(output_expires_after=2 * HOUR)
     it.catalog.create_batch(spec)
     it.catalog.save_final(BatchRecord(spec=spec, status=BatchStatus(phase=BatchPhase.COMPLETED)))
-    it.store.put(catalog.part_key(TENANT, BATCH, 0, "000001-a", 0), b"late")
+    it.store.put(shard_keys.part_key(ShardRef(TENANT, BATCH, "c1", 0), "000001-a", 0), b"late")
     RunningBatches(it.catalog).add(TENANT, BATCH, 5)
     it.save_file(id=result_file_id(BATCH, "output"), expires_at=CREATED + 2 * HOUR)
-    it.store.put(catalog.content_key(TENANT, result_file_id(BATCH, "error")), b"never published")
+    it.store.put(keys.content_key(TENANT, result_file_id(BATCH, "error")), b"never published")
     for reminder in list(it.catalog.due(10**11)):
         it.catalog.forget(reminder)
     it.catalog.remind("batch", TENANT, BATCH, CREATED + HOUR)
@@ -163,14 +162,83 @@ async def test_parts_behind_the_end_of_a_batch_go_and_its_record_stays(it: Janit
     assert it.catalog.get_batch(TENANT, BATCH).status.phase is BatchPhase.COMPLETED
 
 
-async def test_a_batch_that_still_writes_its_files_is_left_alone(it: Janitor) -> None:
-    it.catalog.create_batch(make_spec())
-    part = catalog.part_key(TENANT, BATCH, 0, "000001-a", 0)
-    it.store.put(part, b"answers")
+def open_batch(it: Janitor) -> str:
+    """A batch without a final record, and the key of an answer that it has."""
     it.catalog.remind("batch", TENANT, BATCH, CREATED)
+    RunningBatches(it.catalog).add(TENANT, BATCH, 5)
+    it.catalog.create_batch(make_spec())
+    part = shard_keys.part_key(ShardRef(TENANT, BATCH, "c1", 0), "000001-a", 0)
+    it.store.put(part, b"answers")
+    return part
+
+
+async def test_a_batch_that_runs_is_left_alone_and_looked_at_again(it: Janitor) -> None:
+    part = open_batch(it)
+    it.temporal.open.add(BATCH)
     assert await it.run(CREATED + 5) == DeleteExpiredResult(kept=1)
     assert it.store.get(part) == b"answers"
-    assert it.reminders() == [("batch", BATCH, CREATED + 5 + LATER_SECONDS)]
+    assert it.reminders() == [("batch", BATCH, CREATED + 5 + RUN_LOOK_SECONDS)]
+
+
+async def test_a_batch_whose_run_was_terminated_gets_another_that_closes_it(it: Janitor) -> None:
+    part = open_batch(it)
+    it.catalog.remind("batch", TENANT, BATCH, CREATED + 1)  # of another create under the same key
+    assert await it.run(CREATED + 5) == DeleteExpiredResult(closed=1)
+    assert it.temporal.started == [BATCH]
+    assert it.store.get(part) == b"answers"
+    # The new run may be lost too.
+    assert it.reminders() == [("batch", BATCH, CREATED + 5 + RUN_LOOK_SECONDS)]
+    assert await it.run(CREATED + 305) == DeleteExpiredResult(kept=1)
+    assert it.temporal.started == [BATCH]
+
+
+async def test_a_batch_that_ends_while_the_janitor_looks_is_not_closed_again(it: Janitor) -> None:
+    open_batch(it)
+    status = BatchStatus(phase=BatchPhase.COMPLETED, completed_at=CREATED + 5)
+    get = it.temporal.is_open
+
+    async def ends(batch_id: str) -> bool:
+        it.catalog.save_final(BatchRecord(spec=make_spec(), status=status))
+        return await get(batch_id)
+
+    it.temporal.is_open = ends
+    assert await it.run(CREATED + 5) == DeleteExpiredResult(kept=1)
+    assert it.temporal.started == []
+
+
+async def test_a_batch_that_was_started_and_not_recorded_is_closed_too(it: Janitor) -> None:
+    it.catalog.remind("batch", TENANT, BATCH, CREATED)
+    it.temporal.specs[BATCH] = make_spec()
+    assert await it.run(CREATED + 5) == DeleteExpiredResult(closed=1)
+    assert it.temporal.started == [BATCH]
+
+
+async def test_a_batch_that_was_never_started_is_forgotten(it: Janitor) -> None:
+    it.catalog.remind("batch", TENANT, BATCH, CREATED)
+    RunningBatches(it.catalog).add(TENANT, BATCH)
+    assert await it.run(CREATED + 5) == DeleteExpiredResult()
+    assert it.temporal.started == it.reminders() == RunningBatches(it.catalog).ids(TENANT) == []
+
+
+async def test_a_run_that_cannot_be_looked_at_is_looked_at_later(it: Janitor, caplog: pytest.LogCaptureFixture) -> None:
+    open_batch(it)
+    it.temporal.down = True
+    with caplog.at_level(logging.ERROR):
+        assert await it.run(CREATED + 5) == DeleteExpiredResult(failed=1)
+    assert BATCH in caplog.text
+    ((_, _, at),) = it.reminders()
+    it.temporal.down = False
+    assert await it.run(at) == DeleteExpiredResult(closed=1)
+
+
+async def test_a_batch_that_has_just_ended_is_cleaned_an_hour_later(it: Janitor) -> None:
+    part = open_batch(it)
+    status = BatchStatus(phase=BatchPhase.CANCELLED, cancelled_at=CREATED + 5)
+    it.catalog.save_final(BatchRecord(spec=make_spec(), status=status))
+    assert await it.run(CREATED + 60) == DeleteExpiredResult(kept=1)
+    assert it.reminders() == [("batch", BATCH, CREATED + 5 + HOUR)]
+    assert (await it.run(CREATED + 5 + HOUR)).batches == 1
+    assert part not in it.keys("batches/")
 
 
 async def test_an_upload_that_is_over_is_deleted_by_its_records(it: Janitor) -> None:
@@ -184,7 +252,7 @@ async def test_an_upload_that_is_over_is_deleted_by_its_records(it: Janitor) -> 
         lifetime=None,
     )
     UploadRecords(it.store).create(TENANT, record)
-    it.store.put(catalog.upload_part_key(TENANT, "upload_1", "part_1"), b"x")
+    it.store.put(keys.upload_part_key(TENANT, "upload_1", "part_1"), b"x")
     assert await it.run(record.expires_at) == DeleteExpiredResult()
     assert await it.run(record.kept_until) == DeleteExpiredResult(uploads=1)
     assert it.keys("uploads/") == it.reminders() == []
@@ -197,14 +265,14 @@ async def test_one_that_fails_does_not_stop_the_others(it: Janitor, caplog: pyte
     with caplog.at_level(logging.ERROR):
         assert await it.run(CREATED + HOUR) == DeleteExpiredResult(files=1, failed=1)
     assert "file-broken" in caplog.text
-    assert it.reminders() == [("file", "file-broken", CREATED + HOUR + LATER_SECONDS)]
+    assert ("file", "file-broken", CREATED + HOUR + LATER_SECONDS) in it.reminders()
 
 
 async def test_a_run_does_no_more_than_it_may_and_says_so(it: Janitor) -> None:
     for number in range(5):
         it.save_file(id=f"file-{number}", expires_at=CREATED + HOUR + number)
     assert await it.run(CREATED + 2 * HOUR, limit=3) == DeleteExpiredResult(files=3, more=True)
-    assert [object_id for _, object_id, _ in it.reminders()] == ["file-3", "file-4"]
+    assert [object_id for _, object_id, at in it.reminders() if at <= CREATED + 2 * HOUR] == ["file-3", "file-4"]
     assert await it.run(CREATED + 2 * HOUR, limit=2) == DeleteExpiredResult(files=2)
 
 
@@ -235,7 +303,9 @@ async def test_a_crash_between_any_two_steps_ends_the_same(
     with pytest.raises(Killed):
         await it.run(CREATED + HOUR)
     await it.run(CREATED + HOUR)
-    assert it.keys("files/") == it.keys("index/") == it.keys("due/") == []
+    await it.run(CREATED + 26 * HOUR)
+    assert it.keys("index/") == it.keys("due/") == []
+    assert [key for key in it.keys("files/") if "/deleting-" not in key] == []
 
 
 async def test_while_the_store_is_away_the_attempt_fails_and_nothing_is_forgotten(it: Janitor) -> None:
@@ -263,3 +333,34 @@ def test_reminders_come_in_order_and_no_further_than_now(it: Janitor) -> None:
         Reminder("batch", TENANT, BATCH, 50),
         Reminder("file", TENANT, "file-50", 50),
     ]
+
+
+async def test_answers_that_could_not_be_merged_stay_as_long_as_their_files_would_have(it: Janitor) -> None:
+    spec = make_spec()
+    record = BatchRecord(
+        spec=spec, status=BatchStatus(phase=BatchPhase.FAILED), keep_leftovers_until=CREATED + 2 * HOUR
+    )
+    it.catalog.save_final(record)
+    part = shard_keys.part_key(ShardRef(TENANT, BATCH, "c1", 0), "000001-a", 0)
+    it.store.put(part, b"answers")
+    it.catalog.remind("batch", TENANT, BATCH, CREATED + HOUR)
+    await it.run(CREATED + HOUR)
+    assert it.store.get(part) == b"answers"
+    assert it.reminders() == [("batch", BATCH, CREATED + 2 * HOUR)]
+    await it.run(CREATED + 2 * HOUR)
+    assert it.keys(f"batches/{TENANT}/{BATCH}/parts/") == []
+
+
+async def test_the_feed_of_a_batch_goes_with_its_result_files(it: Janitor) -> None:
+    spec = make_spec(output_expires_after=100 * HOUR)
+    it.catalog.save_final(BatchRecord(spec=spec, status=BatchStatus(phase=BatchPhase.COMPLETED, completed_at=CREATED)))
+    it.store.put(f"{keys.feed_prefix(TENANT, BATCH)}00000000", b"[]")
+    BatchWebhooks(it.store).save(TENANT, BATCH, BatchWebhook("https://x", "secret"))
+    it.catalog.remind("batch", TENANT, BATCH, CREATED)
+    await it.run(CREATED + HOUR)
+    assert it.keys(keys.feed_prefix(TENANT, BATCH))
+    assert BatchWebhooks(it.store).get(TENANT, BATCH).secret == "secret"
+    await it.run(CREATED + 100 * HOUR)
+    assert it.keys(keys.feed_prefix(TENANT, BATCH)) == it.keys("due/") == []
+    with pytest.raises(ObjectNotFound):
+        BatchWebhooks(it.store).get(TENANT, BATCH)

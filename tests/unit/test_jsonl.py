@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from activities.jsonl import BYTE_ORDER_MARK, Line, parse_line, read_lines
+from activities.input.jsonl import BYTE_ORDER_MARK, HEAD_BYTES, Line, parse_line, read_lines
 
 pieces = st.lists(
     st.one_of(st.sampled_from([b"\n", b"\r\n", b" ", b"\t", BYTE_ORDER_MARK, b'{"a":1}', b"\xff\x00"]), st.binary()),
@@ -32,7 +32,10 @@ def reference(data: bytes, max_bytes: int) -> list[Line]:
         length = min(len(piece) + 1, len(data) - offset)  # the last line may have no end
         if length:
             text = piece.removeprefix(BYTE_ORDER_MARK) if number == 1 else piece
-            lines.append(Line(number, offset, length, text.strip() if length <= max_bytes else None))
+            if length > max_bytes and piece.strip():
+                lines.append(Line(number, offset, length, None, text[:HEAD_BYTES]))
+            elif text.strip():
+                lines.append(Line(number, offset, length, text.strip()))
         offset += length
     return lines
 
@@ -42,11 +45,11 @@ def reference(data: bytes, max_bytes: int) -> list[Line]:
 @example([b"a\r", b"\nb"], [2], 1000)
 def test_any_bytes_in_any_chunks_give_the_same_lines(parts: list[bytes], cuts: list[int], max_bytes: int) -> None:
     data = b"".join(parts)
-    assert list(read_lines(cut(data, cuts), max_bytes=max_bytes)) == reference(data, max_bytes)
+    assert list(read_lines(cut(data, cuts), max_bytes)) == reference(data, max_bytes)
 
 
 def texts(data: bytes, first_line: int = 1) -> list[tuple[int, bytes | None]]:
-    return [(line.number, line.data) for line in read_lines([data], first_line=first_line)]
+    return [(line.number, line.data) for line in read_lines([data], 1000, first_line=first_line)]
 
 
 @pytest.mark.parametrize(
@@ -56,9 +59,9 @@ def texts(data: bytes, first_line: int = 1) -> list[tuple[int, bytes | None]]:
         (b"a", [(1, b"a")]),
         (b"a\n", [(1, b"a")]),
         (b"a\r\nb\r\n", [(1, b"a"), (2, b"b")]),
-        (b"\n\na\n  \nb", [(1, b""), (2, b""), (3, b"a"), (4, b""), (5, b"b")]),
+        (b"\n\na\n  \nb", [(3, b"a"), (5, b"b")]),
         (b"\xef\xbb\xbfa\n\xef\xbb\xbfb", [(1, b"a"), (2, b"\xef\xbb\xbfb")]),
-        (b"\xef\xbb\xbf\na", [(1, b""), (2, b"a")]),
+        (b"\xef\xbb\xbf\na", [(2, b"a")]),
     ],
 )
 def test_ends_marks_and_blank_lines(data: bytes, lines: list[tuple[int, bytes | None]]) -> None:
@@ -77,15 +80,15 @@ def test_a_line_that_is_too_long_is_counted_and_not_held() -> None:
         yield b"\nb\n"
 
     tracemalloc.start()
-    lines = list(read_lines(chunks(), max_bytes=500_000))
+    lines = list(read_lines(chunks(), 500_000))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert lines == [Line(1, 0, 2, b"a"), Line(2, 2, 10_000_001, None), Line(3, 10_000_003, 2, b"b")]
+    assert lines == [Line(1, 0, 2, b"a"), Line(2, 2, 10_000_001, None, b"x" * HEAD_BYTES), Line(3, 10_000_003, 2, b"b")]
     assert peak < 2_000_000
 
 
 def test_the_bound_is_of_the_line_with_its_end() -> None:
-    assert [line.data for line in read_lines([b"123\n1234\n"], max_bytes=4)] == [b"123", None]
+    assert [line.data for line in read_lines([b"123\n1234\n"], 4)] == [b"123", None]
 
 
 def test_a_request_line_is_its_raw_values() -> None:

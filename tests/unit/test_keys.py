@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from api import keys as keys_module
-from api.cli import main
-from api.key_editing import create_key, revoke_key
-from api.keys import KeyFile, KeyFileError, TenantLimits, key_hash, parse_keys, read_keys
+from activities.toml_file import SettingsFileError
+from api.cli.main import main
+from api.tenants import keys as keys_module
+from api.tenants.key_editing import create_key, revoke_key
+from api.tenants.keys import KeyFile, TenantLimits, key_hash, parse_keys, read_keys
 
 HASH = key_hash(b"secret")
 OTHER = key_hash(b"other")
@@ -88,22 +89,22 @@ def test_every_key_is_compared_whole_and_in_constant_time(monkeypatch: pytest.Mo
 WRONG = [
     (FILE + "[[keys", "line 23"),
     ("[[keys]]\nid = \n", "line 2"),
-    (FILE.replace(HASH, "sha256:secret"), "line 6: keys.0.hash"),
-    (FILE.replace('"ads"', '"Ads"'), "line 18: keys.1.tenant"),
-    (FILE.replace('"ads"', '"../search"'), "line 18: keys.1.tenant"),
-    (FILE.replace('"ads"', '""'), "line 18: keys.1.tenant"),
-    (FILE.replace('"ads"', '"a/b"'), "line 18: keys.1.tenant"),
-    (FILE.replace('"ads"', f'"{"a" * 64}"'), "line 18: keys.1.tenant"),
-    (FILE.replace('"ads"', '"ads\\n"'), "line 18: keys.1.tenant"),
-    (FILE.replace('tenant = "ads"\n', ""), "line 16: keys.1.tenant"),
-    (FILE.replace("max_running_batches", "max_running_batchs"), "line 11: tenants.search.max_running_batchs"),
-    (FILE.replace("= 2 ", '= "two" '), "line 11: tenants.search.max_running_batches"),
-    (FILE.replace("= 2 ", "= -1 "), "line 11: tenants.search.max_running_batches"),
-    (FILE.replace("weight = 2", "weight = 0"), "line 14: tenants.search.fairness_weight"),
-    (FILE.replace("weight = 2", "weight = nan"), "line 14: tenants.search.fairness_weight"),
-    (FILE.replace("[tenants.search]", "[tenants.Search]"), "line 10: tenants.Search"),
-    (FILE.replace("key_2", "key_1"), "line 4: two keys have the same id"),
-    (FILE.replace(OTHER, HASH), "line 6: two keys have the same hash"),
+    (FILE.replace(HASH, "sha256:secret"), "line 6: keys key_1: hash"),
+    (FILE.replace('"ads"', '"Ads"'), "line 18: keys key_2: tenant"),
+    (FILE.replace('"ads"', '"../search"'), "line 18: keys key_2: tenant"),
+    (FILE.replace('"ads"', '""'), "line 18: keys key_2: tenant"),
+    (FILE.replace('"ads"', '"a/b"'), "line 18: keys key_2: tenant"),
+    (FILE.replace('"ads"', f'"{"a" * 64}"'), "line 18: keys key_2: tenant"),
+    (FILE.replace('"ads"', '"ads\\n"'), "line 18: keys key_2: tenant"),
+    (FILE.replace('tenant = "ads"\n', ""), "line 16: keys key_2: tenant"),
+    (FILE.replace("max_running_batches", "max_running_batchs"), "line 11: tenants: search: max_running_batchs"),
+    (FILE.replace("= 2 ", '= "two" '), "line 11: tenants: search: max_running_batches"),
+    (FILE.replace("= 2 ", "= -1 "), "line 11: tenants: search: max_running_batches"),
+    (FILE.replace("weight = 2", "weight = 0"), "line 14: tenants: search: fairness_weight"),
+    (FILE.replace("weight = 2", "weight = nan"), "line 14: tenants: search: fairness_weight"),
+    (FILE.replace("[tenants.search]", "[tenants.Search]"), "line 10: tenants: Search"),
+    (FILE.replace("key_2", "key_1"), "line 4: keys key_1: id: another key has the same"),
+    (FILE.replace(OTHER, HASH), "line 6: keys key_1: hash: another key has the same"),
     ("[tenant.search]\n", "tenant"),
     ("keys = 7\n", "keys"),
 ]
@@ -111,7 +112,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("text", "where"), WRONG)
 def test_what_is_wrong_in_a_file_is_said_with_its_line(text: str, where: str) -> None:
-    with pytest.raises(KeyFileError) as caught:
+    with pytest.raises(SettingsFileError) as caught:
         parse_keys(text, "keys.toml")
     message = str(caught.value)
     assert message.startswith("keys.toml")
@@ -120,7 +121,7 @@ def test_what_is_wrong_in_a_file_is_said_with_its_line(text: str, where: str) ->
 
 
 def test_a_key_in_the_place_of_its_hash_is_not_repeated() -> None:
-    with pytest.raises(KeyFileError) as caught:
+    with pytest.raises(SettingsFileError) as caught:
         parse_keys(FILE.replace(HASH, "eb_the-key-itself"), "f")
     assert "eb_the-key-itself" not in str(caught.value)
 
@@ -130,7 +131,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> No
     path = tmp_path / "keys.toml"
     if content:
         path.write_bytes(content)
-    with pytest.raises(KeyFileError, match=r"keys\.toml: "):
+    with pytest.raises(SettingsFileError, match=r"keys\.toml: "):
         KeyFile(path)
 
 
@@ -231,7 +232,7 @@ def test_a_revoked_key_is_gone_and_comments_stay(tmp_path: Path) -> None:
     assert [line for line in path.read_text().splitlines() if line.startswith("#")] == [
         line for line in FILE.splitlines() if line.startswith("#")
     ]
-    with pytest.raises(KeyFileError, match="no key key_2"):
+    with pytest.raises(SettingsFileError, match="no key has the id key_2"):
         revoke_key(path, "key_2")
 
 
@@ -239,9 +240,9 @@ def test_a_file_written_otherwise_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     text = f'keys = [{{id = "key_1", tenant = "search", hash = "{HASH}", created = 2026-11-21}}]\n'
     path.write_text(text)
-    with pytest.raises(KeyFileError):
+    with pytest.raises(SettingsFileError):
         create_key(path, "ads")
-    with pytest.raises(KeyFileError, match="by hand"):
+    with pytest.raises(SettingsFileError, match="by hand"):
         revoke_key(path, "key_1")
     assert path.read_text() == text
 
@@ -249,14 +250,14 @@ def test_a_file_written_otherwise_is_left_alone(tmp_path: Path) -> None:
 def test_a_broken_file_and_a_bad_name_are_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     path.write_text("[[keys")
-    with pytest.raises(KeyFileError, match="line 1"):
+    with pytest.raises(SettingsFileError, match="line 1"):
         create_key(path, "ads")
     assert path.read_text() == "[[keys"
     for tenant in ("", "A", "a/b", 'a"\nid = "x', "-a", "a" * 64):
-        with pytest.raises(KeyFileError, match="is no tenant"):
+        with pytest.raises(SettingsFileError, match="is an invalid tenant name"):
             create_key(tmp_path / "new.toml", tenant)
     assert not (tmp_path / "new.toml").exists()
-    with pytest.raises(KeyFileError):
+    with pytest.raises(SettingsFileError):
         create_key(tmp_path / "no" / "keys.toml", "ads")
 
 

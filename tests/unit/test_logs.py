@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from api.logs import REQUEST_ID, JsonFormatter
+from api.http.logs import REQUEST_ID, SAID_A_MINUTE, SAID_BY_TEMPORAL, JsonFormatter, OftenSaid, TextFormatter
 from tests.fakes.api import open_api
 
 BATCH = "batch_" + "0a" * 16
@@ -62,3 +62,45 @@ async def test_what_is_logged_for_a_request_names_it(tmp_path: Path, caplog: pyt
     assert [(one["request_id"], one["batch_id"]) for one in found] == [(answer.headers["x-request-id"], BATCH)]
     assert "canary" not in str(found)
     REQUEST_ID.set("")  # without a server the request runs in this test's own context
+
+
+def text_lines(message: str, *arguments: object, error: Exception | None = None) -> list[str]:
+    exc_info = (type(error), error, error.__traceback__) if error else None
+    record = logging.LogRecord("everbatch.x", logging.WARNING, "x.py", 1, message, arguments, exc_info)
+    return TextFormatter("%(levelname)s %(name)s: %(message)s").format(record).splitlines()
+
+
+def test_the_words_of_a_client_are_one_line() -> None:
+    forged = "x\n2026-01-01 ERROR all is lost\r\x1b[2J\u2028\x85\x00"
+    (only,) = text_lines("no file %s", forged)
+    assert only == "WARNING everbatch.x: no file x\\n2026-01-01 ERROR all is lost\\r\\x1b[2J\\u2028\\x85\\x00"
+    first, *trace = text_lines("failed", error=ValueError(forged))
+    assert first == "WARNING everbatch.x: failed"
+    assert all(line.startswith("  | ") for line in trace)
+
+
+def test_what_is_said_too_often_is_counted() -> None:
+    often = OftenSaid()
+
+    def passes(message: str, at: float) -> str:
+        record = logging.LogRecord("everbatch.x", logging.WARNING, "x.py", 1, message, (3,), None)
+        record.created = at
+        return record.getMessage() if often.filter(record) else ""
+
+    said = [passes("lost %d", 100.0 + n / 100) for n in range(5000)]
+    assert len([text for text in said if text]) == SAID_A_MINUTE
+    assert passes("another %d", 101.0) == "another 3"
+    assert passes("lost %d", 161.0) == f"lost 3 ({5000 - SAID_A_MINUTE} more like it in between)"
+
+
+def test_what_the_sdk_of_temporal_says_is_limited_whatever_its_fields_are() -> None:
+    often = OftenSaid()
+
+    def passes(number: int) -> logging.LogRecord | None:
+        message = f"gRPC call poll_{'x' * 900} retried {number} times {{'error': 'Status {number}'}}"
+        record = logging.LogRecord("temporalio.core", logging.WARNING, "x.py", 1, message, (), None)
+        return record if often.filter(record) else None
+
+    said = [record for record in map(passes, range(500)) if record]
+    assert len(said) == SAID_BY_TEMPORAL
+    assert all(len(record.getMessage()) <= 500 for record in said)

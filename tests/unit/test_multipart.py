@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from activities.storage import CHUNK, ObjectWriter, StoreError
+from activities.store.object_store import CHUNK, ObjectWriter, StoreError
 from tests.fakes.api import Api, chunked, error_of, field, file, form, open_api
 
 LIMIT = 3 * CHUNK
@@ -293,7 +293,7 @@ _tokens = st.sampled_from(
     boundary=st.sampled_from(["b0", "b0 ", '"b0"', "", "\r", "\xe4"]),
     size=st.integers(1, 64),
 )
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_no_body_is_a_server_error(api: Api, pieces: list[bytes], boundary: str, size: int) -> None:
     body = chunked(b"".join(pieces), size)
     ended = False

@@ -8,7 +8,7 @@ import pytest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.namespace import NotSetUp, check_namespace
+from activities.temporal.namespace import NotSetUp, check_namespace
 
 
 class FakeClient:

@@ -11,7 +11,7 @@ import pytest
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
 
-from activities.settings import ENDPOINTS
+from activities.endpoints import ENDPOINTS
 from tests.fakes.api import Api, field, file, form, open_api
 
 METHODS = {"get", "post", "put", "patch", "delete"}
@@ -31,6 +31,14 @@ OPERATIONS = {
     "cancel_batch": "post /v1/batches/{batch_id}/cancel",
     "pause_batch": "post /v1/batches/{batch_id}/pause",
     "resume_batch": "post /v1/batches/{batch_id}/resume",
+    "retry_batch": "post /v1/batches/{batch_id}/retry",
+    "list_results": "get /v1/batches/{batch_id}/results",
+    "create_message_batch": "post /v1/messages/batches",
+    "list_message_batches": "get /v1/messages/batches",
+    "retrieve_message_batch": "get /v1/messages/batches/{message_batch_id}",
+    "delete_message_batch": "delete /v1/messages/batches/{message_batch_id}",
+    "cancel_message_batch": "post /v1/messages/batches/{message_batch_id}/cancel",
+    "message_batch_results": "get /v1/messages/batches/{message_batch_id}/results",
     "list_models": "get /v1/models",
     "retrieve_model": "get /v1/models/{model}",
     "health": "get /health",
@@ -78,7 +86,8 @@ def test_no_answer_is_422_and_every_refusal_is_the_envelope(document: dict[str, 
         assert ("401" in answers) == (" /v1/" in name)
         for status, answer in answers.items():
             if status[0] in "45" and name != "get /ready":
-                assert json_schema(document, answer)["$ref"] == "#/components/schemas/Error"
+                error = "MessageError" if "/v1/messages" in name else "Error"
+                assert json_schema(document, answer)["$ref"] == f"#/components/schemas/{error}"
     assert "HTTPValidationError" not in document["components"]["schemas"]
 
 
@@ -111,7 +120,7 @@ def test_parameters(document: dict[str, Any]) -> None:
         for _, operation in operations(document)
     }
     assert found["list_files"].keys() == {"purpose", "limit", "order", "after"}
-    assert found["list_batches"].keys() == {"limit", "order", "after"}
+    assert found["list_batches"].keys() == {"limit", "order", "after", "Everbatch-Partial"}
     limit = found["list_batches"]["limit"]["schema"]
     assert (limit["minimum"], limit["maximum"], limit["default"]) == (1, 100, 20)
     assert found["list_files"]["limit"]["schema"]["maximum"] == 10_000
@@ -149,6 +158,22 @@ async def test_answers_are_as_the_document_says(api: Api, document: dict[str, An
         ("get /v1/models/{model}", "/v1/models/org/m", {}),
         ("get /v1/models/{model}", "/v1/models/x", {}),
         ("get /ready", "/ready", {}),
+    ]
+    messages: dict[str, Any] = {
+        "requests": [{"custom_id": "a", "params": {"model": "m", "max_tokens": 1, "messages": []}}]
+    }
+    message_batch = (await api.http.post("/v1/messages/batches", json=messages)).json()["id"]
+    one = "/v1/messages/batches/{message_batch_id}"
+    asked += [
+        ("post /v1/messages/batches", "/v1/messages/batches", {"json": messages}),
+        ("post /v1/messages/batches", "/v1/messages/batches", {"json": {}}),
+        ("get /v1/messages/batches", "/v1/messages/batches", {}),
+        ("get /v1/messages/batches", "/v1/messages/batches?limit=0", {}),
+        (f"get {one}", f"/v1/messages/batches/{message_batch}", {}),
+        (f"get {one}", "/v1/messages/batches/x", {}),
+        (f"get {one}/results", f"/v1/messages/batches/{message_batch}/results", {}),
+        (f"delete {one}", f"/v1/messages/batches/{message_batch}", {}),
+        (f"post {one}/cancel", f"/v1/messages/batches/{message_batch}/cancel", {}),
     ]
     described = dict(operations(document))
     seen: set[int] = set()

@@ -12,13 +12,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from activities import connection
-from activities.connection import connect, when_there
 from activities.settings import Settings
-from api import cli, processes
-from api.http_server import PortTaken, listen, listen_on
-from api.processes import StartError
-from api.setup import run_promote
+from activities.temporal import connection
+from activities.temporal.connection import connect, when_there
+from api.cli import main as cli
+from api.http.server import PortTaken, listen, listen_on
+from api.processes import run as processes
+from api.processes.run import StartError
+from api.processes.setup import run_promote
 from workflows.contract import upstream_task_queue
 
 
@@ -127,7 +128,7 @@ async def test_promote_says_that_an_address_cannot_be(monkeypatch: pytest.Monkey
             {"EVERBATCH_WEBHOOKS_FILE": "missing.toml"},
             "EVERBATCH_WEBHOOKS_FILE=missing.toml: No such file or directory",
         ),
-        ({"EVERBATCH_CODEC_ADDRESS": "127.0.0.1:1"}, "EVERBATCH_CODEC_ADDRESS is set, but"),
+        ({"EVERBATCH_CODEC_ADDRESS": "127.0.0.1:1"}, "EVERBATCH_CODEC_ADDRESS needs EVERBATCH_PAYLOAD_KEY"),
         ({"EVERBATCH_METRICS_ADDRESS": "foo"}, "EVERBATCH_METRICS_ADDRESS: 'foo' is not host:port"),
     ],
 )
@@ -141,9 +142,9 @@ def test_a_wrong_setting_is_one_line_with_its_name(variables: dict[str, str], sa
 def test_a_port_that_is_taken_is_said_with_what_names_it() -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(PortTaken, match=r"is taken; choose another with --port$"):
+        with pytest.raises(PortTaken, match=r"is already in use; choose another with --port$"):
             listen("127.0.0.1", port)
-        with pytest.raises(PortTaken, match=r"^EVERBATCH_X=127.0.0.1:\d+: port \d+ on 127.0.0.1 is taken$"):
+        with pytest.raises(PortTaken, match=r"^EVERBATCH_X=127.0.0.1:\d+: port \d+ on 127.0.0.1 is already in use$"):
             listen_on(f"127.0.0.1:{port}", "EVERBATCH_X")
 
 
@@ -181,7 +182,7 @@ def test_an_upstream_of_the_file_is_not_oneself(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="http://localhost:8000/v1 is this server's own address"):
         processes.check_upstreams(settings, "127.0.0.1", 8000)
     path.write_text("[[upstream]]\n")
-    with pytest.raises(StartError, match="line 1: needs name"):
+    with pytest.raises(StartError, match="name: is required"):
         processes.check_upstreams(settings, "127.0.0.1", 8000)
 
 

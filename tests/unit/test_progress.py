@@ -5,14 +5,19 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.api.common.v1 import Payload, Payloads
 from temporalio.api.enums.v1 import PendingActivityState
-from temporalio.api.failure.v1 import Failure, TimeoutFailureInfo
+from temporalio.api.failure.v1 import ApplicationFailureInfo, Failure, TimeoutFailureInfo
 from temporalio.api.workflow.v1 import PendingActivityInfo
 
-from api.progress import HighWater, live_counts, progress_of, read_pending, tell_missing
-from api.views import Progress
-from workflows.types import BatchStatus, Counts, ShardProgress
+from api.gateway.interface import Progress
+from api.gateway.pending import read_pending, tell_missing
+from api.gateway.progress import HighWater, live_counts, progress_of
+from api.gateway.waits import duration, waits_of, with_waits
+from tests.fakes.worker import make_spec
+from workflows.types import BatchPhase, BatchStatus, Counts, ShardProgress
+from workflows.waits import EndsBy, Wait, WaitKind, store_wait
 
 NOW = 1_800_000_000.0
+SPEC = make_spec(created_ms=int(NOW - 3600) * 1000)
 
 
 def pending(activity_id: str, heartbeat: ShardProgress | None = None, **fields: Any) -> PendingActivityInfo:
@@ -24,8 +29,17 @@ def pending(activity_id: str, heartbeat: ShardProgress | None = None, **fields: 
     return info
 
 
-def said(completed: int, failed: int, in_flight: int, waits_for: str, limit: int) -> ShardProgress:
-    return ShardProgress(completed=completed, failed=failed, in_flight=in_flight, waits_for=waits_for, limit=limit)
+def said(completed: int, failed: int, in_flight: int, limit: int, wait: Wait | None = None) -> ShardProgress:
+    return ShardProgress(completed=completed, failed=failed, in_flight=in_flight, wait=wait, limit=limit)
+
+
+def away(name: str, requests: int = 1, ends_by: EndsBy = EndsBy.ITSELF) -> Wait:
+    return Wait(kind=WaitKind.UPSTREAM, subject=name, reason="is away", ends_by=ends_by, requests=requests)
+
+
+def failure(wait: Wait) -> Failure:
+    details = Payloads(payloads=[Payload(data=wait.model_dump_json().encode())])
+    return Failure(message="for Temporal's UI", application_failure_info=ApplicationFailureInfo(details=details))
 
 
 def waiting(
@@ -38,17 +52,20 @@ def waiting(
 
 
 def progress(status: BatchStatus, *infos: PendingActivityInfo) -> tuple[Counts, Progress]:
+    if status.counts.total and status.phase is BatchPhase.VALIDATING:
+        status = status.model_copy(update={"phase": BatchPhase.IN_PROGRESS})
     activities = read_pending(infos)
     counts = live_counts(status, activities)
-    return counts, progress_of(status, counts, activities, NOW)
+    waits = waits_of(SPEC, status, activities, NOW)
+    return counts, with_waits(progress_of(status, counts, activities, NOW), waits, SPEC, status, counts, NOW)
 
 
 def test_running_shards_count_and_finished_ones_count_once() -> None:
     status = BatchStatus(counts=Counts(total=300, completed=100), finished_shards="0")
     counts, shown = progress(
         status,
-        pending("shard-0", said(99, 0, 1, "", 64)),
-        pending("shard-1", said(40, 2, 58, "", 32)),
+        pending("shard-0", said(99, 0, 1, 64)),
+        pending("shard-1", said(40, 2, 58, 32)),
         pending("shard-2"),
     )
     assert counts == Counts(total=300, completed=140, failed=2)
@@ -57,42 +74,98 @@ def test_running_shards_count_and_finished_ones_count_once() -> None:
 
 def test_a_shard_that_waits_keeps_its_counts_and_says_why_and_until_when() -> None:
     status = BatchStatus(counts=Counts(total=200))
-    failure = Failure(message="3 of 100 requests to retry: HTTP 503 Service Unavailable")
     counts, shown = progress(
         status,
-        waiting("shard-0", failure, 40, said(97, 0, 9, "", 64)),
-        waiting("shard-1", Failure(message="sooner"), 12),
+        waiting("shard-0", failure(away("gpu", 3)), 40, said(97, 0, 9, 64)),
+        waiting("shard-1", failure(away("gpu", 50)), 12),
     )
     assert counts.completed == 97
-    assert (shown.in_flight, shown.waiting_reason, shown.next_attempt_at) == (0, "sooner", int(NOW) + 12)
+    assert (shown.in_flight, shown.next_attempt_at) == (0, int(NOW) + 12)
+    assert shown.waiting
+    # Nothing is in flight, so those wait too that have not come to their turn.
+    assert shown.waiting.model_dump() == {
+        "kind": "upstream",
+        "subject": "gpu",
+        "reason": "is away",
+        "ends_by": "itself",
+        "requests": 103,
+        "next_attempt_at": int(NOW) + 12,
+    }
+    told = "Waiting: gpu is away; 103 of 200 requests wait; next try in 12 s; the window ends in 23 h."
+    assert shown.waiting_reason == told
+
+
+def test_who_has_to_act_is_told() -> None:
+    status = BatchStatus(counts=Counts(total=2))
+    queued = waiting("line-1", failure(away("gpu", 1, EndsBy.OPERATOR)), -3)
+    _, shown = progress(status, queued)
+    assert shown.waiting_reason == (
+        "Waiting: gpu is away; 2 of 2 requests wait; this does not end by itself, an operator has to act; "
+        "next try at any moment; the window ends in 23 h."
+    )
 
 
 def test_an_outage_that_is_over_is_not_named_any_more() -> None:
     status = BatchStatus(counts=Counts(total=2))
-    queued = waiting("line-1", Failure(message="1 of 1 requests to retry: HTTP 503"), -3)
+    queued = waiting("line-1", failure(away("gpu")), -3)
     assert progress(status, queued)[1].waiting_reason
     assert progress(status, queued, pending("line-2"))[1] == Progress(in_flight=1)
 
 
 def test_a_lost_worker_is_called_that() -> None:
-    failure = Failure(message="activity Heartbeat timeout", timeout_failure_info=TimeoutFailureInfo())
-    _, shown = progress(BatchStatus(counts=Counts(total=1)), waiting("line-1", failure, 2))
-    assert shown.waiting_reason
-    assert "worker was lost" in shown.waiting_reason
+    timeout = Failure(message="activity Heartbeat timeout", timeout_failure_info=TimeoutFailureInfo())
+    _, shown = progress(BatchStatus(counts=Counts(total=1)), waiting("line-1", timeout, 2))
+    assert shown.waiting
+    assert (shown.waiting.kind, shown.waiting.subject) == ("worker", "the worker")
+    assert "was lost" in shown.waiting.reason
 
 
-def test_answers_that_wait_for_the_store_are_named() -> None:
+def test_a_bug_is_told_as_it_is_and_needs_an_operator() -> None:
+    _, shown = progress(BatchStatus(counts=Counts(total=1)), waiting("line-1", Failure(message="a bug" + "!" * 999), 2))
+    assert shown.waiting
+    assert (shown.waiting.kind, shown.waiting.ends_by) == ("worker", "operator")
+    assert shown.waiting.reason.startswith("failed and tries again: a bug!!!")
+    assert len(shown.waiting.reason) < 300
+
+
+def test_answers_that_wait_for_the_store_are_told_while_requests_are_in_flight() -> None:
     status = BatchStatus(counts=Counts(total=100))
-    assert (
-        progress(status, pending("shard-0", said(0, 0, 5, "the store is full", 64)))[1].waiting_reason
-        == "the store is full"
-    )
+    wait = store_wait("its disk is full", is_lasting=True)
+    _, shown = progress(status, pending("shard-0", said(0, 0, 5, 64, wait)))
+    assert shown.waiting
+    assert (shown.waiting.kind, shown.waiting.ends_by, shown.waiting.requests) == ("store", "operator", None)
+    assert (shown.waiting_reason or "").startswith("Waiting: the store cannot be used: its disk is full; this does not")
 
 
-def test_a_paused_batch_says_so_before_anything_else() -> None:
+def test_a_paused_batch_says_so_before_anything_else_and_how_it_goes_on() -> None:
     status = BatchStatus(counts=Counts(total=2), paused_at=int(NOW))
-    _, shown = progress(status, waiting("line-1", Failure(message="HTTP 503"), 9), pending("line-2"))
-    assert shown == Progress(in_flight=1, waiting_reason="the batch is paused")
+    _, shown = progress(status, waiting("line-1", failure(away("gpu")), 9), pending("line-2"))
+    assert shown.in_flight == 1
+    assert shown.waiting
+    assert (shown.waiting.kind, shown.waiting.ends_by) == ("pause", "user")
+    assert f"POST /v1/batches/{SPEC.batch_id}/resume" in shown.waiting.reason
+
+
+def test_what_is_paused_in_temporal_alone_is_for_its_operator_to_resume() -> None:
+    info = waiting("line-1", failure(away("gpu")), 9)
+    info.state = PendingActivityState.PENDING_ACTIVITY_STATE_PAUSED
+    _, shown = progress(BatchStatus(counts=Counts(total=2)), info)
+    assert shown.waiting
+    assert (shown.waiting.kind, shown.waiting.ends_by) == ("pause", "operator")
+
+
+def test_a_long_validation_and_the_writing_of_files_are_told() -> None:
+    _, shown = progress(BatchStatus())
+    assert (shown.waiting and shown.waiting.kind) == "validating"
+    status = BatchStatus(phase=BatchPhase.FINALIZING, finalizing_at=int(NOW) - 3, counts=Counts(total=5))
+    assert progress(status)[1].waiting_reason == "Waiting: the result files are being written."
+    at_once = status.model_copy(update={"finalizing_at": int(NOW)})
+    assert progress(at_once)[1].waiting is None
+
+
+def test_durations_are_rounded_down() -> None:
+    shown = [duration(seconds) for seconds in (1.9, 119, 120, 7199, 7200, 259_199, 259_200)]
+    assert shown == ["1 s", "119 s", "2 min", "119 min", "2 h", "71 h", "3 d"]
 
 
 def test_rate_and_time_left_are_of_the_last_moments() -> None:
@@ -120,7 +193,7 @@ def test_a_heartbeat_of_another_version_is_none() -> None:
 
 
 def test_a_shard_that_is_pausing_still_has_requests_in_flight() -> None:
-    info = pending("shard-0", said(1, 0, 8, "", 64))
+    info = pending("shard-0", said(1, 0, 8, 64))
     info.state = PendingActivityState.PENDING_ACTIVITY_STATE_PAUSE_REQUESTED
     assert progress(BatchStatus(counts=Counts(total=100)), info)[1].in_flight == 8
 
@@ -132,24 +205,29 @@ def of_upstream(name: str, info: PendingActivityInfo) -> PendingActivityInfo:
 
 def test_an_upstream_that_is_away_is_named_while_others_answer() -> None:
     status = BatchStatus(counts=Counts(total=400))
-    away = of_upstream("a", waiting("shard-0", Failure(message="upstream a: connection refused"), -1))
-    busy = of_upstream("b", pending("shard-1", said(40, 0, 60, "", 64)))
-    _, shown = progress(status, away, busy)
-    assert (shown.waiting_reason, shown.in_flight) == ("upstream a: connection refused", 60)
-    back = of_upstream("a", pending("shard-2", said(0, 0, 8, "", 8)))
-    _, shown = progress(status, away, busy, back)
-    assert (shown.waiting_reason, shown.in_flight, shown.in_flight_limit) == (None, 68, 72)
+    down = of_upstream("a", waiting("shard-0", failure(away("a", 100)), -1))
+    busy = of_upstream("b", pending("shard-1", said(40, 0, 60, 64)))
+    _, shown = progress(status, down, busy)
+    assert shown.waiting
+    assert (shown.waiting.subject, shown.waiting.requests, shown.in_flight) == ("a", 100, 60)
+    back = of_upstream("a", pending("shard-2", said(0, 0, 8, 8)))
+    _, shown = progress(status, down, busy, back)
+    assert (shown.waiting, shown.waiting_reason, shown.in_flight, shown.in_flight_limit) == (None, None, 68, 72)
 
 
 def test_all_that_is_waited_for_is_told_the_soonest_first() -> None:
     status = BatchStatus(counts=Counts(total=400))
     infos = [
-        of_upstream("a", waiting("shard-0", Failure(message="a is away"), 9)),
-        of_upstream("b", waiting("shard-1", Failure(message="b is full"), 3)),
-        of_upstream("b", waiting("shard-2", Failure(message="b is full, too"), 4)),
+        of_upstream("a", waiting("shard-0", failure(away("a", 100)), 9)),
+        of_upstream("b", waiting("shard-1", failure(away("b", 50)), 3)),
+        of_upstream("b", waiting("shard-2", failure(away("b", 50)), 4)),
     ]
     _, shown = progress(status, *infos)
-    assert (shown.waiting_reason, shown.next_attempt_at) == ("b is full; a is away", int(NOW) + 3)
+    assert shown.next_attempt_at == int(NOW) + 3
+    assert shown.waiting_reason == (
+        "Waiting: b is away; 100 of 400 requests wait; next try in 3 s; the window ends in 23 h. "
+        "Also waiting: a is away."
+    )
 
 
 def test_an_upstream_that_is_no_more_is_told() -> None:
@@ -159,5 +237,10 @@ def test_an_upstream_that_is_no_more_is_told() -> None:
         info.state = PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
     infos += [pending("validate"), of_upstream("gone", pending("line-3"))]  # the last runs, so somebody has it
     found = tell_missing(read_pending(infos), queue, ["here"])
-    assert [item.waits_for for item in found] == ["there is no upstream gone", "", "", ""]
+    assert [item.wait.text if item.wait else "" for item in found] == [
+        'upstream "gone" is not configured any more',
+        "",
+        "",
+        "",
+    ]
     assert tell_missing(read_pending(infos), queue, ["here", "gone"]) == read_pending(infos)

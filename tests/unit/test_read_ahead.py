@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from activities.read_ahead import read_ahead
+from activities.records.read_ahead import read_ahead
 
 
 @pytest.mark.parametrize("at_once", [1, 4])

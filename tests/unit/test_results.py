@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -12,23 +13,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities import catalog, results
-from activities.results import (
+from activities.records import shard_keys
+from activities.records.shard_keys import ShardRef
+from activities.results import shard_log as results
+from activities.results.shard_log import (
     Committed,
-    Kind,
     Place,
     PlaceReader,
     RecordReader,
     ShardLog,
+    Tries,
     encode_record,
     find_result,
     look_up,
 )
-from activities.storage import ObjectNotFound, StoreError
+from activities.store.local import LocalStore
+from activities.store.object_store import ObjectNotFound, StoreError
 from tests.fakes.worker import BATCH, TENANT, ShakyStore, until
+from workflows.ids import ResultKind
 from workflows.types import ShardResult, Usage
 
-WHERE = (TENANT, BATCH, 0)
+WHERE = ShardRef(TENANT, BATCH, "c1", 0)
 
 
 @pytest.fixture
@@ -45,13 +50,13 @@ def name_of(number: int) -> str:
 
 
 async def attempt(store: ShakyStore, number: int = 1) -> ShardLog:
-    log = ShardLog(store, *WHERE, name_of(number))
+    log = ShardLog(store, WHERE, name_of(number))
     assert await log.load() is None
     return log
 
 
 def result_bytes(store: ShakyStore, number: int) -> bytes:
-    return store.get(catalog.result_key(*WHERE, name_of(number)))
+    return store.get(shard_keys.result_key(WHERE, name_of(number)))
 
 
 def result_lines(store: ShakyStore, number: int) -> dict[int, bytes]:
@@ -61,11 +66,11 @@ def result_lines(store: ShakyStore, number: int) -> dict[int, bytes]:
 
 
 def parts(store: ShakyStore) -> list[str]:
-    return list(store.list(catalog.parts_prefix(*WHERE)))
+    return list(store.list(shard_keys.parts_prefix(WHERE)))
 
 
 def committed(store: ShakyStore) -> Committed:
-    found = look_up(store, *WHERE)
+    found = look_up(store, WHERE)
     assert isinstance(found, Committed)
     return found
 
@@ -79,9 +84,9 @@ usages = st.builds(
     output_tokens=st.integers(0, 9),
     reasoning_tokens=st.integers(0, 9),
 )
-kinds: st.SearchStrategy[Kind] = st.sampled_from(["output", "error"])
+kinds: st.SearchStrategy[ResultKind] = st.sampled_from(["output", "error"])
 # Any bytes: what an engine says may look like a head line.
-answers = st.one_of(st.binary(max_size=40), st.sampled_from([b"1 output 3 0 0 0 0\n", b"17 tried 2\n", b"\n"]))
+answers = st.one_of(st.binary(max_size=40), st.sampled_from([b"1 output 3 0 0 0 0\n", b"17 tried 2 1 0\n", b"\n"]))
 records = st.lists(st.tuples(st.integers(1, 10**7), kinds, answers, usages), max_size=8)
 
 
@@ -91,14 +96,18 @@ def chunks(data: bytes, cuts: list[int]) -> Iterator[bytes]:
     return (data[start:end] for start, end in pairwise(bounds))
 
 
-@given(records, st.dictionaries(st.integers(1, 99), st.integers(1, 9), max_size=3), st.lists(st.integers(0, 9999)))
+@given(
+    records,
+    st.dictionaries(st.integers(1, 99), st.builds(Tries, *[st.integers(0, 9)] * 3), max_size=3),
+    st.lists(st.integers(0, 9999)),
+)
 def test_records_read_back_as_they_were_written_in_whatever_chunks(
-    written: list[tuple[int, Kind, bytes, Usage]], tried: dict[int, int], cuts: list[int]
+    written: list[tuple[int, ResultKind, bytes, Usage]], tried: dict[int, Tries], cuts: list[int]
 ) -> None:
     data = b"".join(encode_record(*record) for record in written)
-    data += b"".join(b"%d tried %d\n" % item for item in tried.items())
+    data += b"".join(b"%d tried %d %d %d\n" % (line, *tries) for line, tries in tried.items())
     reader = RecordReader(chunks(data, cuts))
-    read: list[tuple[int, Kind, bytes, Usage]] = []
+    read: list[tuple[int, ResultKind, bytes, Usage]] = []
     for record in reader.records():
         read.append((record.line, record.kind, b"".join(reader.line()), record.usage))
         start = record.offset + len(record.head)
@@ -109,7 +118,9 @@ def test_records_read_back_as_they_were_written_in_whatever_chunks(
 
 
 @given(records, st.lists(st.integers(0, 9999)))
-def test_lines_that_nobody_takes_are_skipped(written: list[tuple[int, Kind, bytes, Usage]], cuts: list[int]) -> None:
+def test_lines_that_nobody_takes_are_skipped(
+    written: list[tuple[int, ResultKind, bytes, Usage]], cuts: list[int]
+) -> None:
     data = b"shard 1 2 3 4 5 6\n" + b"".join(encode_record(*record) for record in written)
     reader = RecordReader(chunks(data, cuts))
     usage = Usage(input_tokens=3, cached_tokens=4, output_tokens=5, reasoning_tokens=6)
@@ -147,31 +158,33 @@ async def test_answers_become_one_object_in_input_order_and_the_parts_go(store: 
     assert result == ShardResult(attempt=name_of(1), completed=2, failed=1, usage=total)
     assert list(result_lines(store, 1).items()) == [(n, line_of(n)) for n in (3, 5, 7)]
     assert parts(store) == []
-    assert find_result(store, *WHERE) == result
-    assert look_up(store, *WHERE) == result
+    assert find_result(store, WHERE) == result
+    assert look_up(store, WHERE) == result
 
 
 async def test_a_commit_without_news_writes_nothing(store: ShakyStore) -> None:
     log = await attempt(store)
     await log.commit()
     assert store.written == []
-    assert find_result(store, *WHERE) is None
+    assert find_result(store, WHERE) is None
 
 
 async def test_a_later_attempt_takes_up_what_an_earlier_one_committed(store: ShakyStore) -> None:
     first = await attempt(store)
     first.add(2, "output", line_of(2), Usage(input_tokens=5))
     first.add(4, "error", line_of(4))
-    assert [first.note_failure(1), first.note_failure(1), first.note_failure(9)] == [1, 2, 1]
+    first.note_tries(1, Tries(2, alone=1))
+    first.note_tries(9, Tries(1))
     await first.commit()
 
     second = await attempt(store, 2)
     assert second.committed == (second.completed, second.failed) == (1, 1)
     assert [second.has(n) for n in (1, 2, 4)] == [False, True, True]
     assert not second.has_uncommitted
-    assert second.note_failure(1) == 3
+    assert second.tries(1) == Tries(2, alone=1)
+    second.note_tries(1, Tries(3, ended=1))
     await second.commit()
-    assert committed(store).tried == {1: 3, 9: 1}
+    assert committed(store).tried == {1: Tries(3, 1, 1), 9: Tries(1)}
 
     third = await attempt(store, 3)
     third.add(1, "output", line_of(1), Usage(input_tokens=2))
@@ -185,8 +198,8 @@ async def test_a_finished_shard_is_adopted_of_whichever_attempt(store: ShakyStor
     first = await attempt(store, 4)
     first.add(1, "output", line_of(1))
     result = await first.finish()
-    assert await ShardLog(store, *WHERE, name_of(5)).load() == result
-    assert await ShardLog(store, *WHERE, name_of(1)).load() == result  # a workflow that was reset
+    assert await ShardLog(store, WHERE, name_of(5)).load() == result
+    assert await ShardLog(store, WHERE, name_of(1)).load() == result  # a workflow that was reset
 
 
 # Attempts that were thought dead
@@ -235,7 +248,7 @@ async def test_an_heir_whose_parts_vanish_adopts_the_faster_attempt(store: Shaky
     result = await first.finish()
     heir.add(2, "output", line_of(2, 5))
     assert await heir.finish() == result
-    assert list(store.list(catalog.results_prefix(*WHERE))) == [catalog.result_key(*WHERE, name_of(1))]
+    assert list(store.list(shard_keys.results_prefix(WHERE))) == [shard_keys.result_key(WHERE, name_of(1))]
 
 
 async def test_parts_that_vanish_without_a_result_are_a_fault(store: ShakyStore) -> None:
@@ -267,16 +280,16 @@ async def test_a_part_that_vanishes_under_a_reader_means_look_again(tmp_path: Pa
     first.add(1, "output", line_of(1))
     await first.commit()
     store.other = first
-    found = look_up(store, *WHERE)
+    found = look_up(store, WHERE)
     assert isinstance(found, ShardResult)
     assert found.attempt == name_of(1)
 
 
 def test_no_two_attempts_have_one_name() -> None:
     # A workflow that was reset counts the attempts of its activities anew.
-    names = {catalog.attempt_name(1) for _ in range(100)}
+    names = {shard_keys.attempt_name(1) for _ in range(100)}
     assert len(names) == 100
-    assert sorted([catalog.attempt_name(10), catalog.attempt_name(9)])[0].startswith("000009-")
+    assert sorted([shard_keys.attempt_name(10), shard_keys.attempt_name(9)])[0].startswith("000009-")
 
 
 # Memory and failures
@@ -294,7 +307,7 @@ async def test_what_is_too_much_to_hold_is_read_back_as_it_was(
                 await log.commit()
         result = await log.finish()
         data = result_bytes(store, number)
-        store.delete(catalog.result_key(*WHERE, name_of(number)))
+        store.delete(shard_keys.result_key(WHERE, name_of(number)))
         return result, data
 
     held, held_bytes = await run(1)
@@ -308,7 +321,7 @@ async def test_what_is_too_much_to_hold_is_read_back_as_it_was(
 async def test_answers_that_could_not_be_stored_stay_and_go_with_the_next_commit(store: ShakyStore) -> None:
     log = await attempt(store)
     log.add(1, "output", line_of(1))
-    log.note_failure(2)
+    log.note_tries(2, Tries(1))
     store.down = True
     for _ in range(2):
         with pytest.raises(StoreError):
@@ -319,7 +332,7 @@ async def test_answers_that_could_not_be_stored_stay_and_go_with_the_next_commit
     await log.commit()
     assert (log.has_uncommitted, log.committed) == (False, (2, 0))
     found = committed(store)
-    assert (sorted(found.records), found.tried) == ([1, 3], {2: 1})
+    assert (sorted(found.records), found.tried) == ([1, 3], {2: Tries(1)})
     assert (await log.finish()).completed == 2
 
 
@@ -379,3 +392,16 @@ def test_what_is_read_back_costs_one_read_for_each_part(store: ShakyStore, monke
     assert b"".join(reader.read(Place("p/3", 0, 10))) == content["p/3"][:10]
     with pytest.raises(ObjectNotFound):
         reader.read(Place("p/0", 0, 10))
+
+
+async def test_a_finished_shard_keeps_no_answers_in_memory(tmp_path: Path) -> None:
+    """What has run may stay, by a cycle of references, until the collector comes."""
+    log = ShardLog(LocalStore(str(tmp_path)), WHERE, "0001")
+    tracemalloc.start()
+    try:
+        log.add(1, "output", bytes(8 << 20))
+        await log.finish()
+        assert tracemalloc.get_traced_memory()[0] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert not log.has_uncommitted

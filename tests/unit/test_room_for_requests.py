@@ -16,7 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from temporalio.worker import SlotMarkUsedContext, SlotPermit, SlotReleaseContext, SlotReserveContext
 
-from activities.limiter import Limiter, Queue, RoomForRequests, Signal
+from activities.upstreams.judgement import Outcome
+from activities.upstreams.lanes import Flight
+from activities.upstreams.limiter import LOOK_SECONDS, Limiter
+from activities.upstreams.slots import ANTECHAMBER, Antechamber, RoomForRequests
+from activities.upstreams.waiting_requests import WaitingRequests
 from tests.fakes.worker import until
 
 CONTEXT = cast(SlotReserveContext, SimpleNamespace(slot_type="activity"))
@@ -25,11 +29,12 @@ CONTEXT = cast(SlotReserveContext, SimpleNamespace(slot_type="activity"))
 class Poller:
     """What the SDK does with a slot supplier: polls that wait for permits, shards that hold them."""
 
-    def __init__(self, maximum: int = 10) -> None:
+    def __init__(self, maximum: int = 10, kind: type[RoomForRequests] = RoomForRequests) -> None:
         self.limiter = Limiter(maximum)
-        self.room = RoomForRequests(self.limiter)
+        self.room = kind(self.limiter)
         self.polls: list[asyncio.Task[SlotPermit]] = []
         self.shards: list[tuple[SlotPermit, ExitStack]] = []
+        self.flying: list[Flight] = []
 
     async def poll(self, count: int = 1) -> None:
         self.polls += [asyncio.create_task(self.room.reserve_slot(CONTEXT)) for _ in range(count)]
@@ -59,8 +64,9 @@ class Poller:
     def run(self, permit: SlotPermit, requests: int) -> None:
         """The activity has read its shard, and sends."""
         held = ExitStack()
-        held.enter_context(self.room.running(requests))
-        self.limiter.add(Queue("b", list(range(requests)), lambda number, replica: None), lambda: None)
+        queue = WaitingRequests("b", list(range(requests)), lambda number, flight: self.flying.append(flight))
+        held.enter_context(self.room.running(requests, lambda: len(queue.pending)))
+        self.limiter.add(queue, lambda: None)
         self.shards.append((permit, held))
 
     def end(self) -> None:
@@ -73,7 +79,7 @@ class Poller:
 
     def answer(self, count: int) -> None:
         for _ in range(count):
-            self.limiter.finished(Signal.ANSWERED, self.limiter.now())
+            self.limiter.finished(self.flying.pop(0), Outcome.ANSWERED)
 
     async def stop(self) -> None:
         for poll in self.polls:
@@ -175,7 +181,7 @@ async def test_nothing_is_fetched_during_a_pause_and_its_end_is_noticed() -> Non
     poller = Poller(maximum=4)
     await poller.poll(1)
     poller.run(poller.receive(), 4)
-    poller.limiter.finished(Signal.OVERLOADED, poller.limiter.now(), 0.05)
+    poller.limiter.finished(poller.flying.pop(0), Outcome.UNREACHABLE)
     poller.answer(3)
     poller.end()
     await poller.poll(3)
@@ -260,3 +266,84 @@ async def test_whatever_happens_no_poll_waits_while_there_is_room(maximum: int, 
             if poller.waiting:
                 assert not poller.room._has_room()  # pyright: ignore[reportPrivateUsage]
     await poller.stop()
+
+
+# The antechamber: what a full worker takes in of small batches
+
+
+async def test_a_full_worker_takes_some_in_still() -> None:
+    poller = Poller(maximum=4, kind=Antechamber)
+    large = WaitingRequests("large", list(range(100)), lambda number, flight: poller.flying.append(flight))
+    poller.limiter.add(large, lambda: None)
+    assert not poller.limiter.room(0)
+    for _ in range(ANTECHAMBER + 3):
+        await poller.poll(2)
+        if poller.out:
+            poller.run(poller.receive(), 1)
+    assert (len(poller.shards), poller.room.waiting, poller.out) == (ANTECHAMBER, ANTECHAMBER, [])
+    poller.answer(2)  # the batches take turns: one of these two places is for one that waits here
+    await poller.settle()
+    assert poller.room.waiting == ANTECHAMBER - 1
+    assert len(poller.out) == 1
+    await poller.stop()
+
+
+async def test_what_waits_in_the_antechamber_keeps_no_large_shard_out() -> None:
+    limiter = Limiter(4)
+    antechamber = Antechamber(limiter)
+    queue = WaitingRequests("small", list(range(12)), lambda number, flight: None)
+    with antechamber.running(12, lambda: len(queue.pending)):
+        limiter.add(queue, lambda: None)
+        assert antechamber.waiting == 8
+        for room, is_open in ((RoomForRequests(limiter), False), (RoomForRequests(limiter, antechamber), True)):
+            poll = asyncio.create_task(room.reserve_slot(CONTEXT))
+            for _ in range(30):
+                await asyncio.sleep(0)
+            assert poll.done() is is_open
+            poll.cancel()
+            await asyncio.gather(poll, return_exceptions=True)
+
+
+async def test_nothing_is_taken_in_while_the_upstream_is_away() -> None:
+    poller = Poller(maximum=4, kind=Antechamber)
+    poller.limiter.block()
+    await poller.poll(1)
+    assert not poller.out
+    poller.limiter.unblock()
+    await poller.settle()
+    assert len(poller.out) == 1
+    await poller.stop()
+
+
+async def test_the_antechamber_looks_now_and_then_while_every_model_is_paused() -> None:
+    """What it takes in is most likely for such a model, and is handed back at once: that is no reason to ask again."""
+    now = 0.0
+    limiter = Limiter(4, clock=lambda: now)
+    antechamber = Antechamber(limiter)
+    flying: list[Flight] = []
+    queue = WaitingRequests("b", [1, 2, 3, 4], lambda number, flight: flying.append(flight), "m")
+    limiter.add(queue, lambda: None)
+    for flight in flying[:]:
+        limiter.finished(flight, Outcome.OVERLOADED, 60.0)
+    assert limiter.pause_for("m") > 0
+    taken = 0
+    for step in range(20):
+        now = 0.1 * step
+        poll = asyncio.create_task(antechamber.reserve_slot(CONTEXT))
+        for _ in range(30):
+            await asyncio.sleep(0)
+        if not poll.done():
+            poll.cancel()
+            await asyncio.gather(poll, return_exceptions=True)
+            continue
+        taken += 1
+        held: list[int] = []
+        late = WaitingRequests(f"late-{step}", [1], lambda number, flight: None, "m")
+        antechamber.mark_slot_used(cast(SlotMarkUsedContext, SimpleNamespace(permit=poll.result())))
+        with antechamber.running(1, lambda late=late: len(late.pending)):
+            limiter.add(late, lambda held=held: held.append(1))
+        assert held
+        antechamber.release_slot(SlotReleaseContext(slot_info=None, permit=poll.result()))
+        for _ in range(30):
+            await asyncio.sleep(0)
+    assert 1 <= taken <= 2 / LOOK_SECONDS

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from activities import catalog, run_requests, shard_heartbeat
-from activities.batch_plan import BatchPlan
-from activities.inference import Answer, Verdict
-from activities.upstreams import Upstream
-from tests.fakes.shard_worker import ShardWorker
+from activities import heartbeats
+from activities.records import keys, shard_keys
+from activities.records.catalog import Catalog
+from activities.records.cuts import Cut
+from activities.results import commits
+from activities.results.shard_log import Tries
+from activities.upstreams.answers import Answer, Verdict
+from activities.upstreams.config import Upstream
+from tests.fakes.shard_worker import SHARD, ShardWorker
 from tests.fakes.worker import (
     BATCH,
     TENANT,
@@ -23,7 +29,9 @@ from tests.fakes.worker import (
 )
 from workflows.types import Shard, Usage
 
-TIMEOUT = Answer(Verdict.RETRY, code="request_timeout", message="The inference server gave no answer.", reason="late")
+TIMEOUT = Answer(
+    Verdict.TIMED_OUT, code="request_timeout", message="The inference server gave no answer.", reason="late"
+)
 REFUSED = Answer(Verdict.UNREACHABLE, code="connection_error", message="…", reason="connection refused")
 
 
@@ -36,7 +44,7 @@ async def worker(tmp_path: Path) -> AsyncIterator[ShardWorker]:
 
 @pytest.fixture(autouse=True)
 def fast_store_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_requests, "STORE_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(commits, "STORE_RETRY_SECONDS", 0.01)
 
 
 # Answers
@@ -52,7 +60,7 @@ async def test_all_succeed(worker: ShardWorker) -> None:
     assert [content["response"]["body"]["n"] for _, _, content in lines] == list(range(1, 11))
     assert worker.engine.sent == list(range(1, 11))
     assert worker.engine.most_in_flight == 8
-    assert list(worker.store.list(catalog.parts_prefix(TENANT, BATCH, 0))) == []
+    assert list(worker.store.list(shard_keys.parts_prefix(SHARD))) == []
 
 
 async def test_only_the_lines_of_the_shard_are_sent(worker: ShardWorker) -> None:
@@ -85,10 +93,13 @@ async def test_refusals_are_final(worker: ShardWorker) -> None:
 async def test_only_what_failed_is_sent_again(worker: ShardWorker) -> None:
     worker.engine.fail([3, 7], refusal(500))
     error = await worker.run_to_retry()
-    assert error.message == "2 of 10 requests to retry: HTTP 500 Internal Server Error"
+    assert (
+        error.message
+        == "2 of 10 requests to retry: the upstream (http://engine/v1) answered HTTP 500 Internal Server Error"
+    )
     assert (error.type, error.non_retryable) == ("RequestsToRetry", False)
     assert error.category is ApplicationErrorCategory.BENIGN
-    assert (len(worker.committed().records), worker.committed().tried) == (8, {3: 1, 7: 1})
+    assert (len(worker.committed().records), worker.committed().tried) == (8, {3: Tries(1), 7: Tries(1)})
 
     worker.engine.sent.clear()
     result = await worker.run(attempt=2)
@@ -122,10 +133,11 @@ async def test_failures_without_an_answer_make_a_line_without_a_response(worker:
 @pytest.mark.parametrize("answer", [refusal(429), refusal(503), refusal(401), REFUSED])
 async def test_an_upstream_that_is_not_available_is_waited_for_uncounted(worker: ShardWorker, answer: Answer) -> None:
     for attempt in range(1, 8):  # more often than max_attempts
-        worker.engine.fail([3], answer)
+        worker.engine.fail(range(1, 11), answer)
         await worker.run_to_retry(attempt)
         assert worker.committed().tried == {}
         worker.pass_pause()
+    worker.engine.script.clear()
     result = await worker.run(attempt=8)
     assert (result.completed, result.failed) == (10, 0)
 
@@ -135,9 +147,13 @@ async def test_retry_after_is_waited_for_and_nothing_of_the_answer_is_told(worke
     error = await worker.run_to_retry()
     assert error.next_retry_delay is not None
     assert 39 < error.next_retry_delay.total_seconds() < 45
-    assert error.message == "10 of 10 requests to retry: HTTP 503 Service Unavailable"
-    assert not error.details
-    assert len(worker.engine.sent) <= 8  # what was in flight before the first answer
+    assert error.message == (
+        "10 of 10 requests to retry: the upstream (http://engine/v1) is overloaded (HTTP 503 Service Unavailable) "
+        "and asks to wait 40 s"
+    )
+    (wait,) = error.details
+    assert (wait.kind, wait.ends_by, wait.requests) == ("upstream", "itself", 10)
+    assert len(worker.engine.sent) <= 10  # what was in flight, and one that its first refusal made room for
 
     later = await worker.run_to_retry(attempt=2)
     assert worker.engine.sent == []  # sends nothing before the pause is over
@@ -161,7 +177,7 @@ async def test_the_wait_before_a_failed_request_is_tried_again_grows_and_is_boun
 
 async def test_a_reset_workflow_counts_attempts_anew_and_loses_nothing(worker: ShardWorker) -> None:
     for held in ([3, 4, 5], [3, 4], [3]):
-        worker.engine.fail(held, *[refusal(503)] * 8)
+        worker.engine.fail(held, *[REFUSED] * 8)
         await worker.run_to_retry(attempt=1)
         worker.pass_pause()
         worker.engine.script.clear()
@@ -175,7 +191,7 @@ async def test_a_reset_workflow_counts_attempts_anew_and_loses_nothing(worker: S
 async def test_heartbeats_tell_what_is_committed_and_in_flight(
     worker: ShardWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_heartbeat, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(heartbeats, "BEAT_SECONDS", 0.01)
     worker.engine.held = {4, 9}
     worker.engine.fail([2], refusal(400))
     running, _ = worker.start()
@@ -234,7 +250,7 @@ async def test_the_reason_to_wait_names_an_upstream_that_has_a_name(worker: Shar
     worker.engine.upstream = Upstream(name="gpu-1", urls=("http://10.0.0.1/v1",))
     worker.engine.fail(range(1, 11), REFUSED)
     error = await worker.run_to_retry()
-    assert error.message == "10 of 10 requests to retry: upstream gpu-1: connection refused"
+    assert error.message == '10 of 10 requests to retry: upstream "gpu-1" (http://10.0.0.1/v1) refuses connections'
     later = await worker.run_to_retry(attempt=2)
     assert later.message == error.message
 
@@ -242,14 +258,144 @@ async def test_the_reason_to_wait_names_an_upstream_that_has_a_name(worker: Shar
 async def test_a_shard_of_a_mixed_batch_sends_its_own_requests_only(worker: ShardWorker) -> None:
     lines = [request_line(n, model="even" if n % 2 == 0 else "odd") for n in range(1, 11)]
     lines.append(request_line(11, model=...))
-    worker.store.put(catalog.input_key(TENANT, BATCH), b"".join(lines))
-    plan = BatchPlan([], {"even": 1, "odd": 0}, rest=1)
-    worker.store.put(catalog.plan_key(TENANT, BATCH, "p"), plan.dump())
+    worker.store.put(keys.input_key(TENANT, BATCH), b"".join(lines))
+    cut = Cut("", "", [], ["odd", "even"], {"even": 1, "odd": 0}, rest=1)
+    Catalog(worker.store).save_cut(TENANT, BATCH, cut)
     shard = Shard(0, len(b"".join(lines)), 1, 6, 1)
     worker.engine.fail([4], refusal(503))
     with pytest.raises(ApplicationError, match="1 of 6 requests to retry"):
-        await worker.run(shard=shard, plan="p")
+        await worker.run(shard=shard, cut=cut.digest, is_mixed=True)
     worker.pass_pause()
-    result = await worker.run(attempt=2, shard=shard, plan="p")
+    result = await worker.run(attempt=2, shard=shard, cut=cut.digest, is_mixed=True)
     assert sorted(worker.engine.sent) == [2, 4, 4, 6, 8, 10, 11]
-    assert [line for line, _, _ in worker.lines(result)] == [2, 4, 6, 8, 10, 11]
+    assert [line for line, _, _ in worker.lines(result, cut=cut.digest)] == [2, 4, 6, 8, 10, 11]
+
+
+# A worker that is lost
+
+
+def lost(losses: int) -> dict[str, Any]:
+    """What Temporal has of an attempt that was lost with its worker, and so many before it."""
+    return {"losses": losses, "has_ended": False}
+
+
+async def test_an_attempt_says_when_it_has_ended(worker: ShardWorker) -> None:
+    worker.engine.fail([3], refusal(500))
+    await worker.run_to_retry()
+    assert (worker.beats[-1].has_ended, worker.beats[-1].losses) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "losses"),
+    [
+        (None, 1),
+        (lost(0), 1),
+        (lost(1), 2),
+        ({"losses": 1, "has_ended": True}, 1),
+        ({"losses": "of another version"}, 0),
+    ],
+)
+async def test_an_attempt_that_did_not_end_was_lost(
+    worker: ShardWorker, said: dict[str, Any] | None, losses: int
+) -> None:
+    worker.engine.fail([3], refusal(500))
+    with pytest.raises(ApplicationError):
+        await worker.run(attempt=2, said=said)
+    assert worker.beats[-1].losses == losses
+
+
+async def test_a_worker_that_stops_is_no_loss(worker: ShardWorker) -> None:
+    worker.limiter.drain(0)
+    with pytest.raises(ApplicationError):
+        await worker.run(attempt=1)
+    assert worker.beats[-1].has_ended
+
+
+async def test_after_two_losses_requests_go_one_at_a_time(worker: ShardWorker) -> None:
+    worker.engine.fail([4], refusal(500))
+    error = await worker.run_to_retry(attempt=3, said=lost(1))
+    assert (
+        error.message
+        == "1 of 10 requests to retry: the upstream (http://engine/v1) answered HTTP 500 Internal Server Error"
+    )
+    assert (worker.engine.sent, worker.engine.most_in_flight) == (list(range(1, 11)), 1)
+    assert {tries.lost for tries in worker.committed().tried.values()} == {0}
+
+
+async def test_suspects_of_several_shards_go_one_at_a_time(tmp_path: Path) -> None:
+    worker = ShardWorker(tmp_path, 6)
+    lengths = [len(request_line(number)) for number in range(1, 7)]
+    shards = [Shard(sum(lengths[:n]), sum(lengths[n : n + 3]), n + 1, 3) for n in (0, 3)]
+    running = [worker.start(attempt=3, shard=shard, index=index, said=lost(1))[0] for index, shard in enumerate(shards)]
+    assert [result.completed for result in await asyncio.gather(*running)] == [3, 3]
+    assert worker.engine.most_in_flight == 1
+
+
+async def test_a_request_that_takes_its_worker_down_each_time_is_convicted_and_the_others_are_not(
+    worker: ShardWorker,
+) -> None:
+    worker.engine.held = {3}  # to which the process goes down
+    for number in range(3):
+        running, _ = worker.start(attempt=3 + number, said=lost(1 + number))
+        await until(lambda: worker.engine.in_flight == 1 and 3 in worker.engine.sent)
+        assert worker.committed().tried[3].lost == number + 1
+        await worker.kill(running)
+    result = await worker.run(attempt=6, said=lost(4))
+    assert (result.completed, result.failed) == (9, 1)
+    _, kind, content = worker.lines(result)[2]
+    assert (kind, content["custom_id"], content["response"]) == ("error", "r3", None)
+    assert content["error"]["code"] == "worker_lost"
+    assert sorted(worker.engine.sent) == [1, 2, 3, 3, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert worker.engine.most_in_flight > 1  # once it is known, the rest goes as always
+
+
+# A wrong route
+
+
+async def test_a_batch_whose_first_requests_all_get_the_same_404_ends(tmp_path: Path) -> None:
+    worker = ShardWorker(tmp_path, 200)
+    worker.engine.fail(range(1, 201), *[reply(404, {"detail": "Not Found"})])
+    with pytest.raises(ApplicationError, match="each of the first 50 requests with the same HTTP 404: Not Found") as it:
+        await worker.run()
+    assert (it.value.type, it.value.non_retryable) == ("WrongRoute", True)
+    assert len(worker.engine.sent) < 50 + 8
+    assert len(worker.committed().records) == len(worker.engine.sent)
+    worker.settled()
+
+
+@pytest.mark.parametrize("other", [reply(200, {"choices": []}), reply(404, {"detail": "No model a"}), refusal(400)])
+async def test_one_other_answer_shows_that_the_route_is_right(tmp_path: Path, other: Answer) -> None:
+    worker = ShardWorker(tmp_path, 100)
+    worker.engine.fail(range(1, 101), reply(404, {"detail": "Not Found"}))
+    worker.engine.fail([40], other)
+    result = await worker.run()
+    assert result.completed + result.failed == 100
+
+
+async def test_what_another_worker_was_answered_shows_it_too(tmp_path: Path) -> None:
+    worker = ShardWorker(tmp_path, 200)
+    worker.engine.held = set(range(3, 201))
+    running, _ = worker.start()
+    await until(lambda: len(worker.committed().records) == 2)
+    await worker.kill(running)
+    worker.engine.release()
+    worker.engine.fail(range(3, 201), reply(404, {"detail": "Not Found"}))
+    with pytest.raises(ApplicationError, match="requests to retry"):
+        await worker.run(attempt=2)
+    result = await worker.run(attempt=3)
+    assert (result.completed, result.failed) == (2, 198)
+
+
+async def test_requests_are_read_while_there_is_memory_for_them(tmp_path: Path) -> None:
+    worker = ShardWorker(tmp_path, 3)
+    budget = worker.process.inputs
+    others, beyond = budget.held(), budget.held()
+    await others.grow((1 << 20) - 1)
+    await beyond.grow(10)  # one at a time may go beyond
+    running, _ = worker.start()
+    await asyncio.wait({running}, timeout=0.05)
+    assert worker.engine.sent == []
+    beyond.release()
+    others.release()
+    assert (await running).completed == 3
+    assert budget.used == 0

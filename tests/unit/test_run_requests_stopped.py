@@ -15,9 +15,12 @@ from temporalio.activity import ActivityCancellationDetails
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities import catalog, run_requests, shard_heartbeat
-from tests.fakes.shard_worker import ShardWorker
-from tests.fakes.worker import BATCH, TENANT, refusal, request_line, until
+from activities import heartbeats
+from activities.records import shard_keys
+from activities.results import commits
+from activities.results.shard_log import Tries
+from tests.fakes.shard_worker import SHARD, ShardWorker
+from tests.fakes.worker import refusal, request_line, until
 from workflows.types import Shard, ShardResult
 
 
@@ -30,7 +33,7 @@ async def worker(tmp_path: Path) -> AsyncIterator[ShardWorker]:
 
 @pytest.fixture(autouse=True)
 def fast_store_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_requests, "STORE_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(commits, "STORE_RETRY_SECONDS", 0.01)
 
 
 # Cancel and shutdown
@@ -78,6 +81,16 @@ async def test_a_draining_worker_lets_requests_in_flight_end(tmp_path: Path) -> 
     assert sorted(worker.committed().records) == [1, 2, 3, 4]
 
 
+async def test_a_shard_that_comes_to_a_draining_worker_is_handed_back_at_once(worker: ShardWorker) -> None:
+    worker.limiter.drain(0)
+    running, _ = worker.start()
+    with pytest.raises(ApplicationError, match="10 of 10 requests to retry: the worker is stopping") as caught:
+        await running
+    assert caught.value.next_retry_delay is not None
+    assert 0 < caught.value.next_retry_delay.total_seconds() < 0.1
+    assert worker.engine.sent == []
+
+
 async def test_cancelling_many_shards_at_once_leaves_no_request_counted(tmp_path: Path) -> None:
     # What one shard drops makes room, and another starts a request in the very moment in which it is cancelled too.
     worker = ShardWorker(tmp_path, 60, in_flight=3)
@@ -97,7 +110,7 @@ async def test_cancelling_many_shards_at_once_leaves_no_request_counted(tmp_path
 
 
 async def test_a_worker_that_was_suspended_sends_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_heartbeat, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(heartbeats, "BEAT_SECONDS", 0.05)
     worker = ShardWorker(tmp_path, 10, in_flight=4)
     worker.engine.held = {1, 2, 3, 4}
     running, environment = worker.start()
@@ -149,7 +162,7 @@ async def test_a_pause_during_the_last_commit_loses_nothing(worker: ShardWorker)
     with pytest.raises(ApplicationError, match="1 of 10 requests to retry"):
         await running
     assert len(worker.committed().records) == 9
-    assert worker.committed().tried == {3: 1}
+    assert worker.committed().tried == {3: Tries(1)}
 
 
 # When the store is away
@@ -166,7 +179,7 @@ async def test_answers_outlive_the_store_being_away_and_nothing_more_is_sent(
         await until(lambda: worker.store.refused > 2)
     sent = list(worker.engine.sent)
     assert sent == [1, 2, 3, 4, 5, 6]
-    assert worker.limiter.held_back
+    assert worker.limiter.is_paused
     worker.engine.release()
     await until(lambda: worker.engine.in_flight == 0)
     refused = worker.store.refused
@@ -174,12 +187,14 @@ async def test_answers_outlive_the_store_being_away_and_nothing_more_is_sent(
     assert worker.engine.sent == sent
 
     worker.store.down = False
-    with pytest.raises(ApplicationError, match="requests to retry: the store failed at") as caught:
+    with pytest.raises(
+        ApplicationError, match="requests to retry: the store cannot be used: No space left on device"
+    ) as caught:
         await running
     assert str(tmp_path) not in caught.value.message
     assert sorted(worker.committed().records) == sent
-    assert not worker.limiter.held_back
-    assert sum("answers wait" in record.message for record in caplog.records) == 1
+    assert not worker.limiter.is_paused
+    assert sum("cannot write to the store" in record.message for record in caplog.records) == 1
 
     assert (await worker.run(attempt=2)).completed == 10
     assert sorted(worker.engine.sent) == list(range(1, 11))
@@ -196,7 +211,7 @@ async def test_a_finish_waits_for_the_store(tmp_path: Path) -> None:
     await until(lambda: worker.store.refused > 2)
     worker.store.down = False
     assert (await running).completed == 4
-    assert not worker.limiter.held_back
+    assert not worker.limiter.is_paused
 
 
 async def test_cancel_while_the_store_is_away_loses_no_answer(worker: ShardWorker) -> None:
@@ -210,7 +225,7 @@ async def test_cancel_while_the_store_is_away_loses_no_answer(worker: ShardWorke
     await asyncio.gather(running, return_exceptions=True)
     assert running.cancelled()
     assert set(worker.committed().records) == set(worker.engine.sent) - {1}
-    assert not worker.limiter.held_back
+    assert not worker.limiter.is_paused
 
 
 async def test_parts_that_vanish_without_a_result_do_not_stop_the_worker(worker: ShardWorker) -> None:
@@ -220,12 +235,12 @@ async def test_parts_that_vanish_without_a_result_do_not_stop_the_worker(worker:
     worker.engine.held = {3}
     running, _ = worker.start(attempt=2)
     await until(lambda: worker.engine.in_flight == 1)
-    worker.store.delete_prefix(catalog.parts_prefix(TENANT, BATCH, 0))
+    worker.store.delete_prefix(shard_keys.parts_prefix(SHARD))
     worker.engine.release()
     await asyncio.wait([running], timeout=5)
     assert running.done()
     assert isinstance(running.exception(), Exception)
-    assert not worker.limiter.held_back
+    assert not worker.limiter.is_paused
 
 
 # Faults of ours

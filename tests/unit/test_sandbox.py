@@ -8,6 +8,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from workflows.batch import BatchWorkflow
 from workflows.janitor import JanitorWorkflow
+from workflows.ready import ReadyWorkflow
 from workflows.webhook import WebhookWorkflow
 
 
@@ -16,6 +17,6 @@ def prepare(workflow_class: type) -> None:
     SandboxedWorkflowRunner().prepare_workflow(definition)
 
 
-@pytest.mark.parametrize("workflow_class", [BatchWorkflow, JanitorWorkflow, WebhookWorkflow])
+@pytest.mark.parametrize("workflow_class", [BatchWorkflow, JanitorWorkflow, WebhookWorkflow, ReadyWorkflow])
 async def test_the_workflow_prepares(workflow_class: type) -> None:
     prepare(workflow_class)

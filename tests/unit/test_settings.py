@@ -1,4 +1,4 @@
-"""The settings, and that the README documents each of them."""
+"""The settings, and that the documentation names each of them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 
-from activities.settings import ENDPOINTS, Settings, window_seconds
+from activities.completion_windows import window_seconds
+from activities.endpoints import ENDPOINTS
+from activities.settings import Settings
+from api.cli.unknown_settings import unknown_variables
+from tests import settings_page
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -127,28 +131,19 @@ def test_the_store_is_in_the_data_folder_unless_said_otherwise() -> None:
     assert settings(data_dir="d", store="s").store_address == "s"
 
 
-def documented() -> dict[str, tuple[str, str]]:
-    """Default and description of each variable in the README's table."""
-    rows = re.findall(r"^\| `(EVERBATCH_\w+)` \| *(.*?) *\| *(.*?) *\|$", README.read_text(), re.MULTILINE)
-    return {name: (default.strip("`"), text) for name, default, text in rows}
+def test_the_documented_settings_are_those_of_the_code() -> None:
+    assert settings_page.PATH.read_text() == settings_page.page(), "run `make docs`"
+    assert all(field.description for field in Settings.model_fields.values())
 
 
-def as_written(default: Any) -> str:
-    if isinstance(default, SecretStr):
-        return default.get_secret_value()
-    if isinstance(default, bool):
-        return str(default).lower()
-    return f"{default:g}" if isinstance(default, float) else str(default)
-
-
-def test_the_readme_documents_every_variable_with_its_default() -> None:
-    fields = Settings.model_fields
-    expected = {
-        f"EVERBATCH_{name.upper()}": (as_written(field.default), field.description) for name, field in fields.items()
-    }
-    assert documented() == expected
-
-
-def test_the_readme_names_no_variable_that_is_not_there() -> None:
-    named = set(re.findall(r"EVERBATCH_[A-Z_]+[A-Z]", README.read_text()))
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_the_documentation_names_no_setting_that_does_not_exist(path: Path) -> None:
+    named = set(re.findall(r"EVERBATCH_[A-Z0-9_]+[A-Z0-9]", path.read_text()))
     assert named <= {f"EVERBATCH_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_misspelt_variables_are_named() -> None:
+    given = {"EVERBATCH_STORE": "s", "everbatch_task_queue": "q", "EVERBATCH_STROE": "s", "TEMPORAL_ADDRESS": "a"}
+    assert unknown_variables(given | {"EVERBATCH_X": "x"}) == {"EVERBATCH_STROE": "EVERBATCH_STORE", "EVERBATCH_X": ""}

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from activities import stores
+from activities import configured
+from activities.configured import open_store
 from activities.settings import Settings
-from activities.storage import CHUNK, ObjectNotFound, StoreError
-from activities.storage_local import LocalStore
-from activities.storage_s3 import S3Store
-from activities.stores import open_store
+from activities.store.local import LocalStore
+from activities.store.object_store import CHUNK, ObjectNotFound, StoreError
+from activities.store.s3 import S3Store
 from tests.store_contract import StoreContract
+from tests.store_writer import write_and_delete
+from tests.upload_race import race
 
 
 class TestLocalStore(StoreContract):
@@ -74,24 +76,19 @@ def test_bad_keys_touch_nothing(tmp_path: Path, key: str) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def _write_in_process(folder: str, worker: int) -> None:
-    store = LocalStore(folder)
-    for number in range(60):
-        key = f"p/{number % 3}/{worker}-{number}"
-        store.put(key, b"%d" % worker)
-        assert store.get(key) == b"%d" % worker
-        store.delete(key)
-
-
 def test_several_processes_share_a_folder(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_write_in_process, args=(str(tmp_path), number)) for number in range(3)]
+    processes = [context.Process(target=write_and_delete, args=(str(tmp_path), number)) for number in range(3)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert all_files(tmp_path) == []
+
+
+def test_of_two_uploads_under_one_key_in_two_processes_one_wins(tmp_path: Path) -> None:
+    race({"store": str(tmp_path)}, rounds=20)
 
 
 # The folder itself
@@ -127,7 +124,8 @@ def test_what_the_system_refuses_is_a_store_error_without_a_path(
         patch.setattr(os, failing, full)
         with pytest.raises(StoreError) as caught:
             store.put("new/b" if failing == "mkdir" else "a/b", b"new")
-    assert str(caught.value).endswith("No space left on device")
+    assert str(caught.value).endswith(": its disk is full (No space left on device)")
+    assert caught.value.condition == "its disk is full"
     assert str(tmp_path) not in str(caught.value)
     assert caught.value.__cause__ is None  # Temporal keeps causes
     assert not isinstance(caught.value, ObjectNotFound)
@@ -245,7 +243,7 @@ def test_what_is_wrong_with_an_address_is_said_in_one_line(address: str, values:
 def test_why_a_store_cannot_be_used_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stores, "CHECK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(configured, "CHECK_AGAIN_SECONDS", 0.0)
     store = LocalStore(str(tmp_path))
     answers = ["no connection", "no connection", "access denied", ""]
 
@@ -255,7 +253,49 @@ def test_why_a_store_cannot_be_used_is_said_once(
 
     monkeypatch.setattr(store, "check", check)
     with caplog.at_level(logging.WARNING, "everbatch"):
-        stores.tell_of_store(store)
+        configured.log_until_ready(store)
     said = [record.getMessage() for record in caplog.records]
     waiting = "waiting for the file store: "
-    assert said == [f"{waiting}no connection", f"{waiting}access denied", "the file store is there"]
+    assert said == [f"{waiting}no connection", f"{waiting}access denied", "the file store is available"]
+
+
+def test_nothing_is_for_others_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        store = LocalStore(str(tmp_path / "data" / "store"))
+        store.put("a/b", b"x")
+        store.copy("a/b", "c/d")
+        store.compose(["a/b", "c/d"], "e/f/g")
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_dir()}
+    assert modes == {0o700}
+    assert {path.stat().st_mode & 0o777 for path in all_files(tmp_path)} == {0o600}
+
+
+def test_a_copy_without_hard_links_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(str(tmp_path))
+    store.put("a", b"x")
+    steps: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def no_links(*arguments: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    def synced(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}") if os.path.exists("/proc/self/fd") else "copy"
+        steps.append(f"sync {os.path.basename(path)}")
+        fsync(descriptor)
+
+    def moved(source: str, target: Path) -> None:
+        steps.append("move")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", moved)
+    store.copy("a", "b")
+    assert store.get("b") == b"x"
+    assert steps[: steps.index("move")] == ["sync copy"]

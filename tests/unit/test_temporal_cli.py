@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from api.temporal_binary import (
+from api.dev.temporal_binary import (
     UNKNOWN_VERSION,
     EmbeddedTemporalError,
     Progress,
@@ -20,8 +20,8 @@ from api.temporal_binary import (
     find_temporal,
     locate_temporal,
 )
-from api.temporal_data import TemporalData
-from api.temporal_server import EmbeddedTemporal
+from api.dev.temporal_data import TemporalData
+from api.dev.temporal_server import EmbeddedTemporal
 
 
 def fake_binary(path: Path, says: str = "temporal version 1.5.1 (Server 1.29.1, UI 2.42.1)", then: str = "") -> Path:
@@ -98,7 +98,7 @@ def test_without_network_it_is_built_with_go(no_download: Path) -> None:
     out = io.StringIO()
     assert find_temporal("", out) == TemporalBinary(cached_path(), "1.29.1")
     assert (no_download / "asked").read_text() == "install github.com/temporalio/cli/cmd/temporal@v1.5.1\n"
-    assert "failed (no route to host): building it with Go" in out.getvalue()
+    assert "failed (no route to host). Building it with Go" in out.getvalue()
     assert sorted(path.name for path in cached_path().parent.iterdir()) == ["lock", "temporal"]
 
 
@@ -169,7 +169,7 @@ async def test_a_database_of_another_version_is_refused_and_kept(tmp_path: Path)
     newer = TemporalBinary(Path("/new/temporal"), "1.31.2")
     server = EmbeddedTemporal(newer, tmp_path, 0, 0)
     with pytest.raises(
-        EmbeddedTemporalError, match=r"made by Temporal server 1\.29\.1, but /new/temporal is .*1\.31\.2"
+        EmbeddedTemporalError, match=r"created by Temporal server 1\.29\.1, but /new/temporal is .*1\.31\.2"
     ):
         await server.start()
     assert data.database.read_bytes() == b"precious"
@@ -209,7 +209,7 @@ def test_the_lock_waits_for_the_server_of_a_dead_owner(tmp_path: Path) -> None:
 
 def test_a_data_folder_that_cannot_be_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(EmbeddedTemporalError, match="cannot use the data folder"):
+    with pytest.raises(EmbeddedTemporalError, match="cannot use the data directory"):
         TemporalData(tmp_path / "file").lock()
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from activities.catalog import Catalog, arrived_prefix, content_key, upload_prefix
-from activities.storage import StoreError
-from activities.upload_records import GRACE_SECONDS, UPLOAD_SECONDS, UploadRecords
+from activities.records.catalog import Catalog
+from activities.records.keys import arrived_prefix, content_key, upload_prefix
+from activities.records.uploads import GRACE_SECONDS, UPLOAD_SECONDS, UploadRecords
+from activities.store.object_store import StoreError
 from tests.fakes.api import Api, error_of, form, open_api
 from tests.fakes.uploads import (
     MAX_UPLOAD_BYTES,
@@ -40,11 +41,12 @@ def it(tmp_path: Path) -> Api:
 # Crashes and races
 
 
-@pytest.mark.parametrize("failing", ["content", "completed.json", "/files/", "object.json", "arrived"])
+@pytest.mark.parametrize("failing", ["content", "ended.json", "/files/", "object.json", "arrived"])
 async def test_a_completion_that_failed_is_brought_to_its_end_by_a_repeat(
     it: Api, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     upload_id, parts = await upload(it, b"abc", b"def")
+    real_put_new = it.store.put_new
     real_put, real_compose, real_delete = it.store.put, it.store.compose, it.store.delete_prefix
 
     def fail_at(key: str) -> None:
@@ -54,6 +56,10 @@ async def test_a_completion_that_failed_is_brought_to_its_end_by_a_repeat(
     def put(key: str, data: bytes) -> None:
         fail_at(key)
         real_put(key, data)
+
+    def put_new(key: str, data: bytes) -> bytes:
+        fail_at(key)
+        return real_put_new(key, data)
 
     def compose(sources: Sequence[str], target: str) -> None:
         fail_at(target)
@@ -65,6 +71,7 @@ async def test_a_completion_that_failed_is_brought_to_its_end_by_a_repeat(
 
     with monkeypatch.context() as patch:
         patch.setattr(it.store, "put", put)
+        patch.setattr(it.store, "put_new", put_new)
         patch.setattr(it.store, "compose", compose)
         patch.setattr(it.store, "delete_prefix", delete_prefix)
         status, error = await complete(it, upload_id, parts)
@@ -117,15 +124,15 @@ async def test_of_two_orders_the_first_wins(it: Api, monkeypatch: pytest.MonkeyP
 async def test_a_completion_overtakes_a_cancel_that_comes_too_late(it: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     upload_id, parts = await upload(it, b"abc")
     other = another(it)
-    put = it.store.put
+    put_new = it.store.put_new
     loop = asyncio.get_running_loop()
 
-    def spied(key: str, data: bytes) -> None:
-        if key.endswith("/cancelled"):
+    def spied(key: str, data: bytes) -> bytes:
+        if data == b"null":
             asyncio.run_coroutine_threadsafe(complete(other, upload_id, parts), loop).result(20)
-        put(key, data)
+        return put_new(key, data)
 
-    monkeypatch.setattr(it.store, "put", spied)
+    monkeypatch.setattr(it.store, "put_new", spied)
     status, error = await post(it, f"/{upload_id}/cancel")
     assert (status, error["message"]) == (400, "Cannot cancel an upload with status 'completed'.")
     assert (await complete(it, upload_id, parts))[0] == 200
@@ -152,7 +159,7 @@ async def test_a_client_that_leaves_while_the_file_is_made_finds_it_made(
     with pytest.raises(asyncio.CancelledError):
         await request
     released.set()
-    completed = it.folder / upload_prefix(TENANT, upload_id) / "completed.json"
+    completed = it.folder / upload_prefix(TENANT, upload_id) / "ended.json"
     await until(completed.exists)
     status, answer = await complete(another(it), upload_id, parts)
     assert (status, await content_of(it, answer)) == (200, b"abcdef")

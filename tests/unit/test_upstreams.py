@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from activities.configured import load_upstreams
 from activities.settings import Settings
-from activities.upstreams import Upstream, UpstreamsError, load_upstreams
+from activities.toml_file import SettingsFileError
+from activities.upstreams.config import Upstream
 
 
 def load(folder: Path, text: str, **settings: Any) -> list[Upstream]:
@@ -90,7 +92,7 @@ def test_one_upstream_of_the_settings() -> None:
 
 @pytest.mark.parametrize("name", ["upstream_url", "upstream_api_key"])
 def test_a_file_and_an_upstream_beside_it(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UpstreamsError, match=f"both EVERBATCH_UPSTREAMS and EVERBATCH_{name.upper()} are set"):
+    with pytest.raises(SettingsFileError, match=f"Both EVERBATCH_UPSTREAMS and EVERBATCH_{name.upper()} are set"):
         load(tmp_path, "", **{name: "http://e:1"})
 
 
@@ -100,26 +102,26 @@ HEAD = '[[upstream]]\nname = "a"\nurl = "http://e:1/v1"\n'
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
-        ("", 1, "names no [[upstream]]"),
+        ("", 1, "upstream: is required"),
         ("[[upstream]]\nname = \n", 2, "Invalid value"),
         ('[[upstream]]\nname = "a', 2, ""),
-        ('upstreams = "x"\n' + HEAD, 1, "unknown setting upstreams"),
-        (HEAD + "\n[other]\nx = 1\n", 5, "unknown setting other"),
-        ("upstream = 5\n", 1, "names no [[upstream]]"),
+        ('upstreams = "x"\n' + HEAD, 1, "upstreams: there is no such setting"),
+        (HEAD + "\n[other]\nx = 1\n", 5, "other: there is no such setting"),
+        ("upstream = 5\n", 1, "upstream: Input should be a valid list"),
         ('upstream = [{ name = "a" }]\n', 1, "upstream a: needs either url or urls"),
-        ("upstream = [5]\n", 1, "Input should be"),
-        ('[[upstream]]\nurl = "http://e:1"\n', 1, "needs name"),
+        ("upstream = [5]\n", 1, "upstream[0]: must be a table"),
+        ('[[upstream]]\nurl = "http://e:1"\n', 1, "upstream[0]: name: is required"),
         ('\n[[upstream]]\nname = "a"\n', 2, "upstream a: needs either url or urls"),
         (HEAD + 'urls = ["http://f:1"]\n', 1, "upstream a: needs either url or urls"),
         ('[[upstream]]\nname = "a b"\nurl = "http://e:1"\n', 2, "upstream a b: name: must be"),
-        (HEAD + HEAD, 5, "there is another upstream a"),
-        ('[[upstream]]\nname = "a"\nurl = "e:1"\n', 3, "is not an http:// or https:// address"),
+        (HEAD + HEAD, 5, "there is another upstream of this name"),
+        ('[[upstream]]\nname = "a"\nurl = "e:1"\n', 3, "is not an http:// or https:// URL; did you mean http://e:1?"),
         ('[[upstream]]\nname = "a"\nurl = "http://e:99999"\n', 3, "upstream a: url: "),
-        ('[[upstream]]\nname = "a"\nurl = "http://u:hush@e:1"\n', 3, "url: holds credentials"),
-        ('[[upstream]]\nname = "a"\nurl = "http://e:1/v1?key=hush"\n', 3, "url: has something behind its path"),
+        ('[[upstream]]\nname = "a"\nurl = "http://u:hush@e:1"\n', 3, "url: must not hold credentials"),
+        ('[[upstream]]\nname = "a"\nurl = "http://e:1/v1?key=hush"\n', 3, "url: must not have a query or a fragment"),
         ('[[upstream]]\nname = "a"\nurls = []\n', 3, "urls"),
         ('[[upstream]]\nname = "a"\nurls = ["http://e:1", "http://e:1/v1"]\n', 3, "names a replica twice"),
-        (HEAD + 'key = "hush"\n', 4, "unknown setting key; name a key by key_env or key_file"),
+        (HEAD + 'key = "hush"\n', 4, "upstream a: key: there is no such setting"),
         (HEAD + 'key_env = "NOBODY_SETS_THIS"\n', 4, "environment variable NOBODY_SETS_THIS is not set"),
         (HEAD + 'key_file = "/nowhere/key"\n', 4, "key_file: /nowhere/key: No such file"),
         (HEAD + 'key_env = "A"\nkey_file = "b"\n', 1, "has both key_env and key_file"),
@@ -130,17 +132,17 @@ HEAD = '[[upstream]]\nname = "a"\nurl = "http://e:1/v1"\n'
         (HEAD + 'timeout = "9"\n', 4, "timeout: "),
         (HEAD + "max_in_flight = 1.5\n", 4, "max_in_flight: "),
         (HEAD + 'dialect = "french"\n', 4, "dialect: must be one of plain, nim, azure"),
-        (HEAD + 'api_version = "1"\n', 1, "dialect plain has no use for api_version"),
+        (HEAD + 'api_version = "1"\n', 1, "dialect plain does not use api_version"),
         (HEAD + 'dialect = "azure"\nmodels = ["m"]\n', 1, "dialect azure needs api_version"),
         (HEAD + 'dialect = "azure"\napi_version = "1"\n', 1, "dialect azure needs models or aliases"),
         (HEAD + 'headers = { "a b" = "c" }\n', 4, "is not the name of a header"),
         (HEAD + 'headers = { a = "hush\\n" }\n', 4, "headers: holds characters"),
         (HEAD + "headers = { a = {} }\n", 4, "headers: needs either env or file"),
-        (HEAD + HEAD.replace('"a"', '"b"') + "max_inflight = 5\n", 7, "upstream b: unknown setting max_inflight"),
+        (HEAD + HEAD.replace('"a"', '"b"') + "max_inflight = 5\n", 7, "b: max_inflight: there is no such setting"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, line: int, words: str) -> None:
-    with pytest.raises(UpstreamsError) as caught:
+    with pytest.raises(SettingsFileError) as caught:
         load(tmp_path, text)
     message = str(caught.value)
     found = re.match(rf"EVERBATCH_UPSTREAMS={re.escape(str(tmp_path))}/upstreams.toml, line (\d+): ", message)
@@ -150,8 +152,8 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, line: in
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UpstreamsError, match="No such file"):
+    with pytest.raises(SettingsFileError, match="No such file"):
         load_upstreams(Settings.model_validate({"upstreams": str(tmp_path / "none"), "upstream_url": ""}))
     (tmp_path / "latin").write_bytes(b"# \xe9")
-    with pytest.raises(UpstreamsError, match="not UTF-8"):
+    with pytest.raises(SettingsFileError, match="not UTF-8"):
         load_upstreams(Settings.model_validate({"upstreams": str(tmp_path / "latin"), "upstream_url": ""}))

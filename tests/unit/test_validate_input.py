@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
+import gzip
 import json
 import time
 import tracemalloc
@@ -16,15 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from temporalio.exceptions import ApplicationError
 
-from activities import catalog, validate_input
-from activities.batch_plan import BatchPlan, load_plan
-from activities.catalog import Catalog
-from activities.jsonl import MAX_LINE_BYTES, read_lines
-from activities.model_routes import ModelRoutes
-from activities.storage import StoreError
-from activities.storage_local import LocalStore
-from activities.upstreams import Upstream
-from activities.validate_input import LABEL_LENGTH, MAX_ERRORS, MAX_SHARD_BYTES, ValidateInput, scan_input
+from activities.input import scan as scan_rules
+from activities.input.jsonl import read_lines
+from activities.input.scan import LABEL_LENGTH, MAX_ERRORS, MAX_SHARD_BYTES, scan_input
+from activities.input.scan_process import ScanProcesses
+from activities.records import keys
+from activities.records.catalog import Catalog
+from activities.store.local import LocalStore
+from activities.store.object_store import StoreError
+from activities.upstreams.config import Upstream
+from activities.upstreams.routes import ModelRoutes
+from activities.validate_input import ValidateInput
 from tests.fakes.worker import (
     BATCH,
     FILE,
@@ -36,7 +40,7 @@ from tests.fakes.worker import (
     routes,
     save_input,
 )
-from workflows.types import BatchError, BatchPhase, BatchSpec, Counts, Shard, ValidateResult
+from workflows.types import BatchError, BatchPhase, BatchRecord, BatchSpec, BatchStatus, Counts, Shard, ValidateResult
 
 
 @pytest.fixture
@@ -47,13 +51,16 @@ def store(tmp_path: Path) -> LocalStore:
 async def validate(
     store: LocalStore, spec: BatchSpec | None = None, engine: FakeEngine | None = None
 ) -> ValidateResult:
-    activity = ValidateInput(store, [(engine or FakeEngine()).client])
+    activity = ValidateInput(store, [(engine or FakeEngine()).client], ScanProcesses(1))
     environment, _ = activity_environment()
     return await environment.run(activity.validate_input, spec or make_spec())
 
 
 def lines(count: int, **body: Any) -> bytes:
     return b"".join(request_line(number, **body) for number in range(1, count + 1))
+
+
+MAX_LINE_BYTES = 64 << 20
 
 
 def scan(content: bytes, known_models: frozenset[str] | None = None, **spec: Any) -> ValidateResult:
@@ -80,14 +87,15 @@ async def test_a_good_input_becomes_shards_a_private_copy_and_a_record(store: Lo
     assert result.labels == ["r1", "r2", "r3"]
     assert [shard.first_line for shard in result.shards] == [2, 3, 4]
     files = Catalog(store)
-    assert files.get_shards(TENANT, BATCH) == result.shards
+    assert files.cuts(TENANT, BATCH) == [result.cut]
+    assert files.get_cut(TENANT, BATCH, result.cut).shards == result.shards
     record = files.get_batch(TENANT, BATCH)
     assert (record.status.phase, record.status.counts) == (BatchPhase.IN_PROGRESS, Counts(total=3))
     assert record.status.in_progress_at == result.finished_at
     assert [batch.spec.batch_id for batch in files.list_batches(TENANT, after=None)] == [BATCH]
 
     files.delete_file(TENANT, FILE)  # the batch goes on
-    assert store.get(catalog.input_key(TENANT, BATCH)) == content
+    assert store.get(keys.input_key(TENANT, BATCH)) == content
 
 
 async def test_doing_it_again_gives_the_same(store: LocalStore) -> None:
@@ -122,6 +130,22 @@ async def test_a_file_id_that_cannot_be(store: LocalStore, file_id: str) -> None
     assert len(error.message) < 250
 
 
+async def test_the_own_copy_counts_once_it_is_made(store: LocalStore) -> None:
+    save_input(store, lines(3))
+    first = await validate(store)
+    save_input(store, lines(5))
+    assert (await validate(store)).cut == first.cut
+    Catalog(store).delete_file(TENANT, FILE)
+    assert (await validate(store)).cut == first.cut
+
+
+async def test_a_batch_that_has_ended_is_not_checked_again(store: LocalStore) -> None:
+    status = BatchStatus(phase=BatchPhase.COMPLETED, counts=Counts(total=3, completed=3))
+    Catalog(store).save_final(BatchRecord(spec=make_spec(), status=status))
+    result = await validate(store)
+    assert (result.has_ended, result.errors, result.shards) == (True, [], [])
+
+
 async def test_a_file_that_has_expired(store: LocalStore) -> None:
     save_input(store, lines(1), expires_at=int(time.time()) - 1)
     assert "Cannot find file" in only_error(await validate(store)).message
@@ -143,7 +167,7 @@ async def test_a_file_with_too_many_bytes(store: LocalStore) -> None:
 
 async def test_a_file_that_is_deleted_between_two_looks(store: LocalStore) -> None:
     save_input(store, lines(1))
-    store.delete(catalog.content_key(TENANT, FILE))
+    store.delete(keys.content_key(TENANT, FILE))
     assert "Cannot find file" in only_error(await validate(store)).message
 
 
@@ -165,12 +189,12 @@ async def test_cancel_stops_the_reading(store: LocalStore, monkeypatch: pytest.M
 
     def endless(*arguments: Any) -> Iterator[bytes]:
         while True:
-            yield lines(1)
+            yield b"\n" * 1000
 
     monkeypatch.setattr(store, "stream", endless)
     environment, beats = activity_environment()
     running = asyncio.ensure_future(
-        environment.run(ValidateInput(store, [FakeEngine().client]).validate_input, make_spec())
+        environment.run(ValidateInput(store, [FakeEngine().client], ScanProcesses(1)).validate_input, make_spec())
     )
     while not beats:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
@@ -219,7 +243,7 @@ def test_too_many_requests() -> None:
     assert not scan(lines(5), max_requests=5).errors
     error = only_error(scan(lines(6) + b"\n", max_requests=5))
     assert (error.code, error.line) == ("too_many_tasks", None)
-    assert error.message == "The input file has 6 requests; a batch may have at most 5."
+    assert error.message == "The input file has more than 5 requests, the most that a batch may have."
 
 
 def test_too_many_embedding_inputs() -> None:
@@ -235,17 +259,40 @@ def test_too_many_embedding_inputs() -> None:
     assert "11 embedding inputs" in error.message
 
 
-def test_a_line_of_20_mb_is_refused_without_being_held() -> None:
+def test_a_line_that_is_too_large_is_not_held_and_refuses_nothing() -> None:
     def chunks() -> Iterator[bytes]:
-        yield b'{"x":"'
+        yield request_line(1) + b'{"custom_id":"long","x":"'
         for _ in range(20):
             yield b"x" * 1_000_000
-        yield b'"}\n' + request_line(1)
+        yield b'"}\n' + request_line(2)
 
-    result, peak = traced(chunks())
-    error = only_error(result)
-    assert (error.code, error.line) == ("invalid_request", 1)
-    assert peak < 2 * MAX_LINE_BYTES
+    result, peak = traced(chunks(), max_line_bytes=2_000_000)
+    assert (result.errors, result.total, result.labels) == ([], 3, ["r1", "long", "r2"])
+    assert peak < 8_000_000
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (codecs.BOM_UTF16_LE + request_line(1).decode().encode("utf-16-le"), "UTF-16 (little endian)"),
+        (codecs.BOM_UTF16_BE + request_line(1).decode().encode("utf-16-be"), "UTF-16 (big endian)"),
+        (request_line(1).decode().encode("utf-16-le"), "UTF-16 (little endian)"),
+        (request_line(1).decode().encode("utf-16-be"), "UTF-16 (big endian)"),
+        (request_line(1).decode().encode("utf-32"), "UTF-32"),
+        (request_line(1).decode().encode("utf-32-be"), "UTF-32"),
+        (gzip.compress(request_line(1)), "gzip"),
+        (b"PK\x03\x04" + bytes(99), "ZIP"),
+        (b"\x28\xb5\x2f\xfd" + bytes(99), "Zstandard"),
+        (request_line(1).decode().encode("cp1252") * 300, "cp1252"),
+        (request_line(1) + b"\xef\xbb\xbf" + request_line(2) + b"\xef\xbb\xbf" + request_line(3), "mark"),
+    ],
+    ids=range(11),
+)
+def test_a_wrong_encoding_is_one_error(content: bytes, names: str) -> None:
+    error = only_error(scan(content))
+    assert error.code == "invalid_json_line"
+    assert names in error.message
+    assert "UTF-8" in error.message
 
 
 def traced(chunks: Iterator[bytes], **spec: Any) -> tuple[ValidateResult, int]:
@@ -265,7 +312,7 @@ def test_memory_does_not_grow_with_the_bytes() -> None:
             yield request_line(number, text=text)
 
     result, peak = traced(chunks())
-    assert (result.total, len(result.shards)) == (2000, 20)
+    assert (result.total, len(result.shards)) == (2000, 63)
     assert peak < 4_000_000
 
 
@@ -278,25 +325,39 @@ def cut(count: int, content: bytes | None = None) -> list[Shard]:
 
 @pytest.mark.parametrize(
     ("requests", "shards", "size"),
-    [(1, 1, 1), (500, 500, 1), (501, 6, 100), (5000, 50, 100), (50_000, 500, 100), (50_001, 496, 101)],
+    [
+        (1, 1, 1),
+        (50, 50, 1),
+        (51, 2, 32),
+        (5000, 157, 32),
+        (5001, 21, 250),
+        (50_000, 201, 250),
+        (150_000, 501, 300),
+    ],
 )
 def test_how_many_requests_share_a_shard(requests: int, shards: int, size: int) -> None:
-    result = scan(lines(requests), max_requests=100_000)
-    assert (len(result.shards), result.shards[0].requests, result.total) == (shards, size, requests)
+    result = scan(lines(requests), max_requests=200_000)
+    assert (len(result.shards), max(shard.requests for shard in result.shards), result.total) == (
+        shards,
+        size,
+        requests,
+    )
     assert sum(shard.requests for shard in result.shards) == requests
-    assert bool(result.labels) == (requests <= 500)
+    # The first takes a queue in which batches take turns.
+    assert result.shards[0].requests <= 32
+    assert bool(result.labels) == (requests <= 5000)
     assert len(result.model_dump_json()) < 200_000  # far below what Temporal takes
 
 
 def test_a_shard_ends_at_16_mib() -> None:
     text = "x" * 1_000_000
-    shards = cut(501, b"".join(request_line(n, text=text if n <= 40 else "") for n in range(1, 502)))
-    assert [shard.requests for shard in shards[:3]] == [16, 16, 100]
+    shards = cut(5001, b"".join(request_line(n, text=text if n <= 40 else "") for n in range(1, 5002)))
+    assert [shard.requests for shard in shards[:3]] == [16, 16, 250]
     assert all(shard.length <= MAX_SHARD_BYTES for shard in shards)
 
 
 def test_a_request_larger_than_a_shard_has_one_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validate_input, "MAX_SHARD_BYTES", 1000)
+    monkeypatch.setattr(scan_rules, "MAX_SHARD_BYTES", 1000)
     content = b"".join(request_line(n, text="x" * (5000 if n in (2, 600) else 0)) for n in range(1, 601))
     shards = cut(600, content)
     # With so many bytes in sum the limit is a five-hundredth of them, so that there are never too many shards.
@@ -308,6 +369,11 @@ def test_a_request_larger_than_a_shard_has_one_of_its_own(monkeypatch: pytest.Mo
 def test_labels_are_cut() -> None:
     result = scan(request_line(1, custom_id="é" * 5000))
     assert result.labels == ["é" * LABEL_LENGTH]
+
+
+def test_the_label_of_a_group_says_which_lines_it_holds() -> None:
+    result = scan(b"\n" + lines(70))
+    assert result.labels == ["lines 2–33: r1 … r32", "lines 34–65: r33 … r64", "lines 66–71: r65 … r70"]
 
 
 ends = st.sampled_from([b"\n", b"\r\n", b"\n\n", b"\r\n  \n\n"])
@@ -323,16 +389,18 @@ def test_shards_hold_every_request_once_and_in_order(
     if not last_end:
         content = content.rstrip()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validate_input, "SINGLE_REQUESTS", single)
-        patch.setattr(validate_input, "MIN_SHARD_REQUESTS", 4)
-        patch.setattr(validate_input, "MAX_SHARD_BYTES", 900)
+        patch.setattr(scan_rules, "SINGLE_REQUESTS", single)
+        patch.setattr(scan_rules, "GROUP_REQUESTS", 4)
+        patch.setattr(scan_rules, "MAX_SHARD_BYTES", 900)
         shards = cut(0, content)
-    reference = [line for line in read_lines([content]) if line.data]
+    reference = [line for line in read_lines([content], MAX_LINE_BYTES) if line.data]
     found: list[tuple[int, bytes | None]] = []
-    for shard, following in zip(shards, [*shards[1:], Shard(len(content), 0, 0, 0)], strict=True):
+    for shard, following in zip(
+        shards, [*shards[1:], Shard(reference[-1].offset + reference[-1].length, 0, 0, 0)], strict=True
+    ):
         assert shard.offset + shard.length == following.offset
         piece = content[shard.offset : shard.offset + shard.length]
-        inside = [line for line in read_lines([piece], first_line=shard.first_line) if line.data]
+        inside = [line for line in read_lines([piece], MAX_LINE_BYTES, first_line=shard.first_line) if line.data]
         assert len(inside) == shard.requests <= 4
         found += [(line.number, line.data) for line in inside]
     assert found == [(line.number, line.data) for line in reference]
@@ -351,9 +419,10 @@ def mixed(*models: str) -> bytes:
 
 def test_each_shard_is_for_one_upstream_and_each_request_in_one_shard() -> None:
     content = b"\n" + mixed(*["c", "a", "c", "c"] * 400)
-    result, plan = scan_input([content], make_spec(), TWO)
+    result, cut = scan_input([content], make_spec(), TWO)
     assert (result.upstreams, result.total, result.model) == (["a", "c"], 1600, None)
-    assert plan == ([*result.shards], {"c": 1, "a": 0}, 0)
+    assert cut
+    assert (cut.shards, cut.models, cut.rest) == (result.shards, {"c": 1, "a": 0}, 0)
     assert [shard.first_line for shard in result.shards] == sorted(shard.first_line for shard in result.shards)
     assert sum(shard.requests for shard in result.shards) == 1600
     seen: list[int] = []
@@ -362,7 +431,7 @@ def test_each_shard_is_for_one_upstream_and_each_request_in_one_shard() -> None:
         data = content[shard.offset : shard.offset + shard.length]
         mine = [
             line.number
-            for line in read_lines([data], first_line=shard.first_line)
+            for line in read_lines([data], MAX_LINE_BYTES, first_line=shard.first_line)
             if line.data and json.loads(line.data)["body"]["model"] == result.upstreams[shard.upstream]
         ]
         assert len(mine) == shard.requests
@@ -371,33 +440,26 @@ def test_each_shard_is_for_one_upstream_and_each_request_in_one_shard() -> None:
 
 
 def test_large_inputs_for_many_upstreams_are_not_too_many_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validate_input, "MAX_SHARD_BYTES", 1000)
-    monkeypatch.setattr(validate_input, "MAX_SHARDS", 20)
+    monkeypatch.setattr(scan_rules, "MAX_SHARD_BYTES", 1000)
+    monkeypatch.setattr(scan_rules, "MAX_SHARDS", 20)
     result, _ = scan_input([mixed(*["a", "b", "c"] * 400)], make_spec(), TWO)
     assert len(result.shards) <= 2 * 20 + 3
 
 
 def test_single_requests_are_shards_in_input_order() -> None:
-    result, plan = scan_input([mixed("a", "b", "a")], make_spec(), TWO)
+    result, _ = scan_input([mixed("a", "b", "a")], make_spec(), TWO)
     assert [(shard.first_line, shard.requests, shard.upstream) for shard in result.shards] == [
         (1, 1, 0),
         (2, 1, 1),
         (3, 1, 0),
     ]
     assert result.labels == ["r1", "r2", "r3"]
-    assert plan
 
 
-def test_a_batch_for_one_of_several_needs_no_plan() -> None:
-    result, plan = scan_input([mixed("b", "b")], make_spec(), TWO)
-    assert (result.upstreams, result.model, plan) == (["b"], "b", None)
+def test_a_batch_for_one_of_several_is_not_mixed() -> None:
+    result, _ = scan_input([mixed("b", "b")], make_spec(), TWO)
+    assert (result.upstreams, result.model) == (["b"], "b")
     assert {shard.upstream for shard in result.shards} == {0}
-
-
-def test_a_plan_comes_back_as_it_went() -> None:
-    plan = BatchPlan([Shard(0, 10, 1, 1), Shard(10, 10, 2, 1, 1)], {"a": 0, "b\ud83d": 1}, 1)
-    assert load_plan(plan.dump()) == plan
-    assert [plan.upstream(model) for model in ("a", "b\ud83d", None)] == [0, 1, 1]
 
 
 def test_an_unknown_model_that_may_pass_goes_to_the_first_that_takes_any() -> None:
@@ -421,14 +483,13 @@ def test_what_the_engine_would_refuse_is_refused_here() -> None:
 async def test_engines_that_could_tell_whose_a_model_is_are_waited_for(store: LocalStore) -> None:
     save_input(store, lines(2))
     engines = [FakeEngine(upstream=Upstream(name=name, urls=("http://10.0.0.1/v1",))) for name in ("x", "y")]
-    activity = ValidateInput(store, [engine.client for engine in engines])
+    activity = ValidateInput(store, [engine.client for engine in engines], ScanProcesses(1))
     for attempt, seconds in ((1, 5), (2, 10), (100, 30)):
         environment, _ = activity_environment(attempt)
-        with pytest.raises(ApplicationError, match="upstream x or y") as caught:
+        with pytest.raises(ApplicationError, match=r'upstream "x" .* or upstream "y"') as caught:
             await environment.run(activity.validate_input, make_spec())
         assert not caught.value.non_retryable
         assert caught.value.next_retry_delay == timedelta(seconds=seconds)
-        assert "10.0.0.1" not in caught.value.message
     engines[1].models = frozenset({"m"})
     result = await environment.run(activity.validate_input, make_spec())
     assert (result.errors, result.upstreams) == ([], ["y"])

@@ -1,4 +1,4 @@
-"""The activity that ends a batch: result files, final record, and nothing left over."""
+"""The two activities that end a batch: result files, final record, and nothing left over."""
 
 from __future__ import annotations
 
@@ -11,19 +11,27 @@ from typing import Any
 
 import pytest
 
-from activities import catalog, in_thread
-from activities.catalog import Catalog
-from activities.inference import Answer
-from activities.output_lines import OutputLines
-from activities.results import ShardLog
-from activities.storage import ObjectNotFound, StoreError
-from activities.upstreams import Upstream
+from activities import heartbeats as in_thread
+from activities import write_files
+from activities.close_batch import CloseBatch
+from activities.input import scan as scan_rules
+from activities.input.scan_process import ScanProcesses
+from activities.records import keys, shard_keys
+from activities.records.catalog import Catalog
+from activities.records.shard_keys import ShardRef
+from activities.results.output_lines import OutputLines
+from activities.results.shard_log import ShardLog
+from activities.results.tries import Tries
+from activities.store.object_store import StoreError
+from activities.upstreams.answers import Answer
+from activities.upstreams.config import Upstream
 from activities.validate_input import ValidateInput
 from activities.write_files import WriteFiles
 from tests.fakes.worker import (
     BATCH,
     TENANT,
     FakeEngine,
+    FakeRuns,
     ShakyStore,
     activity_environment,
     completion,
@@ -32,20 +40,33 @@ from tests.fakes.worker import (
     request_line,
     save_input,
 )
+from workflows.end_types import CloseBatchInput, MergedFiles, WriteFilesInput
 from workflows.types import (
     BatchError,
     BatchPhase,
     BatchStatus,
     Counts,
     MissingReason,
+    Shard,
     ShardResult,
     Usage,
     ValidateResult,
-    WriteFilesInput,
 )
 
 SPEC = make_spec(output_expires_after=3600)
 LINES = OutputLines(BATCH)
+
+
+async def end_batch(store: ShakyStore, task: WriteFilesInput, outcome: BatchPhase, **status: Any) -> BatchStatus:
+    """As the workflow does: merge, decide and close."""
+    environment, _ = activity_environment()
+    merged = await environment.run(WriteFiles(store).write_files, task)
+    outcome = BatchPhase.FAILED if merged.errors else outcome
+    known = {name: value for name, value in merged if value and name in BatchStatus.model_fields}
+    ended: dict[str, Any] = {f"{outcome}_at": int(time.time()), "outcome": outcome, "finished_shards": ""}
+    at_end = BatchStatus(**(status | known | ended))
+    close = CloseBatchInput(spec=task.spec, status=at_end, keep_answers=bool(merged.errors))
+    return await environment.run(CloseBatch(store, FakeRuns().runs).close_batch, close)
 
 
 class Batch:
@@ -56,17 +77,21 @@ class Batch:
         self.files = Catalog(store)
         self.attempts: list[str | None] = []
         self.total = 0
+        self.cut = ""
 
     async def begin(self, requests: int, content: bytes | None = None) -> None:
+        self.store.delete(keys.input_key(TENANT, BATCH))
         save_input(self.store, content or b"".join(request_line(n) for n in range(1, requests + 1)))
         environment, _ = activity_environment()
-        result = await environment.run(ValidateInput(self.store, [FakeEngine().client]).validate_input, SPEC)
-        self.shards, self.total = result.shards, result.total
+        result = await environment.run(
+            ValidateInput(self.store, [FakeEngine().client], ScanProcesses(1)).validate_input, SPEC
+        )
+        self.shards, self.total, self.cut = result.shards, result.total, result.cut
         self.attempts = [None] * len(result.shards)
         self.files.delete_file(TENANT, SPEC.input_file_id)
 
     def log(self, shard: int, attempt: str = "000001-a") -> ShardLog:
-        return ShardLog(self.store, TENANT, BATCH, shard, attempt)
+        return ShardLog(self.store, ShardRef(TENANT, BATCH, self.cut, shard), attempt)
 
     async def finish(self, shard: int, *answers: Answer, attempt: str = "000001-a") -> ShardResult:
         log = self.log(shard, attempt)
@@ -88,15 +113,14 @@ class Batch:
         self, outcome: BatchPhase = BatchPhase.COMPLETED, missing: MissingReason = MissingReason.FAILED, **status: Any
     ) -> BatchStatus:
         values: dict[str, Any] = {"counts": Counts(total=self.total), "finished_shards": "0-1", **status}
-        task = WriteFilesInput(
-            spec=SPEC, status=BatchStatus(**values), outcome=outcome, attempts=self.attempts, missing=missing
-        )
-        environment, self.beats = activity_environment()
-        return await environment.run(WriteFiles(self.store).write_files, task)
+        return await end_batch(self.store, self.task(missing), outcome, **values)
+
+    def task(self, missing: MissingReason) -> WriteFilesInput:
+        return WriteFilesInput(spec=SPEC, attempts=self.attempts, missing=missing, cut=self.cut)
 
     def content(self, file_id: str | None) -> bytes:
         assert file_id
-        return self.store.get(catalog.content_key(TENANT, file_id))
+        return self.store.get(keys.content_key(TENANT, file_id))
 
     def ids(self, file_id: str | None) -> list[str]:
         return [json.loads(line)["custom_id"] for line in self.content(file_id).splitlines()]
@@ -177,12 +201,12 @@ async def test_each_request_without_an_answer_gets_a_line_that_says_why(
     await batch.begin(3, content)
     log = batch.log(1)
     log.add(4, "output", LINES.success(4, b'"r2"', completion(2)), Usage(input_tokens=2))
-    log.note_failure(4)
+    log.note_tries(4, Tries(1))
     await log.commit()  # answered, and then its shard was stopped
     status = await batch.write(outcome, missing)
 
     assert getattr(status, ended)
-    assert status.counts == Counts(total=3, completed=1, failed=2)
+    assert status.counts == Counts(total=3, completed=1, failed=2, unanswered=2)
     assert status.usage.input_tokens == 2
     assert batch.ids(status.output_file_id) == ["r2"]
     assert batch.ids(status.error_file_id) == ['é"\\', "r3"]
@@ -193,7 +217,8 @@ async def test_each_request_without_an_answer_gets_a_line_that_says_why(
     assert batch.left() == RECORDS
 
 
-async def test_shards_of_many_requests_finished_and_not(batch: Batch) -> None:
+async def test_shards_of_many_requests_finished_and_not(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan_rules, "GROUP_REQUESTS", 100)
     await batch.begin(650)  # six of a hundred, one of fifty
     await batch.finish(1, *(completion(n) for n in range(101, 201)))
     log = batch.log(2)
@@ -202,7 +227,7 @@ async def test_shards_of_many_requests_finished_and_not(batch: Batch) -> None:
     status = await batch.write(BatchPhase.CANCELLED, MissingReason.CANCELLED)
     assert batch.ids(status.output_file_id) == [f"r{n}" for n in range(101, 251)]
     assert batch.ids(status.error_file_id) == [f"r{n}" for n in [*range(1, 101), *range(251, 651)]]
-    assert status.counts == Counts(total=650, completed=150, failed=500)
+    assert status.counts == Counts(total=650, completed=150, failed=500, unanswered=499)
 
 
 async def test_a_shard_that_ended_unheard_is_adopted(batch: Batch) -> None:
@@ -297,19 +322,83 @@ async def test_an_attempt_that_is_overtaken_between_two_shards_fails_and_writes_
         patch.setattr(batch.store, "delete_prefix", stop_after_parts)
         with pytest.raises(Interrupted):
             await batch.write(BatchPhase.CANCELLED, MissingReason.CANCELLED)
-    # In this moment the slow attempt looks at a shard.
-    batch.store.delete(f"batches/{TENANT}/{BATCH}/record.json")  # it had asked for the record before
-    with pytest.raises(ObjectNotFound):
-        await batch.write(BatchPhase.CANCELLED, MissingReason.CANCELLED)
+    # In this moment the slow attempt looks at a shard; it had asked for the record before.
+    asked = iter([None])
+    find = Catalog.get_final
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Catalog, "get_final", lambda *place: next(asked, find(*place)))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+        with pytest.raises(StoreError, match="another attempt has ended the batch"):
+            await batch.write(BatchPhase.CANCELLED, MissingReason.CANCELLED)
 
 
-async def test_lines_that_do_not_add_up_are_a_fault(batch: Batch) -> None:
+# One result for each line
+
+
+async def spoil(batch: Batch, how: str) -> None:
+    key = shard_keys.result_key(ShardRef(TENANT, BATCH, batch.cut, 0), "000001-a")
+    log = ShardLog(batch.store, ShardRef(TENANT, BATCH, batch.cut, 1), "000001-a")
+    batch.store.delete_prefix(f"{key.rsplit('/', 2)[0]}/000001/")
+    log.add({"twice": 1, "another": 3}.get(how, 2), "output", b"{}\n")
+    await log.finish()
+    if how == "no input":
+        batch.store.delete(key, keys.input_key(TENANT, BATCH))
+    if how == "no cut":
+        batch.store.delete_prefix(keys.cuts_prefix(TENANT, BATCH))
+    if how == "too few":
+        empty = ShardLog(batch.store, ShardRef(TENANT, BATCH, batch.cut, 0), "000001-a")
+        await empty.finish()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("twice", "line 1 of the input has two results"),
+        ("another", "the lines that have results are not the lines that are requests"),
+        ("too few", "1 + 0 result lines for 2 requests"),
+        ("no input", "the store has no batches/t/batch_1/input any more"),
+        ("no cut", "the store has no batches/t/batch_1/cuts/"),
+    ],
+)
+async def test_what_is_not_one_result_for_each_line_fails_the_batch_and_is_kept(
+    batch: Batch, how: str, message: str
+) -> None:
     await batch.begin(2)
-    batch.total = 3
-    with pytest.raises(StoreError, match="0 \\+ 2 result lines for 3 requests"):
-        await batch.write()
-    assert batch.files.get_final(TENANT, BATCH) is None
+    await batch.finish(0, completion(1))
+    await batch.finish(1, completion(2))
+    await spoil(batch, how)
+    status = await batch.write()
+    assert (status.phase, [error.code for error in status.errors]) == (BatchPhase.FAILED, ["results_incomplete"])
+    assert message in status.errors[0].message
+    assert status.failed_at
     assert list(batch.files.list_files(TENANT, after=None)) == []
+    assert await batch.write() == status
+    assert any(key.startswith("results/") for key in batch.left())
+    final = batch.files.get_final(TENANT, BATCH)
+    assert final
+    assert final.keep_leftovers_until
+
+
+async def test_answers_of_another_cut_count_by_their_lines(batch: Batch) -> None:
+    await batch.begin(4)
+    await batch.finish(0, completion(1))
+    log = batch.log(2)
+    batch.answer(log, 2, completion(3))
+    await log.commit()
+    first = batch.files.get_cut(TENANT, BATCH, batch.cut)
+    other = first._replace(shards=[Shard(0, sum(shard.length for shard in first.shards), 1, 4)])
+    batch.files.save_cut(TENANT, BATCH, other)
+    batch.cut, batch.attempts[:] = other.digest, [None]
+    status = await batch.write(BatchPhase.CANCELLED, MissingReason.CANCELLED)
+    assert (batch.ids(status.output_file_id), batch.ids(status.error_file_id)) == (["r1", "r3"], ["r2", "r4"])
+
+
+async def test_a_run_that_made_no_cut_of_its_own_still_writes_what_is_answered(batch: Batch) -> None:
+    await batch.begin(2)
+    await batch.finish(1, completion(2))
+    batch.cut, batch.attempts = "", []
+    status = await batch.write(BatchPhase.CANCELLED, MissingReason.CANCELLED, counts=Counts())
+    assert status.counts == Counts(total=2, completed=1, failed=1, unanswered=1)
+    assert (batch.ids(status.output_file_id), batch.ids(status.error_file_id)) == (["r2"], ["r1"])
 
 
 # Size and time
@@ -334,15 +423,32 @@ async def test_large_answers_are_streamed(batch: Batch) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 8_000_000
-    assert status.counts == Counts(total=30, completed=20, failed=10)
+    assert status.counts == Counts(total=30, completed=20, failed=10, unanswered=10)
     assert len(batch.content(status.output_file_id)) > 20_000_000
 
 
 async def test_it_heartbeats_while_it_writes(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_thread, "HEARTBEAT_SECONDS", 0.001)
+    monkeypatch.setattr(in_thread, "BEAT_SECONDS", 0.001)
     await batch.begin(300)
-    await batch.write(BatchPhase.EXPIRED, MissingReason.EXPIRED)
-    assert batch.beats
+    environment, beats = activity_environment()
+    await environment.run(WriteFiles(batch.store).write_files, batch.task(MissingReason.EXPIRED))
+    assert beats
+
+
+async def test_what_a_run_that_was_lost_has_left_is_merged(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_files, "SETTLE_SECONDS", 0.01)
+    environment, _ = activity_environment()
+    task = WriteFilesInput(spec=SPEC, missing=MissingReason.CANCELLED, is_checked=False)
+    assert await environment.run(WriteFiles(batch.store).write_files, task) == MergedFiles()
+    await batch.begin(3)
+    nobody_answered = await environment.run(WriteFiles(batch.store).write_files, task)
+    assert nobody_answered.counts == Counts(total=3, completed=0, failed=3, unanswered=3)
+    await batch.finish(1, completion(2))
+    merged = await environment.run(WriteFiles(batch.store).write_files, task)
+    assert merged.counts == Counts(total=3, completed=1, failed=2, unanswered=2)
+    assert (batch.ids(merged.output_file_id), batch.ids(merged.error_file_id)) == (["r2"], ["r1", "r3"])
+    assert merged.in_progress_at
+    assert merged.model == "m"
 
 
 async def test_the_deepest_line_that_is_accepted_can_be_read_again(batch: Batch) -> None:
@@ -353,9 +459,12 @@ async def test_the_deepest_line_that_is_accepted_can_be_read_again(batch: Batch)
     good, bad = 1, 100_000
     while bad - good > 1:
         depth = (good + bad) // 2
+        batch.store.delete(keys.input_key(TENANT, BATCH))
         save_input(batch.store, nested(depth))
         environment, _ = activity_environment()
-        result = await environment.run(ValidateInput(batch.store, [FakeEngine().client]).validate_input, SPEC)
+        result = await environment.run(
+            ValidateInput(batch.store, [FakeEngine().client], ScanProcesses(1)).validate_input, SPEC
+        )
         good, bad = (depth, bad) if not result.errors else (good, depth)
     assert good > 100
     await batch.begin(1, nested(good))
@@ -371,35 +480,32 @@ class MixedBatch:
         engines = [
             FakeEngine(upstream=Upstream(name=name, urls=("http://e/v1",), models=(name,))) for name in ("odd", "even")
         ]
-        self._validate = ValidateInput(store, [engine.client for engine in engines]).validate_input
+        self._validate = ValidateInput(store, [engine.client for engine in engines], ScanProcesses(1)).validate_input
 
     async def begin(self, requests: int, **body: Any) -> ValidateResult:
         lines = [request_line(n, model="odd" if n % 2 else "even", **body) for n in range(1, requests + 1)]
         return await self.begin_with(b"".join(lines))
 
     async def begin_with(self, content: bytes) -> ValidateResult:
+        self.store.delete(keys.input_key(TENANT, BATCH))
         save_input(self.store, content)
         environment, _ = activity_environment()
         self.result = await environment.run(self._validate, SPEC)
         return self.result
 
     async def write(self, outcome: BatchPhase, attempts: list[str | None]) -> BatchStatus:
-        task = WriteFilesInput(
-            spec=SPEC,
-            status=BatchStatus(counts=Counts(total=self.result.total)),
-            outcome=outcome,
-            attempts=attempts,
-            missing=MissingReason.CANCELLED,
-            plan=self.result.plan,
-        )
-        environment, _ = activity_environment()
-        return await environment.run(WriteFiles(self.store).write_files, task)
+        task = WriteFilesInput(spec=SPEC, attempts=attempts, missing=MissingReason.CANCELLED, cut=self.result.cut)
+        return await end_batch(self.store, task, outcome)
 
 
-async def test_shards_that_lie_across_each_other_are_merged_in_input_order(batch: Batch) -> None:
+async def test_shards_that_lie_across_each_other_are_merged_in_input_order(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan_rules, "GROUP_REQUESTS", 100)
     mixed = MixedBatch(batch.store)
     result = await mixed.begin(600)
-    assert (result.upstreams, len(result.shards), bool(result.plan)) == (["odd", "even"], 6, True)
+    assert (result.upstreams, len(result.shards)) == (["odd", "even"], 6)
+    batch.cut = result.cut
     first, second = (next(n for n, shard in enumerate(result.shards) if shard.upstream == place) for place in (0, 1))
     attempts: list[str | None] = [None] * 6
     log = batch.log(first)
@@ -412,18 +518,20 @@ async def test_shards_that_lie_across_each_other_are_merged_in_input_order(batch
         log.add(number, "output", LINES.success(number, b'"r%d"' % number, completion(number)), Usage())
     await log.commit()
     status = await mixed.write(BatchPhase.CANCELLED, attempts)
-    assert status.counts == Counts(total=600, completed=102, failed=498)
+    assert status.counts == Counts(total=600, completed=102, failed=498, unanswered=498)
     answered = sorted([*range(1, 200, 2), 4, 200])
     assert batch.ids(status.output_file_id) == [f"r{n}" for n in answered]
     assert batch.ids(status.error_file_id) == [f"r{n}" for n in range(1, 601) if n not in answered]
-    assert [key for key in batch.left() if key.startswith("plans/")] == []
+    assert [key for key in batch.left() if key.startswith("cuts/")] == []
 
 
 async def test_the_objects_of_several_upstreams_are_opened_when_their_turn_comes(
     batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mixed = MixedBatch(batch.store)
-    await mixed.begin_with(b"".join(request_line(n, model="odd" if n <= 3 else "even") for n in range(1, 7)))
+    batch.cut = (
+        await mixed.begin_with(b"".join(request_line(n, model="odd" if n <= 3 else "even") for n in range(1, 7)))
+    ).cut
     attempts: list[str | None] = []
     for shard in range(6):
         log = batch.log(shard)

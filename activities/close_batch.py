@@ -1,0 +1,68 @@
+"""The activity that closes every batch, as its workflow has decided: final record, counts, webhooks, leftovers."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from temporalio import activity
+
+from activities.heartbeats import run_in_thread
+from activities.records.catalog import Catalog
+from activities.records.running import RunningBatches
+from activities.store.object_store import ObjectStore
+from activities.temporal.batch_runs import BatchRuns
+from workflows.contract import CLOSE_BATCH, CloseBatchStub
+from workflows.end_types import CloseBatchInput
+from workflows.types import BatchPhase, BatchRecord, BatchStatus
+
+log = logging.getLogger("everbatch")
+
+
+class CloseBatch(CloseBatchStub):
+    def __init__(self, store: ObjectStore, runs: BatchRuns) -> None:
+        self._catalog = Catalog(store)
+        self._running = RunningBatches(self._catalog)
+        self._runs = runs
+
+    @activity.defn(name=CLOSE_BATCH)
+    async def close_batch(self, task: CloseBatchInput) -> BatchStatus:
+        final = await run_in_thread(lambda _: self._record(task))
+        spec = final.spec
+        if spec.webhooks:
+            await self._runs.start_webhooks(final)
+        if final.status.phase is BatchPhase.CANCELLED and not task.run_is_cancelled:
+            await self._runs.cancel(spec.batch_id, activity.info().workflow_run_id)
+        if not final.keep_leftovers_until:
+            # Only now: the record is what tells an attempt after a crash that all of this is no longer needed.
+            await run_in_thread(lambda _: self._catalog.delete_leftovers(spec.tenant, spec.batch_id))
+        return final.status
+
+    def _record(self, task: CloseBatchInput) -> BatchRecord:
+        """The final record: that of an earlier close, if there was one."""
+        spec = task.spec
+        final = self._catalog.get_final(spec.tenant, spec.batch_id)
+        if final is None:
+            status = task.status.model_copy(update={"phase": task.status.outcome, "outcome": None})
+            keep_until = int(time.time()) + spec.output_expires_after if task.keep_answers else None
+            final = BatchRecord(spec=spec, status=status, keep_leftovers_until=keep_until)
+            self._catalog.save_final(final)
+            _log_end(final)
+        if spec.counted:
+            self._running.remove(spec.tenant, spec.batch_id)
+        return final
+
+
+def _log_end(final: BatchRecord) -> None:
+    spec, status, counts = final.spec, final.status, final.status.counts
+    why = f" ({status.errors[0].code})" if status.errors else ""
+    log.info(
+        "batch %s is %s%s after %d s: %d requests, %d completed, %d failed",
+        spec.batch_id,
+        status.phase,
+        why,
+        (status.ended_at or spec.created_at) - spec.created_at,
+        counts.total,
+        counts.completed,
+        counts.failed,
+    )

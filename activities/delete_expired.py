@@ -1,0 +1,173 @@
+"""The activity of the janitor: deletes objects that are due and that nobody can ask for any more.
+
+Whoever makes an object writes a reminder first (:meth:`activities.records.catalog.Catalog.remind`), so what a crash
+leaves behind is found without listing the store. A reminder goes last: an attempt that is cut off is repeated from
+there.
+
+A batch has one from before its start on. Where its run was terminated or lost, the janitor gives it another run, which
+closes it as cancelled, with the answers that it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from temporalio import activity
+
+from activities.heartbeats import StopFlag, run_beside_heartbeats, run_in_thread
+from activities.records.batch_webhooks import BatchWebhooks
+from activities.records.catalog import Catalog
+from activities.records.create_notes import CreateNotes
+from activities.records.reminders import RUN_LOOK_SECONDS, Reminder
+from activities.records.running import RunningBatches
+from activities.records.uploads import UploadRecords
+from activities.store.object_store import ObjectStore
+from activities.temporal.batch_runs import BatchRuns
+from workflows.contract import DELETE_EXPIRED, DELIVER_WITHIN, DeleteExpiredStub
+from workflows.ids import result_file_id
+from workflows.types import DeleteExpiredInput, DeleteExpiredResult
+
+log = logging.getLogger("everbatch.janitor")
+
+LATER_SECONDS: Final = 3600
+"""Until the next look at what could not be looked at, and from the end of a batch until a look at what attempts that
+were thought dead have left of it."""
+LOOKS_AT_ONCE: Final = 16
+"""At the runs of batches."""
+
+
+class DeleteExpired(DeleteExpiredStub):
+    def __init__(self, store: ObjectStore, runs: BatchRuns, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._runs = runs
+        self._catalog = Catalog(store, clock)
+        self._creates = CreateNotes(store, clock)
+        self._running = RunningBatches(self._catalog)
+        self._webhooks = BatchWebhooks(store)
+        self._uploads = UploadRecords(store, clock)
+        self._clock = clock
+
+    @activity.defn(name=DELETE_EXPIRED)
+    async def delete_expired(self, task: DeleteExpiredInput) -> DeleteExpiredResult:
+        open_batches: defaultdict[tuple[str, str], list[Reminder]] = defaultdict(list)
+        done = await run_in_thread(lambda stop: self._delete(task, open_batches, stop))
+        return await run_beside_heartbeats(self._look_at_runs(open_batches)) + done
+
+    def _delete(
+        self,
+        task: DeleteExpiredInput,
+        open_batches: defaultdict[tuple[str, str], list[Reminder]],
+        stop: StopFlag,
+    ) -> DeleteExpiredResult:
+        """Look at all that is due, but for batches without a final record, which are left in ``open_batches``."""
+        now = int(self._clock())
+        done = DeleteExpiredResult()
+        for looked_at, reminder in enumerate(self._catalog.due(now)):
+            stop.check()
+            if looked_at == task.limit:
+                return done.model_copy(update={"more": True})
+            if result := self._look(reminder, now):
+                done += result
+                self._catalog.forget(reminder)
+            else:
+                open_batches[reminder.tenant, reminder.object_id].append(reminder)
+        self._creates.remove_old()
+        self._store.delete_stale()
+        return done
+
+    def _look(self, reminder: Reminder, now: int) -> DeleteExpiredResult | None:
+        kind, tenant, object_id, _ = reminder
+        try:
+            match kind:
+                case "file":
+                    return self._look_at_file(tenant, object_id)
+                case "upload":
+                    self._uploads.delete_upload_leftovers(tenant, object_id)
+                    return DeleteExpiredResult(uploads=1)
+                case "batch":
+                    return self._look_at_batch(tenant, object_id, now)
+        except Exception:
+            # It waits behind the others, so that many such do not keep the janitor from them. Where the whole store is
+            # away this fails as well, and the attempt with it.
+            log.exception("the janitor could not look at %s %s", kind, object_id)
+            self._catalog.remind(kind, tenant, object_id, now + LATER_SECONDS)
+            return DeleteExpiredResult(failed=1)
+
+    def _look_at_file(self, tenant: str, file_id: str) -> DeleteExpiredResult:
+        if self._catalog.delete_expired_file(tenant, file_id):
+            return DeleteExpiredResult(files=1)
+        record = self._catalog.find_file(tenant, file_id)
+        if record is None:  # its owner has deleted it
+            return DeleteExpiredResult()
+        if record.expires_at is not None:
+            self._catalog.remind("file", tenant, file_id, record.expires_at)
+        return DeleteExpiredResult(kept=1)
+
+    def _look_at_batch(self, tenant: str, batch_id: str, now: int) -> DeleteExpiredResult | None:
+        final = self._catalog.get_final(tenant, batch_id)
+        if final is None:
+            return None
+        keep_until = final.keep_leftovers_until or (final.status.ended_at or 0) + LATER_SECONDS
+        if now < keep_until:
+            self._catalog.remind("batch", tenant, batch_id, keep_until)
+            return DeleteExpiredResult(kept=1)
+        # Again: an attempt that was thought dead may have written parts behind the end, or counted it as running.
+        self._catalog.delete_leftovers(tenant, batch_id)
+        self._running.remove(tenant, batch_id)
+        ended_at, expires_after = final.status.ended_at or 0, final.spec.output_expires_after
+        results_end = ended_at + max(expires_after, int(DELIVER_WITHIN.total_seconds()) + LATER_SECONDS)
+        if now < results_end:
+            self._catalog.remind("batch", tenant, batch_id, results_end)
+        else:
+            self._catalog.delete_feed(tenant, batch_id)
+            self._webhooks.delete(tenant, batch_id)
+        done = DeleteExpiredResult(batches=1)
+        for kind in ("output", "error"):
+            done += self._look_at_file(tenant, result_file_id(batch_id, kind))
+        return done
+
+    # Batches without a final record
+
+    async def _look_at_runs(self, batches: Mapping[tuple[str, str], list[Reminder]]) -> DeleteExpiredResult:
+        turns = asyncio.Semaphore(LOOKS_AT_ONCE)
+
+        async def look(tenant: str, batch_id: str, reminders: list[Reminder]) -> DeleteExpiredResult:
+            async with turns:
+                result = await self._look_at_run(tenant, batch_id)
+                for reminder in reminders:
+                    await asyncio.to_thread(self._catalog.forget, reminder)
+                return result
+
+        results = await asyncio.gather(*(look(*batch, reminders) for batch, reminders in batches.items()))
+        return sum(results, DeleteExpiredResult())
+
+    async def _look_at_run(self, tenant: str, batch_id: str) -> DeleteExpiredResult:
+        try:
+            result = DeleteExpiredResult(kept=1)
+            if not await self._runs.is_open(batch_id):
+                result = await self._close(tenant, batch_id)
+        except Exception:
+            log.exception("the janitor could not look at the run of batch %s", batch_id)
+            result = DeleteExpiredResult(failed=1)
+        if result != DeleteExpiredResult():
+            later = int(self._clock()) + RUN_LOOK_SECONDS
+            await asyncio.to_thread(self._catalog.remind, "batch", tenant, batch_id, later)
+        return result
+
+    async def _close(self, tenant: str, batch_id: str) -> DeleteExpiredResult:
+        """Close a batch that has no run."""
+        record = await asyncio.to_thread(self._catalog.find_batch, tenant, batch_id)
+        if record and record.status.phase.is_terminal:
+            return DeleteExpiredResult(kept=1)  # it has ended since
+        spec = record.spec if record else await self._runs.spec(batch_id)
+        if spec is None:  # it was never started
+            await asyncio.to_thread(self._running.remove, tenant, batch_id)
+            return DeleteExpiredResult()
+        log.warning("the run of batch %s was terminated or lost; it is closed with the answers that it has", batch_id)
+        await self._runs.start_cancelled(spec)
+        return DeleteExpiredResult(closed=1)

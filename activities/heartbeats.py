@@ -1,0 +1,150 @@
+"""Heartbeats of running shards, and of other long activities, which may block in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine
+from contextvars import copy_context
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+from pydantic import ValidationError
+from temporalio import activity
+from temporalio.client import AsyncActivityCancelledError
+from temporalio.service import RPCError
+
+from workflows.types import ShardProgress
+
+BEAT_SECONDS: Final = 1.0
+"""Between two heartbeats of an activity, a shard or other."""
+HEARTBEAT_THROTTLE: Final = timedelta(seconds=1.5)
+"""Between two that the SDK sends to Temporal; with each comes word of a cancel or a pause."""
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """The activity was cancelled while it was working."""
+
+
+class StopFlag:
+    """Tells work in a thread that its activity was cancelled."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def check(self) -> None:
+        """Call it at every step of a long loop.
+
+        Raises:
+            Stopped: the activity was cancelled.
+        """
+        if self._event.is_set():
+            raise Stopped
+
+
+async def run_in_thread(work: Callable[[StopFlag], T]) -> T:
+    """Run blocking work off the event loop. When the activity is cancelled, the work has stopped before this ends."""
+    flag = StopFlag()
+    task = asyncio.ensure_future(asyncio.to_thread(work, flag))
+    try:
+        return await _with_heartbeats(task)
+    except asyncio.CancelledError:
+        flag.set()
+        await asyncio.wait({task})
+        task.exception()  # Stopped, or what came first; either way the cancel is the news
+        raise
+
+
+async def run_beside_heartbeats(work: Coroutine[Any, Any, T]) -> T:
+    """Await something that may take longer than an activity may be silent."""
+    task = asyncio.create_task(work)
+    try:
+        return await _with_heartbeats(task)
+    finally:
+        task.cancel()
+
+
+async def _with_heartbeats(task: asyncio.Future[T]) -> T:
+    while True:
+        done, _ = await asyncio.wait({task}, timeout=BEAT_SECONDS)
+        if done:
+            return task.result()
+        activity.heartbeat()
+
+
+def _longest_silence(limit: float) -> float:
+    """Seconds between two beats after which Temporal may have stopped waiting.
+
+    It counts from the last heartbeat that it got, which may be older than the last beat: by what the SDK holds back,
+    and by the way there, for which this grants a second.
+    """
+    return max(BEAT_SECONDS + limit / 2, limit - HEARTBEAT_THROTTLE.total_seconds() - 1.0)
+
+
+def last_progress() -> ShardProgress:
+    """What the attempts before this one have said last, with this one counted as lost if they have not ended."""
+    info = activity.info()
+    if not info.heartbeat_details:
+        return ShardProgress(losses=int(info.attempt > 1))
+    with contextlib.suppress(ValidationError):
+        said = ShardProgress.model_validate(info.heartbeat_details[0])
+        return said if said.has_ended else said.model_copy(update={"losses": said.losses + 1})
+    return ShardProgress()  # another version of the worker has said it
+
+
+class ShardHeartbeat:
+    """Beats from its start to :meth:`stop`; made inside the activity, on its event loop."""
+
+    def __init__(self, progress: Callable[[], ShardProgress], on_lapse: Callable[[], None]) -> None:
+        """Args: ``on_lapse`` is called when the process was suspended for so long that it counts as dead."""
+        self._progress = progress
+        self._on_lapse = on_lapse
+        self._loop = asyncio.get_running_loop()
+        self._beat_at = self._loop.time()
+        self.lapsed = False
+        self.has_ended = False
+        # A shard that ends within the first second never needs a heartbeat.
+        self._timer = self._loop.call_later(BEAT_SECONDS, self._tick, context=copy_context())
+
+    def beat(self) -> None:
+        activity.heartbeat(self._progress())
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def end(self) -> None:
+        """Stop with a last word, which stays with the activity while it waits for its next attempt."""
+        self.stop()
+        self.has_ended = True
+        self.beat()
+
+    async def hears_cancel(self) -> bool:
+        """Ask Temporal whether the shard is cancelled.
+
+        For after a pause: the SDK's core tells an activity of one cancellation only, and the pause was it.
+        """
+        handle = activity.client().get_async_activity_handle(task_token=activity.info().task_token)
+        try:
+            await handle.heartbeat(self._progress())
+        except AsyncActivityCancelledError as error:
+            return error.details is not None and error.details.cancel_requested
+        except RPCError:
+            return False
+        return False
+
+    def _tick(self) -> None:
+        # A process that was suspended for long is thought dead, and its shards run elsewhere: what they have not sent
+        # yet is not theirs to send any more. This runs before any answer that came meanwhile makes room for more.
+        silence, self._beat_at = self._loop.time() - self._beat_at, self._loop.time()
+        limit = activity.info().heartbeat_timeout
+        if limit and silence > _longest_silence(limit.total_seconds()):
+            self.lapsed = True
+            self._on_lapse()
+        self.beat()
+        self._timer = self._loop.call_later(BEAT_SECONDS, self._tick)

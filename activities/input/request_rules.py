@@ -1,0 +1,355 @@
+"""What a request line must be. One error per offending line: its first."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from difflib import get_close_matches
+from typing import Final, NamedTuple
+
+import msgspec
+
+from activities.input.encodings import line_error
+from activities.input.jsonl import Line, RequestLine, custom_id_of, parse_line
+from activities.input.quick_lines import quick_line
+from activities.raw_json import MAX_DEPTH, MAX_ITEMS, count_items, has_more_members, is_deeper, raw_object
+from activities.upstreams.client import UpstreamUnavailable
+from activities.upstreams.routes import ModelRoutes
+from workflows.types import BatchError, BatchSpec
+
+REQUIRED_FIELDS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
+    "/v1/chat/completions": (("model", "string"), ("messages", "array")),
+    "/v1/completions": (("model", "string"), ("prompt", "string or array")),
+    "/v1/embeddings": (("model", "string"), ("input", "string or array")),
+    "/v1/responses": (("model", "string"), ("input", "string or array")),
+    "/v1/moderations": (("input", "string or array"),),
+    "/v1/messages": (("model", "string"), ("messages", "array"), ("max_tokens", "number")),
+}
+"""Members of the body that must be there, with their JSON types. Beyond this a body is the engine's business."""
+
+STAND_INS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
+    # OpenAI: "One of "input" or "previous_response_id" or 'prompt' or 'conversation' must be provided."
+    ("/v1/responses", "input"): ("prompt", "previous_response_id", "conversation"),
+    ("/v1/embeddings", "input"): ("messages",),  # vLLM, for models that embed images
+}
+"""Members of the body of which one may be there instead of a required one."""
+
+QUOTED_LENGTH: Final = 100
+"""Of a client's text inside a message."""
+
+
+MAX_MODEL_LENGTH: Final = 512
+"""Characters of a model's name. The names of a batch are held in memory, and the only one crosses Temporal."""
+MAX_MODELS: Final = 1000
+"""In one batch. Each attempt at a shard of a batch over several upstreams reads which model goes where."""
+MODELS_NAMED: Final = 20
+"""Of those that are served, in the error of a model that is not."""
+MOST_ADVISED: Final = 20
+"""Unknown models of one input that are compared with those that are served."""
+MAX_BODY_MEMBERS: Final = 10_000
+NOT_JSON: Final = "invalid_json_line"
+SHORT_ID: Final = 40
+"""Characters of a ``custom_id`` that is remembered as it is; of longer ones a digest."""
+_TYPES: Final = {b'"': "string", b"{": "object", b"[": "array", b"t": "boolean", b"f": "boolean", b"n": "null"}
+_FIRST_BYTES: Final = {"string": (b'"',), "array": (b"[",), "number": tuple(bytes([byte]) for byte in b"-0123456789")}
+_NO_STREAM: Final = frozenset({b"false", b"null", b"0", b"0.0", b'""', b"[]", b"{}"})
+_log = logging.getLogger(__name__)
+
+
+class _Body(msgspec.Struct):
+    model: msgspec.Raw = msgspec.Raw(b"")
+    stream: msgspec.Raw = msgspec.Raw(b"")
+    messages: msgspec.Raw = msgspec.Raw(b"")
+    max_tokens: msgspec.Raw = msgspec.Raw(b"")
+    prompt: msgspec.Raw = msgspec.Raw(b"")
+    input: msgspec.Raw = msgspec.Raw(b"")
+    previous_response_id: msgspec.Raw = msgspec.Raw(b"")
+    conversation: msgspec.Raw = msgspec.Raw(b"")
+
+    def has(self, name: str) -> bool:
+        raw: msgspec.Raw = getattr(self, name)
+        return bool(raw) and _type_of(raw) != "null"
+
+
+_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_string = msgspec.json.Decoder(str).decode
+_decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class _Refused(Exception):
+    def __init__(self, code: str, message: str, param: str | None) -> None:
+        self.code, self.message, self.param = code, message, param
+
+
+class _WrongEncoding(_Refused):
+    """Said once of a file: each of its lines may have it."""
+
+
+class CheckedLine(NamedTuple):
+    custom_id: str
+    """As far as the line has one."""
+    error: BatchError | None
+    """What is wrong with it."""
+    upstream: int = 0
+    """The place of the one that takes it, among the routes."""
+
+
+class LineChecker:
+    """Checks the lines of one input in order, remembering what must not repeat or differ between them."""
+
+    def __init__(self, spec: BatchSpec, routes: ModelRoutes) -> None:
+        self._endpoint = spec.endpoint
+        self._max_requests = spec.max_requests
+        self._mixed_models = spec.mixed_models
+        self._any_model = spec.unknown_model == "line"
+        self._routes = routes
+        self._urls = (spec.endpoint, spec.endpoint.removeprefix("/v1"))
+        self._required = [
+            (name, tuple(byte for kind in kinds.split(" or ") for byte in _FIRST_BYTES[kind]))
+            for name, kinds in REQUIRED_FIELDS.get(spec.endpoint, ())
+            if name != "model"
+        ]
+        self._plain: dict[str | msgspec.UnsetType, int] = {}  # as below, where nothing else has to be asked
+        self._custom_ids: set[bytes | str] = set()
+        self._encoding_is_named = False
+        self._advised: dict[str, str] = {}
+        self.models: dict[str, int] = {}
+        """Of all lines checked so far, each with its upstream's place."""
+        self.embedding_inputs = 0
+
+    @property
+    def only_model(self) -> str | None:
+        """The model of all lines checked so far, if it is one, for people to read."""
+        return next(iter(self.models)) if len(self.models) == 1 else None
+
+    def check(self, line: Line) -> CheckedLine:
+        """Raises ``UpstreamUnavailable``: only upstreams that do not answer could say who takes it."""
+        return (line.data and self._check_quickly(line.data)) or self._check_closely(line)
+
+    def _check_quickly(self, data: bytes) -> CheckedLine | None:
+        """``None`` is no verdict: only what is plainly good is found so here."""
+        request = quick_line(data)
+        if request is None or request.method != "POST" or request.url not in self._urls or not request.custom_id:
+            return None
+        body = request.body
+        upstream = self._plain.get(body.model)
+        if upstream is None or body.stream:
+            return None
+        for name, first_bytes in self._required:
+            if not bytes(getattr(body, name)).startswith(first_bytes):
+                return None
+        is_embedding = self._endpoint == "/v1/embeddings"
+        if (is_embedding and not bytes(body.input).startswith(b'"')) or self._is_known(request.custom_id):
+            return None
+        self.embedding_inputs += is_embedding
+        return CheckedLine(request.custom_id, None, upstream)
+
+    def _check_closely(self, line: Line) -> CheckedLine:
+        custom_id = ""
+        try:
+            if line.data is None:
+                return self._check_too_long(line)
+            request = _parse(line.data)
+            custom_id = _string(request.custom_id, "custom_id")
+            if not custom_id:
+                raise _Refused("invalid_value", "Invalid 'custom_id': it must not be empty.", "custom_id")
+            self._check_target(request)
+            self._check_unique(custom_id)
+            upstream = self._check_body(request.body)
+        except _Refused as refused:
+            if isinstance(refused, _WrongEncoding):
+                if self._encoding_is_named:  # once is enough for the file
+                    return CheckedLine(custom_id, None)
+                self._encoding_is_named = True
+            error = BatchError(code=refused.code, message=refused.message, param=refused.param, line=line.number)
+            return CheckedLine(custom_id, error)
+        except (UpstreamUnavailable, MemoryError):
+            raise
+        except Exception as error:
+            # A bug of ours. Raised, it would have the input checked again and again until the batch expires.
+            _log.exception("a line of an input cannot be checked")
+            message = f"This line could not be checked, by a fault of the server ({type(error).__name__})."
+            return CheckedLine(custom_id, BatchError(code="server_error", message=message, line=line.number))
+        return CheckedLine(custom_id, None, upstream)
+
+    def _check_too_long(self, line: Line) -> CheckedLine:
+        """It is a request all the same: one that ends with an error and is not sent."""
+        raw = custom_id_of(line)
+        custom_id = _decode_string(raw) if raw else ""
+        if custom_id:
+            self._check_unique(custom_id)
+        return CheckedLine(custom_id, None, self._routes.stand_in)
+
+    def _check_target(self, request: RequestLine) -> None:
+        method = _string(request.method, "method")
+        if method != "POST":
+            message = f"Invalid value: '{_quoted(method)}'. Supported values are: 'POST'."
+            raise _Refused("invalid_value", message, "method")
+        url = _string(request.url, "url")
+        # Azure's clients leave the version out.
+        if url != self._endpoint and f"/v1{url}" != self._endpoint:
+            message = f"The URL '{_quoted(url)}' does not match the batch endpoint '{self._endpoint}'."
+            raise _Refused("invalid_url", message, "url")
+
+    def _is_known(self, custom_id: str) -> bool:
+        """Whether an earlier line has this id. From now on one has."""
+        key: bytes | str = custom_id
+        if len(custom_id) > SHORT_ID:  # nothing bounds its length
+            key = hashlib.blake2b(custom_id.encode(), digest_size=16).digest()
+        before = len(self._custom_ids)
+        self._custom_ids.add(key)
+        return len(self._custom_ids) == before
+
+    def _check_unique(self, custom_id: str) -> None:
+        if self._is_known(custom_id):
+            message = (
+                f"The custom_id '{_quoted(custom_id)}' duplicates that of another request in the file; "
+                "each must be unique."
+            )
+            raise _Refused("duplicate_custom_id", message, "custom_id")
+
+    def _check_body(self, raw: msgspec.Raw) -> int:
+        """The place of the upstream that takes it."""
+        if not raw:
+            raise _missing("body")
+        if _type_of(raw) != "object":
+            raise _wrong_type("body", "object", raw)
+        if has_more_members(raw, MAX_BODY_MEMBERS):
+            message = f"Invalid 'body': too many properties. Expected at most {MAX_BODY_MEMBERS}."
+            raise _Refused("object_above_max_properties", message, "body")
+        body = _decode_body(raw)
+        for name, expected in REQUIRED_FIELDS.get(self._endpoint, ()):
+            if not body.has(name):
+                if any(map(body.has, STAND_INS.get((self._endpoint, name), ()))):
+                    continue
+                raise _missing(f"body.{name}", name)
+            member: msgspec.Raw = getattr(body, name)
+            if _type_of(member) not in expected.split(" or "):
+                raise _wrong_type(f"body.{name}", expected, member)
+        if body.stream and bytes(body.stream) not in _NO_STREAM:  # engines take 1 and "true" for true
+            prefix = "Chat Completions: " if self._endpoint == "/v1/chat/completions" else ""
+            message = f"{prefix}Streaming is not supported in the Batch API."
+            raise _Refused("streaming_unsupported", message, "body.stream")
+        model = _model_of(body)
+        upstream = self._check_model(model) if model is not None else self._routes.stand_in
+        if self._routes.has_refusals(upstream):
+            refusal = self._routes.refusal(upstream, self._endpoint, raw_object(raw) or {})
+            if refusal:
+                raise _Refused("invalid_value", refusal.message, f"body.{refusal.param}")
+        if self._endpoint == "/v1/embeddings":
+            self.embedding_inputs += _count_inputs(body.input, self._max_requests)
+        return upstream
+
+    def _check_model(self, model: str) -> int:
+        if len(model) > MAX_MODEL_LENGTH:
+            text = f"a string with maximum length {MAX_MODEL_LENGTH}, but got a string with length {len(model)}"
+            message = f"Invalid 'body.model': string too long. Expected {text} instead."
+            raise _Refused("string_above_max_length", message, "body.model")
+        upstream = self._routes.find(model)
+        if upstream is None:
+            upstream = self._routes.stand_in if self._any_model else None
+        if upstream is None:
+            message = f"The provided model '{_quoted(model)}' is not supported by the Batch API.{self._advice(model)}"
+            raise _Refused("model_not_found", message, "body.model")
+        if not self._mixed_models and self.models and model not in self.models:
+            message = (
+                f"The model '{_quoted(model)}' differs from the model of the rest of the batch; "
+                "a batch must be for a single model."
+            )
+            raise _Refused("mismatched_model", message, "body.model")
+        if model not in self.models and len(self.models) >= MAX_MODELS:
+            raise _Refused("invalid_request", f"A batch may name at most {MAX_MODELS} models.", "body.model")
+        self.models[model] = upstream
+        if not self._routes.has_refusals(upstream):
+            self._plain[model] = upstream
+        return upstream
+
+    def _advice(self, model: str) -> str:
+        """Which models there are, and which is like this one."""
+        if len(self._advised) >= MOST_ADVISED and model not in self._advised:
+            return ""
+        if model not in self._advised:
+            known = self._routes.known()
+            like = get_close_matches(model, known, 1)
+            more = f" and {len(known) - MODELS_NAMED} more" if len(known) > MODELS_NAMED else ""
+            names = ", ".join(f"'{_quoted(name)}'" for name in known[:MODELS_NAMED])
+            meant = f" Did you mean '{_quoted(like[0])}'?" if like else ""
+            self._advised[model] = f"{meant} Available models: {names}{more}." if known else ""
+        return self._advised[model]
+
+
+def _parse(data: bytes) -> RequestLine:
+    try:
+        request = parse_line(data)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError:
+        if message := line_error(data):
+            raise _WrongEncoding(NOT_JSON, message, None) from None
+        raise _not_json() from None
+    if is_deeper(data, MAX_DEPTH):
+        raise _too_deep()
+    return request
+
+
+def _too_deep() -> _Refused:
+    message = f"This line has too many arrays and objects in each other: at most {MAX_DEPTH} levels may be."
+    return _Refused(NOT_JSON, message, None)
+
+
+def _not_json() -> _Refused:
+    return _Refused(NOT_JSON, "This line is not parseable as valid JSON.", None)
+
+
+def model_of(body: msgspec.Raw) -> str | None:
+    """The model that a valid body names, if it names one by a text."""
+    return _model_of(_decode_body(body))
+
+
+def _model_of(body: _Body) -> str | None:
+    return _string(body.model, "body.model") if body.model and _type_of(body.model) == "string" else None
+
+
+def _string(raw: msgspec.Raw, param: str) -> str:
+    if not raw:
+        raise _missing(param)
+    if _type_of(raw) != "string":
+        raise _wrong_type(param, "string", raw)
+    return _decode_string(raw)
+
+
+def _missing(param: str, name: str | None = None) -> _Refused:
+    return _Refused("missing_required_parameter", f"Missing required parameter: '{name or param}'.", param)
+
+
+def _wrong_type(param: str, expected: str, raw: msgspec.Raw) -> _Refused:
+    message = f"Invalid type for '{param}': expected {_article(expected)}, but got {_article(_type_of(raw))} instead."
+    return _Refused("invalid_type", message, param)
+
+
+def _article(type_name: str) -> str:
+    if type_name == "null":
+        return type_name
+    return " or ".join(("an " if name[0] in "aeiou" else "a ") + name for name in type_name.split(" or "))
+
+
+def _type_of(raw: msgspec.Raw) -> str:
+    return _TYPES.get(bytes(memoryview(raw)[:1]), "number")
+
+
+def _count_inputs(raw: msgspec.Raw, most: int) -> int:
+    """Inputs of an embedding request: a text or a list of tokens is one, a list of either is several.
+
+    Above ``most`` they are not all counted.
+    """
+    if _type_of(raw) != "array":
+        return 1
+    data = bytes(raw)
+    if data.count(b",") <= MAX_ITEMS:
+        items = _decode_items(raw)
+        return 1 if items and _type_of(items[0]) == "number" else len(items)
+    return 1 if data[1:].lstrip()[:1] not in (b'"', b"[", b"{") else count_items(data, most)
+
+
+def _quoted(text: str) -> str:
+    return text if len(text) <= QUOTED_LENGTH else text[: QUOTED_LENGTH - 1] + "…"

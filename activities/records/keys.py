@@ -1,0 +1,113 @@
+"""Object keys: where everything is in the store.
+
+This module derives all keys but those of :mod:`activities.records.create_notes`,
+:mod:`activities.records.keyed_files` and :mod:`activities.records.shard_keys`::
+
+    files/<tenant>/<file id>/{object.json,content}
+    files/<tenant>/<file id>/deleting-<time>-<n>  while somebody deletes the file
+    files/<tenant>/<file id>/deleted              for a day: when it was created and deleted
+    keys/<tenant>/<file id>                       digest of the upload that the file's idempotency key stands for
+    creates/<tenant>/<digest>/<time>-<n>-<batch id>     of a create whose answer has not been delivered
+    batches/<tenant>/<batch id>/created.json      what the client asked for, written by the API and again by the worker
+    batches/<tenant>/<batch id>/running.json      written once the input is valid
+    batches/<tenant>/<batch id>/record.json       the final record
+    batches/<tenant>/<batch id>/input             private copy: a file may be deleted while its batch runs
+    batches/<tenant>/<batch id>/kept/{output,error,counts}   of a retry: what it takes over from the first batch
+    batches/<tenant>/<batch id>/retries/<number>  :mod:`activities.records.retries`
+    batches/<tenant>/<batch id>/webhook.json      of its own: its address and secret are in no other place
+    batches/<tenant>/<batch id>/cuts/<cut>        its shards; usually one, more after a reset with other routes
+    batches/<tenant>/<batch id>/parts/<cut>/<shard>/<attempt>-<n>
+    batches/<tenant>/<batch id>/results/<cut>/<shard>/<attempt>
+    batches/<tenant>/<batch id>/feed/<place>      numbers of committed lines, where somebody read them while it ran
+    uploads/<tenant>/<upload id>/{created.json,ended.json}
+    uploads/<tenant>/<upload id>/parts/<part id>
+    uploads/<tenant>/<upload id>/arrived/<part id>-<bytes>-<newlines>-<open>     written behind the part
+    index/<tenant>/{batches,message_batches,files/<purpose>}/<inverted time, in four folders>-<id>
+    active/<tenant>/<batch id>                    number of requests, while the batch runs; where there are tenants
+    due/<hour>/<time>.<kind>.<tenant>.<id>        for the janitor: :mod:`activities.records.reminders`
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from activities.store.object_store import ObjectNotFound
+
+_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def content_key(tenant: str, file_id: str) -> str:
+    return f"{file_prefix(tenant, file_id)}content"
+
+
+def uploads_prefix(tenant: str) -> str:
+    return f"uploads/{tenant}/"
+
+
+def upload_prefix(tenant: str, upload_id: str) -> str:
+    return f"{uploads_prefix(tenant)}{checked(upload_id)}/"
+
+
+def upload_part_key(tenant: str, upload_id: str, part_id: str) -> str:
+    return f"{upload_prefix(tenant, upload_id)}parts/{checked(part_id)}"
+
+
+def arrived_prefix(tenant: str, upload_id: str) -> str:
+    """Below it are the parts of an upload that have arrived whole."""
+    return f"{upload_prefix(tenant, upload_id)}arrived/"
+
+
+def input_key(tenant: str, batch_id: str) -> str:
+    return f"{batch_prefix(tenant, batch_id)}input"
+
+
+def cuts_prefix(tenant: str, batch_id: str) -> str:
+    return f"{batch_prefix(tenant, batch_id)}cuts/"
+
+
+def kept_prefix(tenant: str, batch_id: str) -> str:
+    return f"{batch_prefix(tenant, batch_id)}kept/"
+
+
+def kept_key(tenant: str, batch_id: str, kind: str) -> str:
+    return f"{kept_prefix(tenant, batch_id)}{kind}"
+
+
+def retries_prefix(tenant: str, batch_id: str) -> str:
+    return f"{batch_prefix(tenant, batch_id)}retries/"
+
+
+def webhook_key(tenant: str, batch_id: str) -> str:
+    return f"{batch_prefix(tenant, batch_id)}webhook.json"
+
+
+def feed_prefix(tenant: str, batch_id: str) -> str:
+    return f"{batch_prefix(tenant, batch_id)}feed/"
+
+
+def active_prefix(tenant: str) -> str:
+    return f"active/{tenant}/"
+
+
+def active_key(tenant: str, batch_id: str) -> str:
+    return f"{active_prefix(tenant)}{checked(batch_id)}"
+
+
+def file_prefix(tenant: str, file_id: str) -> str:
+    return f"files/{tenant}/{checked(file_id)}/"
+
+
+def record_key(tenant: str, file_id: str) -> str:
+    return f"{file_prefix(tenant, file_id)}object.json"
+
+
+def batch_prefix(tenant: str, batch_id: str) -> str:
+    return f"batches/{tenant}/{checked(batch_id)}/"
+
+
+def checked(object_id: str) -> str:
+    # Ids come from URLs. One that could not have been made here names nothing.
+    if not _ID.fullmatch(object_id):
+        raise ObjectNotFound(object_id[:80])
+    return object_id

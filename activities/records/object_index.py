@@ -1,0 +1,70 @@
+"""The index that lists files and batches by time: empty objects whose keys hold all information.
+
+Newest first, in folders of 28 hours, 17 minutes and one second, so that a page reads the folders that it needs. Each
+purpose of files has an index of its own.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from activities.store.object_store import ObjectStore
+
+PURPOSES: Final = ("assistants", "batch", "batch_output", "evals", "fine-tune", "user_data", "vision")
+"""Of files."""
+_LAST_MS: Final = 9_999_999_999_999
+
+
+class Place(NamedTuple):
+    """Of a file or a batch in its list. It stays when the thing itself is gone."""
+
+    id: str
+    created_ms: int
+
+    @property
+    def name(self) -> str:
+        """Below its index, in whose order it is listed."""
+        inverted = f"{_LAST_MS - self.created_ms:013d}"
+        return f"{inverted[:5]}/{inverted[5:7]}/{inverted[7:10]}/{inverted}-{self.id}"
+
+
+def file_index(purpose: str) -> str:
+    """The kind of index that files of a purpose are in."""
+    return f"files/{purpose}"
+
+
+def index_key(tenant: str, kind: str, place: Place) -> str:
+    return f"{_prefix(tenant, kind)}{place.name}"
+
+
+def places(
+    store: ObjectStore, tenant: str, kinds: Iterable[str], after: Place | None, ascending: bool
+) -> Iterator[Place]:
+    """Those in some indexes that were created before ``after`` (behind it, where ``ascending``), newest first unless
+    ``ascending``.
+    """
+    lists = [_places(store, tenant, kind, after, ascending) for kind in kinds]
+    return heapq.merge(*lists, key=lambda place: place.name, reverse=ascending)
+
+
+def _places(store: ObjectStore, tenant: str, kind: str, after: Place | None, ascending: bool) -> Iterator[Place]:
+    prefix = _prefix(tenant, kind)
+    position = index_key(tenant, kind, after) if after else ""
+    keys = store.list_backwards(prefix, position) if ascending else store.list(prefix, position)
+    for key in keys:
+        inverted, _, object_id = key.rpartition("/")[2].partition("-")
+        yield Place(object_id, _LAST_MS - int(inverted))
+
+
+def drop_entries(store: ObjectStore, tenant: str, file_id: str) -> None:
+    """All entries of a file whose purpose and time are not known. Reads all of the indexes."""
+    for purpose in PURPOSES:
+        for key in store.list(_prefix(tenant, file_index(purpose))):
+            if key.endswith(f"-{file_id}"):
+                store.delete(key)
+
+
+def _prefix(tenant: str, kind: str) -> str:
+    return f"index/{tenant}/{kind}/"

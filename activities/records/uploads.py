@@ -1,0 +1,238 @@
+"""Records of uploads: files that arrive in parts (keys: :mod:`activities.records.keys`).
+
+Several API processes may serve one upload at a time. What has become of it follows from which of its objects are there:
+
+``ended.json``
+    is created once, and whoever creates it decides how the upload ends: it holds the file's record, or nothing where
+    the upload was cancelled. The file is published from it, and a repeated request publishes it if the first was
+    killed in between.
+otherwise
+    the upload is pending for an hour, then expired.
+
+Parts may be in the store without being there: each is there once its key in ``arrived/`` is, which says in its name
+what completing needs to know, so that one listing tells it of all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from activities.records.catalog import Catalog, FileRecord
+from activities.records.keys import arrived_prefix, content_key, upload_part_key, upload_prefix, uploads_prefix
+from activities.store.object_store import ObjectNotFound, ObjectStore
+
+UploadStatus = Literal["pending", "completed", "cancelled", "expired"]
+
+UPLOAD_SECONDS: Final = 3600
+"""That an upload lives."""
+GRACE_SECONDS: Final = 3600
+"""That parts stay behind an upload's end, for a completion that began before it."""
+
+
+_END: Final = TypeAdapter[FileRecord | None](FileRecord | None)
+
+
+class UploadRecord(BaseModel):
+    """What a client asked for."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    bytes: int
+    created_ms: int
+    filename: str
+    mime_type: str
+    purpose: str
+    lifetime: int | None
+    """Seconds that the file will live."""
+
+    @property
+    def created_at(self) -> int:
+        """Unix seconds, as all times here."""
+        return self.created_ms // 1000
+
+    @property
+    def expires_at(self) -> int:
+        return self.created_at + UPLOAD_SECONDS
+
+    @property
+    def kept_until(self) -> int:
+        return self.expires_at + GRACE_SECONDS
+
+
+class ArrivedPart(NamedTuple):
+    """A part that is there."""
+
+    id: str
+    bytes: int
+    newlines: int
+    is_open: bool
+    """Whether bytes follow its last newline."""
+
+
+class HeldBytes(NamedTuple):
+    """What an upload holds of its tenant's room."""
+
+    announced: int
+    """For its file, while it is pending."""
+    arrived: int
+    """In parts. A part that is sent again is there twice."""
+
+
+@dataclass(frozen=True)
+class UploadState:
+    """An upload as it was at one moment."""
+
+    record: UploadRecord
+    status: UploadStatus
+    file: FileRecord | None = None
+    """Once completed."""
+
+
+class UploadRecords:
+    """Uploads in a store. All calls block.
+
+    Raises:
+        ObjectNotFound: for an id that is not there.
+        StoreError: when the store cannot be used.
+    """
+
+    def __init__(self, store: ObjectStore, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._catalog = Catalog(store)
+        self._clock = clock
+        self._pending: dict[str, dict[str, UploadRecord]] = {}  # by tenant; what was read of them does not change
+
+    def create(self, tenant: str, record: UploadRecord) -> UploadState:
+        self._catalog.remind("upload", tenant, record.id, record.kept_until)
+        self._store.put(f"{upload_prefix(tenant, record.id)}created.json", record.model_dump_json().encode())
+        return UploadState(record, "pending")
+
+    def get(self, tenant: str, upload_id: str) -> UploadState:
+        record = self._created(tenant, upload_id)
+        with contextlib.suppress(ObjectNotFound):
+            return _ended(record, self._store.get(f"{upload_prefix(tenant, upload_id)}ended.json"))
+        return UploadState(record, "pending" if self._clock() < record.expires_at else "expired")
+
+    def add_part(self, tenant: str, upload_id: str, part: ArrivedPart) -> None:
+        """Let a part be there whose content is in the store already."""
+        name = f"{part.id}-{part.bytes}-{part.newlines}-{part.is_open:d}"
+        self._store.put(f"{arrived_prefix(tenant, upload_id)}{name}", b"")
+
+    def parts(self, tenant: str, upload_id: str) -> dict[str, ArrivedPart]:
+        """The parts that are there, by id."""
+        parts = map(_arrived, self._store.list(arrived_prefix(tenant, upload_id)))
+        return {part.id: part for part in parts}
+
+    def held(self, tenant: str) -> dict[str, HeldBytes]:
+        """What each upload of a tenant holds. Parts are there until the upload is completed or deleted."""
+        arrived: Counter[str] = Counter()
+        pending: dict[str, UploadRecord | None] = {}
+        for key in self._store.list(uploads_prefix(tenant)):
+            upload_id, kind = key.split("/")[2:4]
+            if kind == "arrived":
+                arrived[upload_id] += _arrived(key).bytes
+            elif kind == "created.json":
+                pending[upload_id] = None
+            elif kind == "ended.json":
+                pending.pop(upload_id, None)
+        before = self._pending.get(tenant, {})
+        records = {upload_id: before.get(upload_id) or self._find_created(tenant, upload_id) for upload_id in pending}
+        self._pending[tenant] = {upload_id: record for upload_id, record in records.items() if record}
+        now = self._clock()
+        announced = {one.id: one.bytes for one in self._pending[tenant].values() if now < one.expires_at}
+        return {
+            upload_id: HeldBytes(announced.get(upload_id, 0), arrived[upload_id])
+            for upload_id in {*announced, *arrived}
+        }
+
+    def _created(self, tenant: str, upload_id: str) -> UploadRecord:
+        return UploadRecord.model_validate_json(self._store.get(f"{upload_prefix(tenant, upload_id)}created.json"))
+
+    def _find_created(self, tenant: str, upload_id: str) -> UploadRecord | None:
+        with contextlib.suppress(ObjectNotFound):
+            return self._created(tenant, upload_id)
+        return None
+
+    def md5(self, tenant: str, upload_id: str, parts: Iterable[ArrivedPart]) -> str:
+        """In hex, of the file that the parts are. Reads them all."""
+        digest = hashlib.md5(usedforsecurity=False)
+        for part in parts:
+            for chunk in self._store.stream(upload_part_key(tenant, upload_id, part.id)):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def complete(self, tenant: str, upload_id: str, file: FileRecord, parts: Sequence[ArrivedPart]) -> UploadState:
+        """Make a file of parts, unless the upload has ended meanwhile; what became of it is in the answer.
+
+        A file that came of it is there once :meth:`publish` has been called.
+
+        Raises:
+            ObjectNotFound: as it happens where the parts go because the upload has ended.
+        """
+        self._catalog.remind("file", tenant, file.id, file.first_look)
+        sources = [upload_part_key(tenant, upload_id, part.id) for part in parts if part.bytes]
+        self._store.compose(sources, content_key(tenant, file.id))
+        # The content of who comes too late stays for the janitor: another request may be about to publish it as the
+        # same file. An upload that expired meanwhile is completed nonetheless: its client asked in time.
+        return self._end(tenant, upload_id, file)
+
+    def _end(self, tenant: str, upload_id: str, file: FileRecord | None) -> UploadState:
+        prefix = upload_prefix(tenant, upload_id)
+        record = UploadRecord.model_validate_json(self._store.get(f"{prefix}created.json"))
+        return _ended(record, self._store.put_new(f"{prefix}ended.json", _END.dump_json(file)))
+
+    def publish(self, tenant: str, upload: UploadState) -> UploadState:
+        """Bring a completion to its end, however far it has come. The client may have deleted the file since."""
+        assert upload.file, "only a completed upload is published"
+        try:
+            # Of two requests that complete at once the first publishes, and both answer the same.
+            upload = replace(upload, file=self._catalog.get_file(tenant, upload.file.id))
+        except ObjectNotFound:
+            if self._catalog.is_whole(tenant, upload.file.id):
+                self._catalog.save_file(tenant, upload.file)
+        self._delete_parts(tenant, upload.record.id)
+        return upload
+
+    def cancel(self, tenant: str, upload_id: str) -> UploadState:
+        """Cancel an upload that is pending; what became of it is in the answer."""
+        upload = self.get(tenant, upload_id)
+        if upload.status == "pending":
+            upload = self._end(tenant, upload_id, None)
+        if upload.status != "completed":
+            self._delete_parts(tenant, upload_id)
+        return upload
+
+    def delete_upload_leftovers(self, tenant: str, upload_id: str) -> None:
+        """Delete the parts of an upload that is over, and its record too once nobody may ask for it any more."""
+        with contextlib.suppress(ObjectNotFound):
+            upload = self.get(tenant, upload_id)
+            if self._clock() < upload.record.kept_until:
+                if upload.status in ("completed", "cancelled"):
+                    self._delete_parts(tenant, upload_id)
+                return
+        prefix = upload_prefix(tenant, upload_id)
+        self._store.delete(f"{prefix}created.json")  # first: without it, nothing below is looked at
+        self._store.delete_prefix(prefix)
+
+    def _delete_parts(self, tenant: str, upload_id: str) -> None:
+        self._store.delete_prefix(arrived_prefix(tenant, upload_id))  # first: what is named is there
+        self._store.delete_prefix(f"{upload_prefix(tenant, upload_id)}parts/")
+
+
+def _ended(record: UploadRecord, end: bytes) -> UploadState:
+    file = _END.validate_json(end)
+    return UploadState(record, "completed" if file else "cancelled", file)
+
+
+def _arrived(key: str) -> ArrivedPart:
+    part_id, size, newlines, is_open = key.rpartition("/")[2].split("-")
+    return ArrivedPart(part_id, int(size), int(newlines), is_open == "1")

@@ -1,0 +1,397 @@
+"""Committed answers: their form in the store, and the rule by which an answer counts.
+
+A part object is a run of records; a shard object is one head line and then the records of all its requests in
+input order. A record is a head line and, for an answer, the bytes of the finished output line, so that merging
+copies bytes and parses nothing::
+
+    17 output 3512 120 0 34 0       line, kind, bytes, input, cached, output and reasoning tokens
+    {"id":"batch_req_…", …}
+    19 tried 2 1 0                  line 19 has no answer yet: what was tried, see :mod:`activities.results.tries`
+
+A result counts once it is in the store. Parts are written as answers come; the shard object takes their place at
+the end. Every object's key carries the cut of the input that it belongs to (:mod:`activities.records.cuts`) and the
+attempt that wrote it, so neither another cut nor a zombie attempt is mistaken for it or overwrites it. What another cut
+of the same input has committed is carried over by line number (:mod:`activities.results.other_cuts`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from activities.records import shard_keys
+from activities.records.catalog import Catalog
+from activities.records.shard_keys import ShardRef
+from activities.results.tries import Tries
+from activities.store.object_store import ObjectNotFound, ObjectStore, StoreError
+from workflows.ids import ResultKind
+from workflows.types import ShardResult, Usage
+
+MOST_FAILURES: Final = 3
+"""Reasons of failed requests that the result of a shard names."""
+
+HOLD_BYTES: Final = 1 << 20
+"""Committed answers that a running shard keeps in memory; beyond, they are read back from their parts. As many shards
+may run as requests may be in flight, so a worker holds 64 MiB of them at the most by default."""
+
+HEAD_BYTES: Final = 200
+"""More than the head line of a shard object."""
+
+KEEP_BYTES: Final = 2 << 20
+"""Of parts that are being read back, in memory."""
+
+_NO_USAGE: Final = Usage()
+_LOOK_AGAIN: Final = 3
+
+
+class Record(NamedTuple):
+    """One answer, with its place in the object that holds it."""
+
+    line: int
+    kind: ResultKind
+    usage: Usage
+    head: bytes
+    offset: int
+    """Of the head line."""
+    length: int
+    """Of the output line that follows the head line."""
+
+
+class Place(NamedTuple):
+    """Where a committed record can be read back."""
+
+    key: str
+    offset: int
+    length: int
+
+
+_NOTHING_TRIED: Final = Tries()
+
+
+class RecordReader:
+    """Reads a part or shard object as a stream. After each record take its line or it is skipped."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._buffer = b""
+        self._at: int = 0
+        self._base: int = 0  # of the buffer's first byte in the object
+        self._unread = 0  # bytes of the last record's output line
+        self.tried: dict[int, Tries] = {}
+
+    def shard_head(self) -> tuple[int, int, Usage] | None:
+        """Completed, failed and usage of a shard object. Call it first; ``None`` at the end of the object."""
+        head = self._head_line()
+        if head is None:
+            return None
+        _, completed, failed, *tokens = head.split()
+        return int(completed), int(failed), _usage(tokens)
+
+    def records(self) -> Iterator[Record]:
+        while True:
+            self._skip(self._unread)
+            self._unread = 0
+            offset = self._base + self._at
+            head = self._head_line()
+            if head is None:
+                return
+            line, kind, *numbers = head.split()
+            if kind == b"tried":
+                self.tried[int(line)] = Tries(*map(int, numbers))
+                continue
+            self._unread = int(numbers[0])
+            yield Record(
+                int(line), "output" if kind == b"output" else "error", _usage(numbers[1:]), head, offset, self._unread
+            )
+
+    def line(self) -> Iterator[bytes]:
+        """The bytes of the last record's output line."""
+        while self._unread:
+            if self._at == len(self._buffer) and not self._fill():
+                raise StoreError("a result object ends too early")
+            piece = self._buffer[self._at : self._at + self._unread]
+            self._at += len(piece)
+            self._unread -= len(piece)
+            yield piece
+
+    def _head_line(self) -> bytes | None:
+        while (end := self._buffer.find(b"\n", self._at)) < 0:
+            if not self._fill():
+                return None
+        head = self._buffer[self._at : end + 1]
+        self._at = end + 1
+        return head
+
+    def _skip(self, count: int) -> None:
+        while count:
+            if self._at == len(self._buffer) and not self._fill():
+                raise StoreError("a result object ends too early")
+            step = min(count, len(self._buffer) - self._at)
+            self._at += step
+            count -= step
+
+    def _fill(self) -> bool:
+        chunk = next(self._chunks, b"")
+        self._base += self._at
+        self._buffer = self._buffer[self._at :] + chunk
+        self._at = 0
+        return bool(chunk)
+
+
+def _usage(tokens: list[bytes]) -> Usage:
+    if tokens == [b"0", b"0", b"0", b"0"]:
+        return _NO_USAGE
+    numbers = [int(token) for token in tokens]
+    return Usage(
+        input_tokens=numbers[0], cached_tokens=numbers[1], output_tokens=numbers[2], reasoning_tokens=numbers[3]
+    )
+
+
+def _tokens(usage: Usage) -> str:
+    return f"{usage.input_tokens} {usage.cached_tokens} {usage.output_tokens} {usage.reasoning_tokens}"
+
+
+def encode_record(line: int, kind: ResultKind, data: bytes, usage: Usage = _NO_USAGE) -> bytes:
+    """``data`` is an output or error line with its line end."""
+    return f"{line} {kind} {len(data)} {_tokens(usage)}\n".encode() + data
+
+
+def shard_heads(store: ObjectStore, prefix: str) -> Iterator[tuple[str, int, int, Usage]]:
+    """Key, completed, failed and usage of each finished object of a shard below a prefix."""
+    for key in store.list(prefix):
+        head = None
+        with contextlib.suppress(ObjectNotFound):
+            head = RecordReader(store.stream(key, 0, HEAD_BYTES)).shard_head()
+        if head:
+            yield key, *head
+
+
+def find_result(store: ObjectStore, shard: ShardRef) -> ShardResult | None:
+    """The finished object of a shard, of whichever attempt."""
+    for key, completed, failed, usage in shard_heads(store, shard_keys.results_prefix(shard)):
+        return ShardResult(attempt=shard_keys.attempt_of(key), completed=completed, failed=failed, usage=usage)
+    return None
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What the objects of a shard hold."""
+
+    places: dict[int, Place]
+    records: dict[int, Record]
+    tried: dict[int, Tries]
+    parts: list[str]
+
+    def body(self, line: int) -> Place:
+        """Where the bytes of a record's output line are."""
+        place, record = self.places[line], self.records[line]
+        return Place(place.key, place.offset + len(record.head), record.length)
+
+    def take(self, key: str, reader: RecordReader) -> None:
+        for record in reader.records():
+            # Two attempts may both have had an answer, if one of them was thought dead. The first counts.
+            if record.line not in self.records:
+                self.records[record.line] = record
+                self.places[record.line] = Place(key, record.offset, len(record.head) + record.length)
+        for line, tried in reader.tried.items():
+            self.tried[line] = tried.merged(self.tried.get(line, _NOTHING_TRIED))
+
+
+def look_up(store: ObjectStore, shard: ShardRef) -> ShardResult | Committed:
+    """What is committed of a shard: its finished object if there is one, else what its parts hold."""
+    for _ in range(_LOOK_AGAIN):
+        # A part that vanishes means that another attempt has finished. And the parts come first, the object
+        # second: seen the other way round, a shard that is finished in between would look as if never begun.
+        with contextlib.suppress(ObjectNotFound):
+            committed = _read_parts(store, shard)
+            return find_result(store, shard) or committed
+    raise StoreError("the parts of a shard vanish without a result")
+
+
+def _read_parts(store: ObjectStore, shard: ShardRef) -> Committed:
+    committed = Committed({}, {}, {}, list(store.list(shard_keys.parts_prefix(shard))))
+    for key in committed.parts:
+        committed.take(key, RecordReader(store.stream(key)))
+    return committed
+
+
+class PlaceReader:
+    """Reads committed records back.
+
+    Each read may be a request over the network, and the records of a part are wanted soon after each other: so small
+    parts are read whole, and the last of them kept.
+    """
+
+    def __init__(self, store: ObjectStore, places: Iterable[Place]) -> None:
+        """Args: ``places`` are all that will be read."""
+        self._store = store
+        self._sizes: dict[str, int] = {}
+        for place in places:
+            self._sizes[place.key] = max(place.offset + place.length, self._sizes.get(place.key, 0))
+        self._kept: dict[str, bytes] = {}
+        """The one that was read last comes last."""
+
+    def read(self, place: Place) -> Iterator[bytes]:
+        if self._sizes[place.key] > KEEP_BYTES // 2:
+            return self._store.stream(place.key, place.offset, place.length)
+        data = self._kept.pop(place.key, None)
+        if data is None:
+            data = self._store.get(place.key)
+            while self._kept and sum(map(len, self._kept.values())) + len(data) > KEEP_BYTES:
+                del self._kept[next(iter(self._kept))]
+        self._kept[place.key] = data
+        return iter((data[place.offset : place.offset + place.length],))
+
+
+class ShardLog:
+    """The answers of one attempt at a shard, with what earlier attempts committed.
+
+    Lives on the event loop; one :meth:`load`, :meth:`commit` or :meth:`finish` at a time.
+    """
+
+    def __init__(self, store: ObjectStore, shard: ShardRef, attempt: str) -> None:
+        self._store = store
+        self._shard = shard
+        self._attempt = attempt
+        self._part_number = 0
+        self._parts: list[str] = []
+        self._records: dict[int, bytes | Place] = {}
+        self._pending: list[tuple[int, bytes]] = []
+        self._held_bytes = 0
+        self._tried_changed: set[int] = set()
+        self._usage = [0, 0, 0, 0]
+        self._failures: Counter[str] = Counter()
+        self._tried: dict[int, Tries] = {}
+        self.completed = 0
+        self.failed = 0
+        self.committed = (0, 0)
+        """Completed and failed, of what is in the store."""
+
+    @property
+    def done(self) -> int:
+        return self.completed + self.failed
+
+    @property
+    def has_uncommitted(self) -> bool:
+        return bool(self._pending or self._tried_changed)
+
+    def has(self, line: int) -> bool:
+        return line in self._records
+
+    async def load(self) -> ShardResult | None:
+        """Take up what is committed; a result if the shard is finished already, an empty one if the batch has ended."""
+        committed = await asyncio.to_thread(self._look_up)
+        if isinstance(committed, ShardResult):
+            return committed
+        for record in committed.records.values():
+            self._count(record.kind, record.usage)
+        self._records.update(committed.places)
+        self.committed = (self.completed, self.failed)
+        self._tried = committed.tried
+        self._parts = committed.parts
+        return None
+
+    def _look_up(self) -> ShardResult | Committed:
+        if Catalog(self._store).get_final(self._shard.tenant, self._shard.batch_id):
+            return ShardResult(attempt="", completed=0, failed=0)
+        return look_up(self._store, self._shard)
+
+    def add(self, line: int, kind: ResultKind, data: bytes, usage: Usage = _NO_USAGE, reason: str = "") -> None:
+        """Take in a request's final answer. It counts from the next commit on.
+
+        Args: ``reason`` says why a request failed, in words that may stand in Temporal.
+        """
+        if reason:
+            self._failures[reason] += 1
+        encoded = encode_record(line, kind, data, usage)
+        self._records[line] = encoded
+        self._pending.append((line, encoded))
+        self._count(kind, usage)
+
+    def tries(self, line: int) -> Tries:
+        return self._tried.get(line, _NOTHING_TRIED)
+
+    def note_tries(self, line: int, tries: Tries) -> None:
+        """Take in what was tried to get an answer, here or in another cut. It counts from the next commit on."""
+        tries = tries.merged(self.tries(line))
+        if tries != self.tries(line):
+            self._tried[line] = tries
+            self._tried_changed.add(line)
+
+    async def commit(self) -> None:
+        """Write what has arrived since the last commit as one part."""
+        pending, self._pending = self._pending, []
+        tried, self._tried_changed = self._tried_changed, set()
+        if not pending and not tried:
+            return
+        # A key of its own for each try: a put whose caller was cancelled goes on in its thread, and may end last.
+        key = shard_keys.part_key(self._shard, self._attempt, self._part_number)
+        self._part_number += 1
+        self._parts.append(key)
+        notes = ["{} tried {} {} {}\n".format(line, *self._tried[line]).encode() for line in sorted(tried)]
+        data = b"".join([encoded for _, encoded in pending] + notes)
+        counts = (self.completed, self.failed)
+        try:
+            await asyncio.to_thread(self._store.put, key, data)
+        except BaseException:
+            self._pending[:0] = pending
+            self._tried_changed |= tried
+            raise
+        self.committed = counts
+        offset = 0
+        for line, encoded in pending:
+            self._held_bytes += len(encoded)
+            if self._held_bytes > HOLD_BYTES:
+                self._records[line] = Place(key, offset, len(encoded))
+            offset += len(encoded)
+
+    async def finish(self) -> ShardResult:
+        """Write the shard object from all answers, then delete the parts it replaces."""
+        result = await asyncio.to_thread(self._finish)
+        # Not left to whoever drops this object: a run is a cycle of references, and may outlive its end by minutes.
+        self._pending.clear()
+        self._records.clear()
+        return result
+
+    def _finish(self) -> ShardResult:
+        usage = Usage(
+            input_tokens=self._usage[0],
+            cached_tokens=self._usage[1],
+            output_tokens=self._usage[2],
+            reasoning_tokens=self._usage[3],
+        )
+        head = f"shard {self.completed} {self.failed} {_tokens(usage)}\n".encode()
+        parts = PlaceReader(self._store, (place for place in self._records.values() if isinstance(place, Place)))
+        try:
+            with self._store.writer(shard_keys.result_key(self._shard, self._attempt)) as writer:
+                writer.write(head)
+                for line in sorted(self._records):
+                    record = self._records[line]
+                    for piece in parts.read(record) if isinstance(record, Place) else (record,):
+                        writer.write(piece)
+                writer.commit()
+        except ObjectNotFound:
+            # A part went: another attempt was faster. Its object counts.
+            if result := find_result(self._store, self._shard):
+                return result
+            raise
+        self._store.delete(*self._parts)
+        failures = ", ".join(f"{count} × {reason}" for reason, count in self._failures.most_common(MOST_FAILURES))
+        return ShardResult(
+            attempt=self._attempt, completed=self.completed, failed=self.failed, usage=usage, failures=failures
+        )
+
+    def _count(self, kind: ResultKind, usage: Usage) -> None:
+        if kind == "output":
+            self.completed += 1
+        else:
+            self.failed += 1
+        if usage is not _NO_USAGE:
+            self._usage[0] += usage.input_tokens
+            self._usage[1] += usage.cached_tokens
+            self._usage[2] += usage.output_tokens
+            self._usage[3] += usage.reasoning_tokens

@@ -1,0 +1,202 @@
+"""The input of a retry: that of the first batch, in which only the lines that are sent again are not blank.
+
+So a request keeps its line number, and the retry's result files are put together by line number: from its own lines,
+and from those of the first batch's files that it does not send again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import msgspec
+
+from activities.input_addresses import is_address
+from activities.records import keys
+from activities.records.catalog import Catalog, FileRecord
+from activities.results.output_lines import result_lines
+from activities.store.object_store import ObjectNotFound, ObjectStore
+from workflows.ids import ResultKind
+from workflows.types import BatchRecord, BatchSpec, Counts
+
+KINDS: Final[tuple[ResultKind, ResultKind]] = ("output", "error")
+_COUNTS: Final = "counts"
+NO_CODE: Final = "unknown"
+
+
+class RetryGoneError(Exception):
+    """What a retry needs is no longer stored; the message says what, as the end of a sentence."""
+
+
+class _Coded(msgspec.Struct):
+    code: str | int | None = None
+    type: str | None = None
+
+
+class _Body(msgspec.Struct):
+    error: _Coded | str | None = None
+
+
+class _Response(msgspec.Struct):
+    status_code: int = 0
+    body: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _ErrorLine(msgspec.Struct):
+    error: _Coded | None = None
+    response: _Response | None = None
+
+
+_decode: Final = msgspec.json.Decoder(_ErrorLine).decode
+_decode_body: Final = msgspec.json.Decoder(_Body).decode
+
+
+def error_code(line: bytes) -> str:
+    """The code of an error line; of a strict one, which leaves it out, that of the response or its status."""
+    decoded = _decode(line)
+    code = decoded.error.code if decoded.error else None
+    if code is None and decoded.response:
+        try:
+            error = _decode_body(decoded.response.body).error
+        except msgspec.DecodeError:
+            error = None
+        if isinstance(error, _Coded):
+            code = error.type if error.code is None else error.code
+        code = f"http_{decoded.response.status_code}" if code is None else code
+    return NO_CODE if code is None else str(code)
+
+
+class RetriedLines(NamedTuple):
+    is_retried: bytearray
+    """A mark at each line number."""
+    codes: Counter[str]
+    """Of all failed requests of the first batch."""
+    requests: int
+    """That are retried."""
+
+
+class RetryInput:
+    """What a retry takes from the batch that it retries. All calls block.
+
+    Raises:
+        RetryGoneError: from every method, when something of it is no longer stored.
+        StoreError: from every method, when the store cannot be used.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._store = catalog.store
+
+    def check(self, first: BatchRecord) -> None:
+        """See that all is there."""
+        if is_address(first.spec.input_file_id):
+            raise RetryGoneError(
+                f"its input was read from {first.spec.input_file_id}, which may hold something else by now"
+            )
+        for file_id, name in (
+            (first.spec.input_file_id, "input"),
+            (first.status.output_file_id, "output"),
+            (first.status.error_file_id, "error"),
+        ):
+            if file_id:
+                self._file(first.spec.tenant, file_id, name)
+
+    def retried(self, first: BatchRecord, codes: list[str]) -> RetriedLines:
+        """The failed lines of a batch that has ended, of these codes, or of all where there are none."""
+        tenant, file_id = first.spec.tenant, first.status.error_file_id
+        found = RetriedLines(bytearray(), Counter(), 0)
+        if not file_id:
+            return found
+        self._file(tenant, file_id, "error")
+        is_retried, wanted, count = found.is_retried, set(codes), 0
+        for number, line in result_lines(self._read(tenant, file_id, "error")):
+            code = error_code(line)
+            found.codes[code] += 1
+            if not codes or code in wanted:
+                is_retried.extend(bytes(number + 1 - len(is_retried)))
+                is_retried[number] = 1
+                count += 1
+        return found._replace(requests=count)
+
+    def copy(self, spec: BatchSpec) -> None:
+        """Make a retry's own copies of all that it takes over: files may be deleted while it runs. Its input is last.
+
+        It overwrites what an attempt before has left, with the same.
+        """
+        first = self._first(spec)
+        self.check(first)
+        lines = self.retried(first, spec.retry_codes)
+        files = (first.status.output_file_id, first.status.error_file_id)
+        for kind, file_id in zip(KINDS, files, strict=True):
+            if file_id:
+                try:
+                    target = keys.kept_key(spec.tenant, spec.batch_id, kind)
+                    self._store.copy(keys.content_key(spec.tenant, file_id), target)
+                except ObjectNotFound:
+                    raise _gone(kind, file_id) from None
+        kept = Counts(
+            total=first.status.counts.total - lines.requests,
+            completed=first.status.counts.completed,
+            failed=first.status.counts.failed - lines.requests,
+        )
+        self._store.put(keys.kept_key(spec.tenant, spec.batch_id, _COUNTS), kept.model_dump_json().encode())
+        source = self._read(spec.tenant, first.spec.input_file_id, "input")
+        with self._store.writer(keys.input_key(spec.tenant, spec.batch_id)) as writer:
+            for piece in _blanked(source, lines.is_retried):
+                writer.write(piece)
+            writer.commit()
+
+    def kept(self, spec: BatchSpec) -> Counts:
+        """What a retry takes over, once its copies are made."""
+        return Counts.model_validate_json(self._store.get(keys.kept_key(spec.tenant, spec.batch_id, _COUNTS)))
+
+    def _first(self, spec: BatchSpec) -> BatchRecord:
+        first = self._catalog.get_final(spec.tenant, spec.retry_of)
+        if first is None:
+            raise RetryGoneError(f"the record of batch {spec.retry_of} no longer exists")
+        return first
+
+    def _file(self, tenant: str, file_id: str, name: str) -> FileRecord:
+        record = self._catalog.find_file(tenant, file_id)
+        if record is None or record.is_expired(time.time()):
+            raise _gone(name, file_id)
+        return record
+
+    def _read(self, tenant: str, file_id: str, name: str) -> Iterator[bytes]:
+        try:
+            return self._store.stream(keys.content_key(tenant, file_id))
+        except ObjectNotFound:
+            raise _gone(name, file_id) from None
+
+
+def kept_lines(store: ObjectStore, spec: BatchSpec, kind: ResultKind) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file of the first batch, with their numbers, as a retry has copied it."""
+    try:
+        chunks = store.stream(keys.kept_key(spec.tenant, spec.batch_id, kind))
+    except ObjectNotFound:  # the first batch had no such file
+        return iter(())
+    return result_lines(chunks)
+
+
+def _gone(name: str, file_id: str) -> RetryGoneError:
+    return RetryGoneError(f"its {name} file {file_id} was deleted or has expired")
+
+
+def _blanked(chunks: Iterator[bytes], is_retried: bytearray) -> Iterator[bytes]:
+    """An input without what is in the other lines. Their ends stay, so that the lines that stay keep their numbers."""
+    number = 1
+    for chunk in chunks:
+        pieces: list[bytes] = []
+        start = 0
+        while start < len(chunk):
+            end = chunk.find(b"\n", start) + 1
+            is_wanted = number < len(is_retried) and is_retried[number]
+            if is_wanted:
+                pieces.append(chunk[start : end or len(chunk)])
+            elif end:
+                pieces.append(b"\n")
+            number += bool(end)
+            start = end or len(chunk)
+        yield b"".join(pieces)

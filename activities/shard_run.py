@@ -1,0 +1,395 @@
+"""One attempt at a shard: what is sent, what becomes of each answer, and how the attempt ends."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import Counter
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Final
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+
+from activities.heartbeats import BEAT_SECONDS, ShardHeartbeat, last_progress
+from activities.results.commits import Commits
+from activities.results.first_answers import FirstAnswersOfBatches, has_output
+from activities.results.output_lines import OutputLines
+from activities.results.shard_input import ShardRequest
+from activities.results.shard_log import ShardLog
+from activities.results.tries import Tries
+from activities.store.object_store import ObjectStore
+from activities.upstreams.answer_budget import AnswerBudget
+from activities.upstreams.answers import Answer, Verdict
+from activities.upstreams.client import InferenceClient
+from activities.upstreams.judgement import Fault, Outcome
+from activities.upstreams.lanes import Flight
+from activities.upstreams.limiter import Limiter
+from activities.upstreams.metrics import RequestMetrics
+from activities.upstreams.retry_delay import retry_delay
+from activities.upstreams.waiting_requests import WaitingRequests
+from activities.upstreams.waits import silence_of, unavailable_wait, wait_after
+from workflows.contract import WRONG_ROUTE
+from workflows.types import RunRequestsInput, ShardProgress, ShardResult
+from workflows.waits import EndsBy, Wait, pause_wait, worker_wait
+
+COSTLY_SENDS: Final = 2
+"""Of a request whose answers the engine has worked out but nobody can use."""
+
+LOSSES: Final = 2
+"""Attempts of a shard lost with their workers, after which its requests go one at a time."""
+LOSSES_ALONE: Final = 3
+"""Of a request that was the only suspect in flight, before it becomes an error line. Not fewer: a request that nobody
+suspects yet may take two workers down beside it, and then goes one at a time too."""
+
+AT_ONCE: Final = 0.001
+"""Seconds; zero would be taken for "not set"."""
+
+_OUTCOMES: Final = {
+    Verdict.SUCCESS: Outcome.ANSWERED,
+    Verdict.FINAL: Outcome.ANSWERED,
+    Verdict.RETRY: Outcome.FAILED,
+    Verdict.TIMED_OUT: Outcome.TIMED_OUT,
+    Verdict.OVERLOADED: Outcome.OVERLOADED,
+    Verdict.UNREACHABLE: Outcome.UNREACHABLE,
+}
+
+
+class Process:
+    """What all shards share that run in one worker process, of whatever upstream."""
+
+    def __init__(self, max_input_bytes: int) -> None:
+        self.inputs = AnswerBudget(max_input_bytes)
+        """Of memory, for the requests of the shards."""
+        self.first_answers = FirstAnswersOfBatches()
+        self.suspect = asyncio.Lock()
+        """Held while a request is sent that may be what takes workers down."""
+
+
+def try_again(task: RunRequestsInput, done: int, wait: Wait, seconds: float) -> ApplicationError:
+    total = task.shard.requests
+    return ApplicationError(
+        f"{total - done} of {total} requests to retry: {wait.text}",
+        wait.model_copy(update={"requests": total - done}),
+        type="RequestsToRetry",
+        next_retry_delay=timedelta(seconds=seconds),
+        category=ApplicationErrorCategory.BENIGN,
+    )
+
+
+class ShardRun:
+    """One attempt at a shard."""
+
+    def __init__(
+        self,
+        task: RunRequestsInput,
+        log: ShardLog,
+        committing: Commits,
+        store: ObjectStore,
+        client: InferenceClient,
+        limiter: Limiter,
+        metrics: RequestMetrics,
+        process: Process,
+        turn: str,
+    ) -> None:
+        self._task = task
+        self._log = log
+        self._commits = committing
+        self._store = store
+        self._client = client
+        self._limiter = limiter
+        self._metrics = metrics
+        self._upstream = client.upstream
+        self._first_answers = process.first_answers.of(task.batch_id)
+        self._suspect = process.suspect
+        self._lines = OutputLines(task.batch_id, strict=task.strict_error_lines)
+        self._requests: dict[int, ShardRequest] = {}
+        self._turn = turn
+        self._queues: list[WaitingRequests] = []  # one for each model
+        self._sending: dict[asyncio.Task[None], Flight] = {}
+        self._judging: set[asyncio.Task[None]] = set()  # those that have failed, and it is not clear yet by whose fault
+        self._is_stopped = False
+        self._fails_alone = False
+        self._idle = asyncio.Event()
+        self._again: Counter[Wait] = Counter()  # of those to be tried again
+        self._most_tried = 0
+        self._bug: Exception | None = None
+        self._wait: Wait | None = None
+        self._loop = asyncio.get_running_loop()
+        before = last_progress()
+        self._losses = before.losses
+        log.committed = (before.completed, before.failed)  # until it is loaded
+        # From here on, not from the first request on: a store that hangs is no reason to take the worker for dead.
+        self.heartbeat = ShardHeartbeat(self._progress, self._stop_sending)
+
+    async def run(self, requests: dict[int, ShardRequest]) -> ShardResult:
+        """Send ``requests``, by line number: those without a committed answer."""
+        self._requests = requests
+        try:
+            with self._first_answers.watched(self._stop_sending):
+                if requests and not self._is_stopped:
+                    await self._send()
+            return await self._end(worker_wait("was suspended") if self.heartbeat.lapsed else None)
+        except asyncio.CancelledError:
+            return await self._cancelled()
+        finally:
+            self._commits.release_all()
+
+    async def _send(self) -> None:
+        if activity.info().attempt > 1:
+            self.heartbeat.beat()  # lost before its first heartbeat, this attempt would not be known to be lost
+        if self._convict() or self._losses < LOSSES:
+            await self._send_all(list(self._requests))
+        else:
+            await self._send_one_by_one()
+
+    async def _send_all(self, lines: list[int]) -> None:
+        """Send these requests; each has ended, or waits for another attempt, when this returns."""
+        of_model: dict[str, list[int]] = {}
+        for line in lines:
+            of_model.setdefault(self._requests[line].model, []).append(line)
+        self._idle.clear()
+        self._queues = [
+            WaitingRequests(self._turn, some, self._start, model, self._task.batch_id)
+            for model, some in of_model.items()
+        ]
+        try:
+            for queue in self._queues:
+                self._limiter.add(queue, functools.partial(self._withdraw, queue))
+            self._check_idle()
+            await self._idle.wait()
+        finally:
+            for queue in self._queues:
+                self._limiter.leave(queue)
+
+    # Requests that may be what takes workers down
+
+    def _convict(self) -> bool:
+        """Make an error line of a request that took its worker down each time that it was sent; whether there is one.
+
+        The others are suspected no longer.
+        """
+        guilty = [line for line in self._requests if self._log.tries(line).lost >= LOSSES_ALONE]
+        for line in guilty:
+            message = (
+                f"The worker process that sent this request was lost, {LOSSES_ALONE} times with no other cause left."
+            )
+            refused = self._lines.refused(line, self._requests.pop(line).custom_id, "worker_lost", message)
+            self._log.add(line, "error", refused, reason="worker_lost")
+            self._metrics.ended(self._upstream.name, self._task.model, "failed")
+            self._losses = 0
+        self._commits.soon()
+        return bool(guilty)
+
+    async def _send_one_by_one(self) -> None:
+        self._wait = worker_wait("was lost repeatedly, so the requests that it had go one at a time")
+        for line in list(self._requests):
+            async with self._suspect:
+                if self._is_stopped or self._limiter.is_paused:
+                    return
+                await self._send_alone(line)
+
+    async def _send_alone(self, line: int) -> None:
+        tries = self._log.tries(line)
+        self._log.note_tries(line, tries._replace(alone=tries.alone + 1))
+        try:
+            await self._commits.until_stored(self._log.commit)
+            if not self._is_stopped:
+                await self._send_all([line])
+        finally:
+            tries = self._log.tries(line)
+            self._log.note_tries(line, tries._replace(ended=tries.ended + 1))
+
+    # The end of the attempt
+
+    async def _cancelled(self) -> ShardResult:
+        details = activity.cancellation_details()
+        if details and details.paused and await self._in_flight_has_ended():
+            return await self._end(pause_wait("is paused"))
+        if details and details.cancel_requested:
+            self._limiter.stop(self._task.batch_id)
+        await self._drop()
+        details = activity.cancellation_details()
+        if self._limiter.draining or (details and details.worker_shutdown):
+            await self._log.commit()  # one try: a process that is to end cannot wait for the store
+            raise self._try_again(worker_wait("stopped"))
+        await self._commits.until_stored(self._log.commit)
+        raise asyncio.CancelledError
+
+    async def _in_flight_has_ended(self) -> bool:
+        """Paused: nothing more is sent, but what is in flight is paid for and may end, unless the batch is cancelled
+        or the worker's time to drain is over.
+        """
+        self._stop_sending()
+        try:
+            while self._sending:
+                await asyncio.wait(self._sending, timeout=BEAT_SECONDS)
+                if self._sending and (self._limiter.drain_is_over or await self.heartbeat.hears_cancel()):
+                    return False
+        except asyncio.CancelledError:
+            return False
+        return True
+
+    async def _end(self, stopped_by: Wait | None = None) -> ShardResult:
+        """Everything that was to be sent has been: commit, and finish the shard or ask for another attempt."""
+        await _cancel_all(self._judging)  # of a shard that was stopped: the next attempt will tell
+        await self._commits.settle()
+        if self._bug:
+            await self._log.commit()
+            raise self._bug
+        is_done = self._log.done == self._task.shard.requests
+        result = await self._commits.until_stored(self._log.finish) if is_done else None
+        if failure := self._first_answers.failure:
+            await self._commits.until_stored(self._log.commit)
+            await self._end_batch(failure)
+        if result:
+            return result
+        await self._commits.until_stored(self._log.commit)
+        if self._limiter.draining:
+            raise self._try_again(worker_wait("is stopping"))
+        raise self._try_again(stopped_by or (self._again.most_common(1)[0][0] if self._again else self._limiter.wait))
+
+    async def _end_batch(self, failure: str) -> None:
+        """All requests of the batch get the same 404. Unless another worker was luckier, this ends it."""
+        if await asyncio.to_thread(has_output, self._store, self._task.tenant, self._task.batch_id):
+            self._first_answers.differ = True
+            return
+        raise ApplicationError(failure, type=WRONG_ROUTE, non_retryable=True, category=ApplicationErrorCategory.BENIGN)
+
+    def _try_again(self, wait: Wait | None) -> ApplicationError:
+        models = {request.model for request in self._requests.values()}
+        pause = max((self._limiter.pause_for(model, self._task.batch_id) for model in models), default=0.0)
+        seconds = retry_delay(self._most_tried, pause, self._task.max_attempts if self._fails_alone else None)
+        if self._limiter.draining:
+            seconds = AT_ONCE
+        wait = wait or unavailable_wait(self._upstream)
+        if not pause:  # others are answered: this passes, if only because these requests become error lines
+            wait = wait.model_copy(update={"ends_by": EndsBy.ITSELF})
+        return try_again(self._task, self._log.done, wait, seconds)
+
+    def waiting(self) -> int:
+        """Requests that have not been sent."""
+        return sum(len(queue.pending) for queue in self._queues)
+
+    # Sending
+
+    def _start(self, line: int, flight: Flight) -> None:
+        task = self._loop.create_task(self._send_request(line, flight))
+        self._sending[task] = flight
+        task.add_done_callback(self._sent)
+
+    async def _send_request(self, line: int, flight: Flight) -> None:
+        try:
+            answer = await self._client.send(self._task.endpoint, self._requests[line].body, flight.replica)
+            outcome, failed_before = _OUTCOMES[answer.verdict], self._log.tries(line).failed > 0
+            wait = None if outcome is Outcome.ANSWERED else wait_after(answer, self._upstream, flight.replica)
+            try:
+                if outcome is Outcome.ANSWERED:
+                    self._take(line, answer)
+                self._ended(flight, outcome, answer, wait, failed_before)
+                if outcome is Outcome.UNREACHABLE:
+                    self._take(line, answer, wait)
+                elif outcome is not Outcome.ANSWERED:
+                    is_its_fault = await self._is_its_fault(flight, outcome, failed_before)
+                    self._take(line, answer, wait, is_its_fault=is_its_fault)
+            finally:
+                if answer.held and self._log.has(line):
+                    self._commits.hold(answer.held)
+                elif answer.held:
+                    answer.held.release()
+        except Exception as error:  # a bug of ours: end the attempt with it instead of losing it in a task
+            self._bug = error
+            self._stop_sending()
+
+    def _ended(self, flight: Flight, outcome: Outcome, answer: Answer, wait: Wait | None, failed_before: bool) -> None:
+        """It is in flight no more, though its task may go on."""
+        task = asyncio.current_task()
+        assert task
+        del self._sending[task]
+        self._judging.add(task)
+        if outcome is Outcome.ANSWERED and not answer.status:
+            outcome = Outcome.DROPPED  # it was never sent
+        work = max(1, answer.usage.output_tokens) if answer.usage else 0
+        self._limiter.finished(flight, outcome, answer.retry_after, wait, failed_before=failed_before, work=work)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._judging.discard(task)
+        if flight := self._sending.pop(task, None):  # cancelled, perhaps before its first step
+            self._limiter.finished(flight, Outcome.DROPPED)
+        self._check_idle()
+
+    async def _is_its_fault(self, flight: Flight, outcome: Outcome, failed_before: bool) -> bool:
+        """Whether a failure is the fault of its request, as soon as that can be told."""
+        fault = await self._limiter.fault(flight, outcome, failed_before=failed_before)
+        if fault is Fault.ALONE and await self._client.is_up(flight.replica):
+            self._fails_alone = True
+            return True
+        return fault is Fault.REQUEST
+
+    def _take(self, line: int, answer: Answer, wait: Wait | None = None, *, is_its_fault: bool = False) -> None:
+        """Args: ``wait`` is what it waits for, where it is to be sent again."""
+        custom_id = self._requests[line].custom_id
+        if answer.status and not self._first_answers.differ and answer.verdict in (Verdict.SUCCESS, Verdict.FINAL):
+            self._first_answers.add(answer)
+        if answer.verdict is Verdict.SUCCESS:
+            assert answer.usage is not None
+            self._log.add(line, "output", self._lines.success(line, custom_id, answer), answer.usage)
+            self._metrics.ended(self._upstream.name, self._task.model, "completed", answer.usage)
+        elif answer.verdict is Verdict.FINAL or (is_its_fault and self._has_failed_for_good(line, answer)):
+            self._log.add(line, "error", self._lines.error(line, custom_id, answer), reason=answer.reason)
+            self._metrics.ended(self._upstream.name, self._task.model, "failed")
+        else:
+            self._metrics.retried(self._upstream.name, answer)
+            self._again[wait or unavailable_wait(self._upstream)] += 1
+            self._most_tried = max(self._most_tried, self._log.tries(line).failed)
+        if self._log.has(line):
+            del self._requests[line]
+        self._commits.soon()
+
+    def _has_failed_for_good(self, line: int, answer: Answer) -> bool:
+        """Count a failure that is the request's own; whether it was one too many."""
+        allowed = min(COSTLY_SENDS, self._task.max_attempts) if answer.is_costly else self._task.max_attempts
+        failed = self._log.tries(line).failed + 1
+        self._log.note_tries(line, Tries(failed))
+        return failed >= allowed
+
+    def _withdraw(self, queue: WaitingRequests) -> None:
+        """Nothing of it is to be sent for now."""
+        self._is_stopped = True
+        self._limiter.withdraw(queue)
+        self._check_idle()
+
+    def _stop_sending(self) -> None:
+        self._is_stopped = True
+        for queue in self._queues:
+            self._withdraw(queue)
+
+    def _check_idle(self) -> None:
+        if not (self._sending or self._judging or any(queue.pending for queue in self._queues)):
+            self._idle.set()
+
+    async def _drop(self) -> None:
+        """Drop what is in flight and put an end to committing in the background."""
+        self._stop_sending()
+        await _cancel_all([*self._sending, *self._judging])  # closes connections, so that engines stop generating
+        await self._commits.drop()
+
+    def _progress(self) -> ShardProgress:
+        completed, failed = self._log.committed
+        return ShardProgress(
+            completed=completed,
+            failed=failed,
+            in_flight=len(self._sending),
+            limit=int(self._limiter.limit),
+            wait=self._commits.wait or self._wait or silence_of(self._sending.values(), self._upstream),
+            has_ended=self.heartbeat.has_ended,
+            losses=self._losses,
+        )
+
+
+async def _cancel_all(tasks: Iterable[asyncio.Task[None]]) -> None:
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,35 @@
+"""Reads inputs of batches from buckets that are not the store's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from minio import Minio
+from minio.error import S3Error
+
+from activities.store.object_store import ObjectNotFound
+from activities.store.s3_client import GONE, ObjectBody, failing
+
+_NOT_OURS: Final = (*GONE, "NoSuchBucket", "AccessDenied")
+
+
+class S3Inputs:
+    def __init__(self, client: Minio) -> None:
+        self._client = client
+
+    def stream(self, bucket: str, name: str) -> Iterator[bytes]:
+        """An object's bytes, in chunks. Blocks.
+
+        Raises:
+            ObjectNotFound: here; there is no such object, or we may not read it.
+            StoreError: here or while it is read, the server cannot be used.
+        """
+        with failing("an input"):
+            try:
+                response = self._client.get_object(bucket_name=bucket, object_name=name)
+            except S3Error as error:
+                if error.code in _NOT_OURS:
+                    raise ObjectNotFound("an input") from None
+                raise
+        return ObjectBody("an input", response, None)

@@ -1,0 +1,144 @@
+"""The workflows of batches and of their webhooks, as a client of Temporal starts, ends and finds them."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import timedelta
+from typing import Final, TypeGuard
+
+from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
+from temporalio.client import Client
+from temporalio.common import (
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from workflows import contract
+from workflows.details import batch_summary, webhook_summary
+from workflows.ids import webhook_workflow_id
+from workflows.types import BatchPhase, BatchRecord, BatchSpec, WebhookInput
+
+CALL_LIMIT: Final = timedelta(seconds=5)
+"""For one call, with the SDK's own retries."""
+
+
+def is_not_found(error: Exception) -> TypeGuard[RPCError]:
+    return isinstance(error, RPCError) and error.status is RPCStatusCode.NOT_FOUND
+
+
+def is_unknown(error: Exception) -> bool:
+    """Whether Temporal does not know the workflow, or knows it as closed.
+
+    Where it lacks our namespace it says "not found" of that as well, which is something else.
+    """
+    return is_not_found(error) and not any(
+        detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details
+    )
+
+
+class BatchRuns:
+    """
+    Raises:
+        RPCError: from every method, when Temporal refuses or does not answer.
+        RuntimeError: the same, of a lazy client that cannot connect.
+    """
+
+    def __init__(self, client: Client, task_queue: str) -> None:
+        self._client = client
+        self._task_queue = task_queue
+
+    async def start(self, spec: BatchSpec, lines: int | None) -> None:
+        """Args: ``lines`` are those of the input, where it is known.
+
+        Raises:
+            WorkflowAlreadyStartedError: the batch has a run, or had one.
+        """
+        await self._client.start_workflow(
+            contract.BATCH_WORKFLOW,
+            spec,
+            id=spec.batch_id,
+            task_queue=self._task_queue,
+            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+            static_summary=batch_summary(spec, lines),
+            search_attributes=_attributes(spec, BatchPhase.VALIDATING),
+            rpc_timeout=CALL_LIMIT,
+        )
+
+    async def start_cancelled(self, spec: BatchSpec) -> None:
+        """Give a batch that has no run any more another one, which is cancelled from its first task on: it sends
+        nothing, writes the answers that are there into the result files, and closes the batch.
+        """
+        await self._client.start_workflow(
+            contract.BATCH_WORKFLOW,
+            spec,
+            id=spec.batch_id,
+            task_queue=self._task_queue,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            start_signal=contract.CANCEL_SIGNAL,
+            static_summary="closes a batch whose run was terminated or lost",
+            search_attributes=_attributes(spec, BatchPhase.CANCELLING),
+            rpc_timeout=CALL_LIMIT,
+        )
+
+    async def start_webhooks(self, ended: BatchRecord) -> None:
+        """Tell the endpoints of a batch that it has ended. Doing it again changes nothing."""
+        task = WebhookInput.of(ended.spec, ended.status)
+        with contextlib.suppress(WorkflowAlreadyStartedError):
+            await self._client.start_workflow(
+                contract.WEBHOOK_WORKFLOW,
+                task,
+                id=webhook_workflow_id(ended.spec.batch_id),
+                task_queue=self._task_queue,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                static_summary=webhook_summary(task),
+                rpc_timeout=CALL_LIMIT,
+            )
+
+    async def cancel(self, batch_id: str, run_id: str | None = None) -> bool:
+        """Ask the run of a batch to stop; whether there was one that had not closed."""
+        try:
+            await self._client.get_workflow_handle(batch_id, run_id=run_id).cancel(rpc_timeout=CALL_LIMIT)
+        except RPCError as error:
+            if not is_unknown(error):
+                raise
+            return False
+        return True
+
+    async def is_open(self, batch_id: str) -> bool:
+        """Whether the batch has a run that has not closed."""
+        try:
+            description = await self._client.get_workflow_handle(batch_id).describe(rpc_timeout=CALL_LIMIT)
+        except RPCError as error:
+            if not is_unknown(error):
+                raise
+            return False
+        return description.close_time is None
+
+    async def spec(self, batch_id: str) -> BatchSpec | None:
+        """What the batch was created with, if Temporal knows it."""
+        try:
+            async for event in self._client.get_workflow_handle(batch_id).fetch_history_events(page_size=1):
+                started = event.workflow_execution_started_event_attributes
+                if started.workflow_type.name != contract.BATCH_WORKFLOW:
+                    return None
+                (spec,) = await self._client.data_converter.decode(started.input.payloads, [BatchSpec])
+                return spec
+        except RPCError as error:
+            if not is_unknown(error):
+                raise
+        return None
+
+
+def _attributes(spec: BatchSpec, phase: BatchPhase) -> TypedSearchAttributes:
+    return TypedSearchAttributes(
+        [
+            SearchAttributePair(contract.TENANT_ATTRIBUTE, spec.tenant),
+            SearchAttributePair(contract.ENDPOINT_ATTRIBUTE, spec.endpoint),
+            SearchAttributePair(contract.STATUS_ATTRIBUTE, phase.value),
+        ]
+    )

@@ -1,0 +1,70 @@
+"""Worker deployments: which version new batches start on."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from temporalio.api.enums.v1 import WorkerDeploymentVersionStatus
+from temporalio.api.workflowservice.v1 import (
+    DescribeWorkerDeploymentRequest,
+    SetWorkerDeploymentCurrentVersionRequest,
+)
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+
+class NotPromoted(Exception):
+    """Temporal does not take a version as the current one, or not yet; the message says why."""
+
+
+_MISSING_QUEUES: Final = "missing active task queues"
+
+
+async def promote(client: Client, deployment: str, build_id: str, *, force: bool = False) -> None:
+    """Let new batches run on a version; those under way end on theirs. Doing it again changes nothing.
+
+    Args:
+        client: of Temporal.
+        deployment: the workers' common name.
+        build_id: the version.
+        force: even where a queue that the current version serves is not served by this one.
+
+    Raises:
+        NotPromoted: no worker of it polls yet, or none polls a queue in which tasks wait, such as that of an upstream
+            which it does not know.
+        RPCError: Temporal refuses or does not answer.
+    """
+    request = SetWorkerDeploymentCurrentVersionRequest(
+        namespace=client.namespace,
+        deployment_name=deployment,
+        build_id=build_id,
+        identity="everbatch promote",
+        ignore_missing_task_queues=force,
+    )
+    try:
+        await client.workflow_service.set_worker_deployment_current_version(request)
+    except RPCError as error:
+        if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.FAILED_PRECONDITION):
+            why = str(error)
+            if _MISSING_QUEUES in why:
+                why = (
+                    "batches wait, or waited recently, for an upstream that the workers of this version do not have; "
+                    "or these workers have only just started; use --force to promote it anyway"
+                )
+            raise NotPromoted(f"{deployment}/{build_id}: {why}") from error
+        raise
+
+
+async def versions(client: Client, deployment: str) -> dict[str, str]:
+    """Each known version's state in words; empty where there is no such deployment."""
+    request = DescribeWorkerDeploymentRequest(namespace=client.namespace, deployment_name=deployment)
+    try:
+        answer = await client.workflow_service.describe_worker_deployment(request)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return {}
+        raise
+    return {
+        one.deployment_version.build_id: WorkerDeploymentVersionStatus.Name(one.status).rpartition("STATUS_")[2].lower()
+        for one in answer.worker_deployment_info.version_summaries
+    }

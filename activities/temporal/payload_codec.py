@@ -1,0 +1,108 @@
+"""Encryption of Temporal payloads, so that its database and its operators see only ciphertext.
+
+Bodies never cross Temporal in any case. Metadata of batches, custom_ids and reasons of failures do, and with a key
+they are encrypted with AES-256-GCM before they leave the process. Never encrypted, because Temporal itself reads
+them: workflow ids, names of types and queues, and search attributes (tenant, endpoint, status).
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from temporalio.api.common.v1 import Payload
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes, PayloadCodec
+
+ENCODING: Final = b"binary/encrypted"
+"""The name that Temporal's own encryption samples use for it."""
+_KEY_BYTES: Final = 32
+_NONCE_BYTES: Final = 12
+
+
+class SealedPayload(Exception):
+    """A payload cannot be decrypted: its key is not configured, or it was modified."""
+
+
+def parse_keys(text: str) -> list[bytes]:
+    """The keys of ``EVERBATCH_PAYLOAD_KEY``: base64 of 32 bytes each, separated by commas.
+
+    Raises:
+        ValueError: one is no such key. The message does not hold it.
+    """
+    keys: list[bytes] = []
+    for number, part in enumerate(filter(None, (part.strip() for part in text.split(","))), start=1):
+        try:
+            key = base64.b64decode(part, validate=True)
+        except ValueError:
+            key = b""
+        if len(key) != _KEY_BYTES:
+            raise ValueError(
+                f"key {number} is not base64 of {_KEY_BYTES} bytes; make one with: openssl rand -base64 32"
+            )
+        keys.append(key)
+    return keys
+
+
+def data_converter(keys: Sequence[bytes]) -> DataConverter:
+    """How models become payloads, encrypted if there are keys. Every client and worker must use the same."""
+    if not keys:
+        return pydantic_data_converter
+    return dataclasses.replace(
+        pydantic_data_converter,
+        payload_codec=AesGcmCodec(keys),
+        # Else the texts of failures would stay in the clear.
+        failure_converter_class=DefaultFailureConverterWithEncodedAttributes,
+    )
+
+
+class AesGcmCodec(PayloadCodec):
+    """Encrypts with the first key and decrypts with any of them, so that keys can be rotated while batches run.
+
+    A payload that is not encrypted passes as it is: encryption can be turned on while batches run.
+    """
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self._ciphers = {_key_id(key): AESGCM(key) for key in keys}
+        self._encrypting = _key_id(keys[0])
+
+    async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        return [self._encrypt(payload) for payload in payloads]
+
+    async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        """Open payloads.
+
+        Raises:
+            SealedPayload: one cannot be opened.
+        """
+        return [self._open(payload) for payload in payloads]
+
+    def _encrypt(self, payload: Payload) -> Payload:
+        nonce = os.urandom(_NONCE_BYTES)
+        key_id = self._encrypting
+        data = nonce + self._ciphers[key_id].encrypt(nonce, payload.SerializeToString(), key_id)
+        return Payload(metadata={"encoding": ENCODING, "encryption-key-id": key_id}, data=data)
+
+    def _open(self, payload: Payload) -> Payload:
+        if payload.metadata.get("encoding") != ENCODING:
+            return payload
+        key_id = payload.metadata.get("encryption-key-id", b"")
+        cipher = self._ciphers.get(key_id)
+        if cipher is None:
+            raise SealedPayload(f"payload key {key_id.decode('ascii', 'replace')[:16]} is not configured")
+        nonce, encrypted = payload.data[:_NONCE_BYTES], payload.data[_NONCE_BYTES:]
+        try:
+            return Payload.FromString(cipher.decrypt(nonce, encrypted, key_id))
+        except (InvalidTag, ValueError) as error:
+            raise SealedPayload("an encrypted payload was modified") from error
+
+
+def _key_id(key: bytes) -> bytes:
+    """Names a key without telling it."""
+    return hashlib.sha256(b"everbatch payload key\0" + key).hexdigest()[:16].encode()

@@ -1,0 +1,259 @@
+"""Configuration of upstreams, the inference servers to which requests are sent.
+
+See docs/upstreams.md for the file. Keys are named by reference, to a variable or a file, and are never shown.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, SecretStr, model_validator
+
+from activities.toml_file import SettingsFileError, TomlFile, read_text
+from activities.upstreams.dialects import DIALECTS
+
+MOST_IN_FLIGHT: Final = 10_000
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):  # it is part of a task queue's name
+        raise ValueError("must be up to 50 letters, digits, dots, dashes and underscores")
+    return value
+
+
+def _known_dialect(value: str) -> str:
+    if value not in DIALECTS:
+        raise ValueError(f"must be one of {', '.join(DIALECTS)}")
+    return value
+
+
+def _header_names(value: dict[str, Any]) -> dict[str, Any]:
+    for name in value:
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not the name of a header")
+    return value
+
+
+def _in_flight(value: Any) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    number = int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
+    if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MOST_IN_FLIGHT:
+        return number
+    raise ValueError(f"must be a number from 1 to {MOST_IN_FLIGHT}, or auto")
+
+
+InFlight = Annotated[int | Literal["auto"], PlainValidator(_in_flight)]
+"""Requests sent at once; ``auto`` is as many as prove worth it."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Reference(_Model):
+    """A secret value, read from an environment variable or a file."""
+
+    env: str | None = None
+    file: str | None = None
+
+    def read(self) -> SecretStr:
+        """Raises ``ValueError``: it is not there."""
+        if (self.env is None) == (self.file is None):
+            raise ValueError("needs either env or file")
+        if self.env is not None:
+            if not (text := os.environ.get(self.env, "")):
+                raise ValueError(f"the environment variable {self.env} is not set")
+        else:
+            try:
+                text = Path(self.file or "").read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "not text"
+                raise ValueError(f"{self.file}: {reason}") from None
+        if not (text.isprintable() and text.isascii()):
+            raise ValueError("holds characters that a header cannot carry")
+        return SecretStr(text)
+
+
+class _Entry(_Model):
+    """One ``[[upstream]]`` of the file."""
+
+    name: Annotated[str, AfterValidator(_name)]
+    url: str | None = None
+    urls: Annotated[list[str], Field(min_length=1)] | None = None
+    key_env: str | None = None
+    key_file: str | None = None
+    models: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
+    aliases: dict[str, Annotated[str, Field(min_length=1)]] = {}
+    timeout: Annotated[float, Field(gt=0)] | None = None
+    max_in_flight: InFlight | None = None
+    auto_in_flight_ceiling: Annotated[int, Field(ge=1, le=MOST_IN_FLIGHT)] | None = None
+    dialect: Annotated[str, AfterValidator(_known_dialect)] = "plain"
+    headers: Annotated[dict[str, str | _Reference], AfterValidator(_header_names)] = {}
+    api_version: str | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> _Entry:
+        dialect = DIALECTS[self.dialect]
+        if (self.url is None) == (self.urls is None):
+            raise ValueError("needs either url or urls")
+        if self.key_env is not None and self.key_file is not None:
+            raise ValueError("has both key_env and key_file")
+        if dialect.needs_api_version != (self.api_version is not None):
+            verb = "needs" if dialect.needs_api_version else "does not use"
+            raise ValueError(f"dialect {self.dialect} {verb} api_version")
+        if dialect.needs_models and not (self.models or self.aliases):
+            raise ValueError(f"dialect {self.dialect} needs models or aliases")
+        return self
+
+
+class _Upstreams(_Model):
+    upstream: Annotated[list[_Entry], Field(min_length=1)]
+
+
+class Upstream(BaseModel):
+    """One inference server, or several replicas of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    urls: tuple[str, ...]
+    """Base URLs, one for each replica, without a slash at their end."""
+    key: SecretStr = SecretStr("")
+    models: tuple[str, ...] = ()
+    """Names and patterns; empty where the server is asked."""
+    aliases: Mapping[str, str] = {}
+    """From the name that clients use to the engine's."""
+    timeout: float = 600.0
+    """Seconds that one request may take."""
+    max_answer_bytes: int = 64 << 20
+    max_in_flight: InFlight = "auto"
+    """For each replica and worker process."""
+    auto_in_flight_ceiling: int = 1024
+    dialect: str = "plain"
+    headers: Mapping[str, SecretStr] = {}
+    api_version: str = ""
+    is_only: bool = False
+    """Whether it is the upstream of the settings, whose name is not shown."""
+
+    @property
+    def most_in_flight(self) -> int:
+        """Requests sent at once to each replica by one worker process, at most."""
+        return self.auto_in_flight_ceiling if self.max_in_flight == "auto" else self.max_in_flight
+
+    @property
+    def finds_level(self) -> bool:
+        """Whether its limit begins low and finds out what the upstream is worth."""
+        return self.max_in_flight == "auto"
+
+    @property
+    def lists_models(self) -> bool:
+        """Whether the server's list of models names what requests may name."""
+        return not DIALECTS[self.dialect].needs_models
+
+    def takes(self, model: str) -> bool:
+        """Whether its settings name this model; an upstream without ``models`` has no say in it."""
+        return model in self.aliases or any(
+            fnmatch.fnmatchcase(model, name) if is_pattern(name) else model == name for name in self.models
+        )
+
+
+def not_a_url(text: str) -> str:
+    """What is wrong with a base URL that has no host or another scheme."""
+    # `localhost:8001/v1` has the scheme `localhost`, to a parser.
+    meant = f"; did you mean http://{text}?" if "://" not in text and text.strip("/") else ""
+    return f"{text!r} is not an http:// or https:// URL{meant}"
+
+
+def is_pattern(name: str) -> bool:
+    """Whether one of ``models`` stands for several, with ``*``, ``?`` or ``[…]`` as in a shell."""
+    return any(sign in name for sign in "*?[")
+
+
+def read_upstreams(path: str, defaults: Upstream) -> list[Upstream]:
+    """The upstreams that a TOML file names; what an entry leaves out is taken from ``defaults``.
+
+    Raises:
+        SettingsFileError: the file cannot be used.
+    """
+    name = f"EVERBATCH_UPSTREAMS={path}"
+    file = TomlFile(read_text(Path(path), name), name)
+    found: list[Upstream] = []
+    for index, entry in enumerate(file.as_model(_Upstreams).upstream):
+        if any(entry.name == other.name for other in found):
+            raise file.error(("upstream", index, "name"), "there is another upstream of this name")
+        found.append(_Reader(file, index).upstream(entry, defaults))
+    return found
+
+
+class _Reader:
+    """Turns one entry into an upstream; its errors name the line."""
+
+    def __init__(self, file: TomlFile, index: int) -> None:
+        self._file = file
+        self._index = index
+
+    def upstream(self, entry: _Entry, defaults: Upstream) -> Upstream:
+        urls = [self._url(url, entry) for url in entry.urls or [entry.url or ""]]
+        if len(set(urls)) < len(urls):
+            raise self._error("urls", "names a replica twice")
+        return Upstream(
+            name=entry.name,
+            urls=tuple(urls),
+            key=self._key(entry),
+            models=tuple(entry.models or ()),
+            aliases=entry.aliases,
+            timeout=entry.timeout or defaults.timeout,
+            max_answer_bytes=defaults.max_answer_bytes,
+            max_in_flight=entry.max_in_flight or defaults.max_in_flight,
+            auto_in_flight_ceiling=entry.auto_in_flight_ceiling or defaults.auto_in_flight_ceiling,
+            dialect=entry.dialect,
+            headers={name: self._header(value) for name, value in entry.headers.items()},
+            api_version=entry.api_version or "",
+        )
+
+    def _url(self, url: str, entry: _Entry) -> str:
+        key = "url" if entry.url is not None else "urls"
+        try:
+            parts = urlsplit(url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+            _ = parts.port
+        except ValueError as error:
+            raise self._error(key, str(error)) from None
+        if parts.username is not None or parts.password is not None:
+            raise self._error(key, "must not hold credentials; name a key with key_env or key_file")
+        if parts.query or parts.fragment:
+            raise self._error(key, "must not have a query or a fragment")
+        if not usable:
+            raise self._error(key, not_a_url(url))
+        return url.rstrip("/") if parts.path.strip("/") else url.rstrip("/") + DIALECTS[entry.dialect].base_path
+
+    def _key(self, entry: _Entry) -> SecretStr:
+        if entry.key_env is None and entry.key_file is None:
+            return SecretStr("")
+        try:
+            return _Reference(env=entry.key_env, file=entry.key_file).read()
+        except ValueError as error:
+            raise self._error("key_env" if entry.key_env is not None else "key_file", str(error)) from None
+
+    def _header(self, value: str | _Reference) -> SecretStr:
+        try:
+            if isinstance(value, _Reference):
+                return value.read()
+            if not (value.isprintable() and value.isascii()):
+                raise ValueError("holds characters that a header cannot carry")
+        except ValueError as error:
+            raise self._error("headers", str(error)) from None
+        return SecretStr(value)
+
+    def _error(self, key: str, message: str) -> SettingsFileError:
+        return self._file.error(("upstream", self._index, key), message)

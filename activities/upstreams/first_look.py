@@ -1,0 +1,53 @@
+"""What the log says of each upstream when a process starts: whether it answers, and its models."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from activities.upstreams.answers import Verdict
+from activities.upstreams.client import InferenceClient, model_names
+from activities.upstreams.waits import upstream_label, wait_after
+
+log = logging.getLogger("everbatch.upstreams")
+
+MOST_NAMED: Final = 10
+"""Models of one upstream."""
+
+
+async def log_upstreams(clients: Sequence[InferenceClient]) -> None:
+    """Log one line for each replica of each upstream. It takes as long as they take to answer."""
+    replicas = ((client, replica) for client in clients for replica in range(len(client.upstream.urls)))
+    await asyncio.gather(*(_log_one(client, replica) for client, replica in replicas))
+
+
+async def _log_one(client: InferenceClient, replica: int) -> None:
+    upstream = client.upstream
+    label = upstream_label(upstream, replica)
+    named = listed([*upstream.aliases, *upstream.models])
+    if not upstream.lists_models:
+        log.info("%s is configured with the models %s; it is not asked for a list", label, named)
+        return
+    answer = await client.ask_models(replica)
+    if answer.verdict is Verdict.SUCCESS:
+        try:
+            names = model_names(answer.body)
+        except ValueError:
+            log.warning("%s answers, but not with a list of models", label)
+        else:
+            configured = f"; it gets the requests for {named}" if named else ""
+            log.info("%s answers; its models: %s%s", label, listed(sorted(names)) or "(none)", configured)
+    elif answer.verdict is Verdict.FINAL:
+        hint = "" if upstream.urls[replica].endswith("/v1") else "; is its base URL right? Most end in /v1"
+        log.warning("%s answers %s when asked for its models%s", label, answer.reason, hint)
+    else:
+        log.warning("%s; its requests wait until it answers", wait_after(answer, upstream, replica).text)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Some of many names, in words."""
+    names = list(dict.fromkeys(names))
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(name[:100] for name in names[:MOST_NAMED]) + more

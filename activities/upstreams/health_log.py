@@ -1,0 +1,53 @@
+"""The log's word of an upstream that goes away, refuses, and comes back: one line each, whatever its requests."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from typing import Final
+
+from activities.upstreams.config import Upstream
+from activities.upstreams.judgement import Outcome
+from activities.upstreams.lanes import Flight
+from activities.upstreams.waits import upstream_label
+from workflows.waits import EndsBy, Wait
+
+log = logging.getLogger("everbatch.upstreams")
+
+AGAIN_SECONDS: Final = 30.0
+"""Until the same is said again of an upstream that comes and goes."""
+_DIGITS: Final = re.compile("[0-9]+")
+
+
+class HealthLog:
+    """Of one upstream, as one worker process sees it."""
+
+    def __init__(self, upstream: Upstream, clock: Callable[[], float] = time.monotonic) -> None:
+        self._upstream = upstream
+        self._clock = clock
+        self._away: dict[int, tuple[float, str]] = {}  # replicas, since when that is logged, and for what
+        self._said: dict[tuple[int, str], float] = {}
+
+    def saw(self, flight: Flight, outcome: Outcome, wait: Wait | None) -> None:
+        """A request has ended. Called after the limiter has drawn its conclusions."""
+        if outcome is Outcome.ANSWERED:
+            if flight.replica in self._away:
+                self._is_back(flight.replica)
+        elif wait and (outcome is Outcome.UNREACHABLE or flight.lane.pause_left > 0):
+            self._waits(flight.replica, wait)
+
+    def _waits(self, replica: int, wait: Wait) -> None:
+        now, what = self._clock(), _DIGITS.sub("", wait.text)
+        since, why = self._away.get(replica, (now, ""))
+        if what == why or now - self._said.get((replica, what), float("-inf")) < AGAIN_SECONDS:
+            return
+        self._said[replica, what] = now
+        self._away[replica] = since, what
+        act = "; this does not end by itself" if wait.ends_by is EndsBy.OPERATOR else ""
+        log.warning("%s; its requests wait%s", wait.text, act)
+
+    def _is_back(self, replica: int) -> None:
+        since, _ = self._away.pop(replica)
+        log.warning("%s answers again, after %.0f s", upstream_label(self._upstream, replica), self._clock() - since)

@@ -1,0 +1,100 @@
+"""Everbatch's metrics of a worker, in addition to those of the Temporal SDK: docs/metrics.md."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final
+
+from temporalio.common import MetricMeter
+
+from activities.upstreams.answers import Answer
+from activities.upstreams.limiter import Limiter
+from workflows.types import Usage
+
+SAMPLE_SECONDS: Final = 1.0
+
+MOST_MODELS: Final = 100
+"""Names of models that become labels in one process; clients may write what they like."""
+SEVERAL: Final = "mixed"
+OTHERS: Final = "other"
+
+
+class RequestMetrics:
+    """Counts finished and retried requests.
+
+    Counted in plain dictionaries and handed to the meter once a second: a call into it for each request would cost
+    more than the rest of what is done with an answer.
+    """
+
+    def __init__(self) -> None:
+        self._models: set[str] = set()
+        self._requests: Counter[tuple[str, str, str]] = Counter()
+        self._retries: Counter[tuple[str, str]] = Counter()
+        self._tokens: Counter[tuple[str, str]] = Counter()
+        self._commits: list[float] = []
+
+    def ended(self, upstream: str, model: str, outcome: str, usage: Usage | None = None) -> None:
+        """A request has its line. Args: ``model`` is the batch's, empty where it has several."""
+        model = self._label(model)
+        self._requests[upstream, model, outcome] += 1
+        if usage:
+            self._tokens[model, "input"] += usage.input_tokens
+            self._tokens[model, "cached"] += usage.cached_tokens
+            self._tokens[model, "output"] += usage.output_tokens
+            self._tokens[model, "reasoning"] += usage.reasoning_tokens
+
+    def retried(self, upstream: str, answer: Answer) -> None:
+        """A request is to be tried again after this answer."""
+        self._retries[upstream, f"http_{answer.status}" if answer.status else answer.code or "unreachable"] += 1
+
+    def committed(self, seconds: float) -> None:
+        """Answers are in the store, so long after the first of them came."""
+        self._commits.append(seconds)
+
+    def _label(self, model: str) -> str:
+        if not model:
+            return SEVERAL
+        if model not in self._models:
+            if len(self._models) >= MOST_MODELS:
+                return OTHERS
+            self._models.add(model)
+        return model
+
+    async def report(self, meter: MetricMeter) -> None:
+        """Hand what was counted to the meter every second, for ever."""
+        requests = meter.create_counter("everbatch_requests", "Requests of batches that got their line.")
+        retries = meter.create_counter("everbatch_retries", "Answers after which a request is tried again.")
+        tokens = meter.create_counter("everbatch_tokens", "Tokens of completed requests.")
+        commits = meter.create_histogram_float(
+            "everbatch_commit_seconds", "From the first answer that waits to its being in the store."
+        )
+        while True:
+            for (upstream, model, outcome), count in self._requests.items():
+                requests.add(count, {"upstream": upstream, "model": model, "outcome": outcome})
+            for (upstream, reason), count in self._retries.items():
+                retries.add(count, {"upstream": upstream, "reason": reason})
+            for (model, kind), count in self._tokens.items():
+                tokens.add(count, {"model": model, "kind": kind})
+            for seconds in self._commits:
+                commits.record(seconds)
+            for counted in (self._requests, self._retries, self._tokens, self._commits):
+                counted.clear()
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+
+async def report_limiters(limiters: Mapping[str, Limiter], meter: MetricMeter) -> None:
+    """Report the state of each upstream's limiter every second, for ever."""
+    limit = meter.create_gauge("everbatch_in_flight_limit", "Requests that the upstream is sent at once, as adapted.")
+    in_flight = meter.create_gauge("everbatch_in_flight", "Requests in flight.")
+    waiting = meter.create_gauge("everbatch_waiting", "Requests that wait in this worker for their turn.")
+    paused = meter.create_gauge("everbatch_paused", "1 while nothing is sent: the upstream or the store is down.")
+    while True:
+        for name, limiter in limiters.items():
+            upstream = {"upstream": name}
+            limit.set(int(limiter.limit), upstream)
+            in_flight.set(limiter.in_flight, upstream)
+            waiting.set(limiter.waiting, upstream)
+            paused.set(int(limiter.is_paused), upstream)
+        await asyncio.sleep(SAMPLE_SECONDS)

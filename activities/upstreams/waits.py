@@ -1,0 +1,98 @@
+"""What a wait for an upstream is called: the one place where a failed answer becomes words for people who wait."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+from activities.upstreams.answers import Answer, Verdict
+from activities.upstreams.config import Upstream
+from activities.upstreams.lanes import Flight
+from workflows.waits import EndsBy, Wait, WaitKind
+
+_UNREACHABLE: Final = {
+    "connection refused": ("refuses connections", EndsBy.ITSELF),
+    "no connection in time": ("does not accept a connection in time", EndsBy.ITSELF),
+    "its name does not resolve": ("has a host name that does not resolve", EndsBy.OPERATOR),
+    "TLS failed": ("cannot be reached: TLS failed", EndsBy.OPERATOR),
+}
+"""By the reason of the answer. What is not here is a connection that failed in another way."""
+
+_PASSING: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, 425, 502, 504})
+"""Statuses of proxies and of engines that are not ready yet."""
+
+_WRONG_PLACE: Final = frozenset({301, 302, 303, 307, 308, 404, 405})
+"""Statuses, without a word of an engine's, of an address that is not that of its API."""
+_NO_API: Final = "with a body that is not JSON"
+"""In the reason of a success that is none: most likely a web page."""
+
+_LOADING: Final = "loading model"
+"""In the message of llama.cpp's 503 while it starts."""
+
+
+def shown_url(url: str) -> str:
+    """A base URL without what may be secret in it: credentials and a query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def upstream_label(upstream: Upstream, replica: int = 0) -> str:
+    """An upstream by its name, if it has one, and the address of one of its replicas."""
+    name = "the upstream" if upstream.is_only else f'upstream "{upstream.name}"'
+    return f"{name} ({shown_url(upstream.urls[replica])})"
+
+
+def wait_after(answer: Answer, upstream: Upstream, replica: int = 0) -> Wait:
+    """What a request waits for that got this answer and is to be sent again."""
+    kind = WaitKind.UPSTREAM
+    reason, ends_by = f"failed: {answer.reason}", EndsBy.ITSELF
+    match answer.verdict:
+        case Verdict.UNREACHABLE:
+            reason, ends_by = _UNREACHABLE.get(answer.reason, ("cannot be reached", EndsBy.ITSELF))
+        case Verdict.TIMED_OUT:
+            reason = f"gave {answer.reason}"
+        case Verdict.OVERLOADED if _LOADING in answer.message[:200].lower():
+            kind, reason = WaitKind.MODEL, f"is still loading its model ({answer.reason})"
+        case Verdict.OVERLOADED:
+            reason = f"is overloaded ({answer.reason})"
+            if answer.retry_after:
+                reason += f" and asks to wait {answer.retry_after:.0f} s"
+        case _ if answer.status == HTTPStatus.UNAUTHORIZED:
+            reason = f"rejects the API key that Everbatch is configured to send it ({answer.reason})"
+            ends_by = EndsBy.OPERATOR
+        case _ if _NO_API in answer.reason:
+            reason = f"answered {answer.reason}; is this the port of an inference server, and not of a web page?"
+            ends_by = EndsBy.OPERATOR
+        case _ if answer.status in _WRONG_PLACE:
+            reason = f"answered {answer.reason}; is its base URL right? Most end in /v1"
+            ends_by = EndsBy.OPERATOR
+        case _ if answer.status:
+            reason = f"answered {answer.reason}"
+            ends_by = EndsBy.ITSELF if answer.status in _PASSING else EndsBy.OPERATOR
+        case _:
+            pass
+    return Wait(kind=kind, subject=upstream_label(upstream, replica), reason=reason, ends_by=ends_by)
+
+
+def unavailable_wait(upstream: Upstream) -> Wait:
+    """Of an upstream of which nothing more is known."""
+    return Wait(kind=WaitKind.UPSTREAM, subject=upstream_label(upstream), reason="is not available")
+
+
+def silence_of(flights: Iterable[Flight], upstream: Upstream) -> Wait | None:
+    """What requests in flight wait for, where their engine has answered nothing for longer than usual."""
+    for lane, replica in {(flight.lane, flight.replica) for flight in flights}:
+        if (seconds := lane.silence.unusual(lane.in_flight)) is None:
+            continue
+        longest = lane.silence.longest
+        lately = f"; lately an answer took up to {longest:.1f} s" if longest is not None else ""
+        noun = "request" if lane.in_flight == 1 else "requests"
+        return Wait(
+            kind=WaitKind.UPSTREAM,
+            subject=upstream_label(upstream, replica),
+            reason=f"has {lane.in_flight} {noun} in flight and has answered none for {seconds:.0f} s "
+            f"(each is given up after {upstream.timeout:g} s{lately})",
+        )
+    return None

@@ -1,0 +1,188 @@
+"""What the client commands show of batches: progress on a terminal, one batch in words, several as a table."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TextIO
+
+from openai.types import Batch
+
+from api.client.errors import problems
+
+BAR: Final = 30
+NARROW: Final = 60
+"""Columns of a terminal, below which what stands side by side elsewhere stands below each other."""
+PLAIN_SECONDS: Final = 5.0
+"""Between two lines where no terminal can be redrawn."""
+
+
+_DIGITS: Final = re.compile(r"[0-9]+")
+
+
+class Display:
+    """Progress on a terminal as one line that is redrawn, elsewhere as a line now and then."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._live = out.isatty()
+        self._drawn = False
+        self._last_status = ""
+        self._last_reason = ""
+        self._last_line_at = float("-inf")
+
+    def say(self, text: str) -> None:
+        self.end_line()
+        self._write(printable(text) + "\n")
+
+    def end_line(self) -> None:
+        """Leave what is drawn as it is, for other output to come."""
+        if self._drawn:
+            self._write("\n")
+        self._drawn = False
+
+    def show(self, batch: Batch) -> None:
+        line = printable(progress_line(batch, BAR, with_reason=not self._live))
+        if self._live:
+            self._say_reason(printable(waiting_reason(batch)))
+            width = _columns() - 1  # a line that wraps could not be redrawn
+            if width < NARROW:
+                line = printable(progress_line(batch, BAR // 3, with_reason=False))
+            self._write(f"\r\x1b[K{line[:width]}")
+            self._drawn = True
+        elif batch.status != self._last_status or time.monotonic() - self._last_line_at >= PLAIN_SECONDS:
+            self._write(line + "\n")
+            self._last_line_at = time.monotonic()
+        self._last_status = batch.status
+
+    def _say_reason(self, reason: str) -> None:
+        """Say what is waited for when that changes, and not only its times and counts."""
+        what = _DIGITS.sub("", reason)
+        if reason and what != self._last_reason:
+            self._write(("\r\x1b[K" if self._drawn else "") + "\n".join(_wrapped(reason, "", "  ")) + "\n")
+            self._last_reason = what
+
+    def _write(self, text: str) -> None:
+        self._out.write(text)
+        self._out.flush()
+
+
+def printable(text: str) -> str:
+    """The text without what would move a terminal's cursor: some of it comes from a server, or its engine."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def progress_line(batch: Batch, bar: int, *, with_reason: bool) -> str:
+    """The batch as one line of text.
+
+    Args: ``bar`` is the width of the bar; ``with_reason`` is whether it says what is waited for, or only that.
+    """
+    total, completed, failed = counts_of(batch)
+    done = completed + failed
+    filled = min(bar * done // total, bar) if total else 0
+    parts = [f"{batch.status:<11} [{'#' * filled}{'.' * (bar - filled)}] {done}/{total}"]
+    if failed:
+        parts.append(f"{failed} failed")
+    progress = progress_of(batch)
+    if rate := progress.get("requests_per_second"):
+        parts.append(f"{rate}/s")
+    if (eta := progress.get("eta_seconds")) is not None:
+        parts.append(f"{eta} s left")
+    if reason := waiting_reason(batch):
+        parts.append(reason if with_reason else "waiting")
+    return ", ".join(parts)
+
+
+def waiting_reason(batch: Batch) -> str:
+    """What a batch waits for, as a sentence; empty where it does not."""
+    return str(progress_of(batch).get("waiting_reason") or "")
+
+
+def counts_of(batch: Batch) -> tuple[int, int, int]:
+    """Total, completed, failed; zeros where a server does not count yet."""
+    counts = batch.request_counts
+    return (counts.total or 0, counts.completed or 0, counts.failed or 0) if counts else (0, 0, 0)
+
+
+def progress_of(batch: Batch) -> dict[str, Any]:
+    """What Everbatch says beside OpenAI's fields."""
+    return (batch.model_extra or {}).get("progress") or {}
+
+
+def details(batch: Batch) -> list[str]:
+    """All that there is to say of a batch, in lines."""
+    total, completed, failed = counts_of(batch)
+    progress = progress_of(batch)
+    rate, eta, in_flight = (progress.get(name) for name in ("requests_per_second", "eta_seconds", "in_flight"))
+    getting_on = [
+        f"{rate}/s" if rate else "",
+        f"{eta} s left" if eta is not None else "",
+        f"{in_flight} in flight" if in_flight else "",
+    ]
+    ended_at = batch.completed_at or batch.failed_at or batch.expired_at or batch.cancelled_at
+    rows = [
+        ("batch", batch.id),
+        ("status", batch.status),
+        ("requests", f"{total}, {completed} completed, {failed} failed"),
+        ("progress", ", ".join(filter(None, getting_on))),
+        ("waiting", waiting_reason(batch).removeprefix("Waiting: ")),
+        ("endpoint", batch.endpoint),
+        ("model", batch.model),
+        ("created", clock(batch.created_at)),
+        ("ended" if ended_at else "expires", clock(ended_at or batch.expires_at)),
+        ("results", batch.output_file_id),
+        ("errors", batch.error_file_id),
+        ("retry of", (batch.metadata or {}).get("retry_of")),
+        ("retried by", (batch.model_extra or {}).get("retried_by")),
+        *(("problem", problem) for problem in problems(batch)),
+    ]
+    shown = [(name, printable(str(value))) for name, value in rows if value]
+    if _columns() < NARROW:
+        return [line for name, value in shown for line in _wrapped(value, f"{name}: ", "  ")]
+    return [line for name, value in shown for line in _wrapped(value, f"{name:<12}", " " * 12)]
+
+
+def table(batches: Sequence[Batch]) -> list[str]:
+    """A line for each batch, under a line of headings."""
+    columns: list[tuple[str, Callable[[Batch], str]]] = [
+        ("ID", lambda batch: batch.id),
+        ("STATUS", lambda batch: batch.status),
+        ("DONE", lambda batch: "{1}/{0}".format(*counts_of(batch))),
+        ("FAILED", lambda batch: str(counts_of(batch)[2])),
+        ("CREATED", lambda batch: clock(batch.created_at)),
+    ]
+    rows = [[heading for heading, _ in columns]]
+    rows += [[printable(cell(batch)) for _, cell in columns] for batch in batches]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    reasons = [_wrapped(printable(waiting_reason(batch)), "  ", "    ") for batch in batches]
+    return lines[:1] + [line for row, reason in zip(lines[1:], reasons, strict=True) for line in (row, *reason)]
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _wrapped(text: str, first: str, others: str) -> list[str]:
+    """Lines as wide as the terminal; a word that is longer stays whole, so that it can be copied.
+
+    Args: ``first`` stands before the first line, ``others`` before the others.
+    """
+    return textwrap.wrap(
+        text,
+        _columns(),
+        initial_indent=first,
+        subsequent_indent=others,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def clock(seconds: object) -> str:
+    """A time of the API for a person, in local time; empty where there is none."""
+    if not isinstance(seconds, int | float):
+        return ""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

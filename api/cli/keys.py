@@ -1,0 +1,64 @@
+"""``everbatch keys``: API keys in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from activities.toml_file import SettingsFileError
+from api.tenants.key_editing import create_key, revoke_key
+from api.tenants.keys import read_keys
+
+# Of the settings this is the only one read: keys can be changed while another is wrong.
+file_option = click.option(
+    "--file",
+    "path",
+    envvar="EVERBATCH_KEYS_FILE",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    show_envvar=True,
+    help="The key file.",
+)
+
+
+@click.group()
+def keys() -> None:
+    """Manage API keys in the file that EVERBATCH_KEYS_FILE names. A running server notices a change within a second."""
+
+
+@keys.command()
+@click.option("--tenant", required=True, help="Tenant of the key: up to 63 of a-z 0-9 _ -.")
+@file_option
+def create(tenant: str, path: Path) -> None:
+    """Create a key and print it. It cannot be shown again."""
+    try:
+        key, secret = create_key(path, tenant)
+    except SettingsFileError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(secret)
+    click.echo(f"{key.id} of tenant {key.tenant}, in {path}. Keep the key: only its hash is stored.", err=True)
+
+
+@keys.command("list")
+@file_option
+def list_keys(path: Path) -> None:
+    """List the keys, without their secrets."""
+    try:
+        ring = read_keys(path)
+    except SettingsFileError as error:
+        raise click.ClickException(str(error)) from None
+    for key in ring.keys:
+        click.echo(f"{key.id}  {key.created}  {key.hash[:15]}…  {key.tenant}")
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
+@file_option
+def revoke(key_id: str, path: Path) -> None:
+    """Remove a key from the file."""
+    try:
+        key = revoke_key(path, key_id)
+    except SettingsFileError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{key.id} of tenant {key.tenant} is revoked.", err=True)

@@ -1,0 +1,20 @@
+"""Environment variables that look like settings and are none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Final
+
+from activities.settings import Settings
+
+_PREFIX: Final = "EVERBATCH_"
+
+
+def unknown_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables with Everbatch's prefix that are not settings, each with the setting that it resembles, if
+    there is one: most of them are misspelt.
+    """
+    known = {f"{_PREFIX}{name}".upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in environment if name.upper().startswith(_PREFIX) and name.upper() not in known)
+    return {name: next(iter(get_close_matches(name.upper(), known, 1, 0.8)), "") for name in unknown}

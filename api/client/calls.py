@@ -1,0 +1,119 @@
+"""Where the SDK's two clients differ: one blocks, the other is awaited.
+
+All else is written once, as coroutines (:mod:`.batches`). :class:`BlockingCalls` never suspends them, so that
+:func:`complete` runs such a coroutine to its end like a plain function.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, cast
+
+from openai import AsyncOpenAI, OpenAI
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Content:
+    """The content of a file, as it arrives."""
+
+    status: int
+    headers: Mapping[str, str]
+    request: Any
+    """Of the HTTP library, for the SDK's exceptions."""
+    chunks: AsyncIterator[bytes]
+    """As they come from the connection: chunks of a given size would be lost with it until they are full."""
+
+
+class Calls(Protocol):
+    """How a client speaks with the server, and how it waits."""
+
+    async def ask(self, call: Callable[[OpenAI], T]) -> T:
+        """Make a call of the SDK. Both of its clients have the same methods."""
+        ...
+
+    def content(self, file_id: str, headers: Mapping[str, str]) -> contextlib.AbstractAsyncContextManager[Content]: ...
+
+    async def sleep(self, seconds: float, /) -> object: ...
+
+    async def close(self) -> None: ...
+
+
+class BlockingCalls:
+    """With the SDK's blocking client. Its methods never suspend."""
+
+    def __init__(self, openai: OpenAI, sleep: Callable[[float], object]) -> None:
+        self._openai = openai.with_options(max_retries=0)
+        self._sleep = sleep
+
+    async def ask(self, call: Callable[[OpenAI], T]) -> T:
+        return call(self._openai)
+
+    @contextlib.asynccontextmanager
+    async def content(self, file_id: str, headers: Mapping[str, str]) -> AsyncGenerator[Content]:
+        content = self._openai.files.with_streaming_response.content
+        with content(file_id, extra_headers=headers) as response:
+            chunks = _as_async(response.iter_bytes())
+            yield Content(response.status_code, response.headers, response.http_request, chunks)
+
+    async def sleep(self, seconds: float, /) -> object:
+        return self._sleep(seconds) if seconds else None
+
+    async def close(self) -> None:
+        self._openai.close()
+
+
+class AwaitedCalls:
+    """With the SDK's asynchronous client."""
+
+    def __init__(self, openai: AsyncOpenAI, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
+        self._openai = openai.with_options(max_retries=0)
+        self._sleep = sleep
+
+    async def ask(self, call: Callable[[OpenAI], T]) -> T:
+        return await cast("Awaitable[T]", call(cast("OpenAI", self._openai)))
+
+    async def sleep(self, seconds: float, /) -> object:
+        return await self._sleep(seconds)
+
+    @contextlib.asynccontextmanager
+    async def content(self, file_id: str, headers: Mapping[str, str]) -> AsyncGenerator[Content]:
+        content = self._openai.files.with_streaming_response.content
+        async with content(file_id, extra_headers=headers) as response:
+            chunks = response.iter_bytes()
+            yield Content(response.status_code, response.headers, response.http_request, chunks)
+
+    async def close(self) -> None:
+        await self._openai.close()
+
+
+async def _as_async(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+
+
+def complete(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends, because all its calls block."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    coroutine.close()
+    raise RuntimeError("a blocking call was suspended")
+
+
+def iterate(items: AsyncGenerator[T, None]) -> Generator[T]:
+    """Iterate over an asynchronous generator that never suspends."""
+    try:
+        while True:
+            try:
+                item = complete(items.__anext__())
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        complete(items.aclose())

@@ -1,0 +1,126 @@
+"""One file on its way from the server, over as many attempts as it takes (RFC 9110, range requests)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any, BinaryIO, Final
+
+from openai import APIConnectionError, APIStatusError
+
+from .calls import Calls, Content
+
+_CONTENT_RANGE: Final = re.compile(r"bytes (?:([0-9]+)-[0-9]+|\*)/([0-9]+)")
+
+
+class Download:
+    """Writes a file, and resumes where a connection broke if the server still has the same version of it.
+
+    What is written is always the beginning of one version. Where the entity tag does not prove that the rest is of the
+    same version, the download starts again.
+
+    Args:
+        target: the local file, overwritten from its beginning.
+    """
+
+    def __init__(self, target: BinaryIO) -> None:
+        self._target = target
+        self._written = 0
+        self._total: int | None = None
+        """Bytes of this version, where the server says it."""
+        self._tag = ""
+        """Strong entity tag of this version, if it has one."""
+        self._trusted = True
+        """Whether the server has kept to the rules of range requests so far."""
+        self._longest = 0
+        self._longest_before = 0
+
+    def advanced(self) -> bool:
+        """Whether there is more than ever before, since the last call of this method.
+
+        A server that cannot resume, and always breaks off at the same place, makes no progress.
+        """
+        grown = self._longest > self._longest_before
+        self._longest_before = self._longest
+        return grown
+
+    async def attempt(self, calls: Calls, file_id: str) -> None:
+        """Receive the file, or the rest of it.
+
+        Raises:
+            openai.APIError: it is not whole. The next attempt continues from here.
+            OSError: the local file cannot be written.
+        """
+        rest = bool(self._written and self._tag and self._trusted)
+        headers = {"Accept-Encoding": "identity"}  # ranges count the bytes as they are sent
+        if rest:
+            headers |= {"Range": f"bytes={self._written}-", "If-Range": self._tag}
+        try:
+            async with calls.content(file_id, headers) as content:
+                if content.status == 206:
+                    self._check_rest(content, rest)
+                else:
+                    self._begin(content.headers)
+                async for chunk in _received(content):
+                    self._target.write(chunk)
+                    self._written += len(chunk)
+                    self._longest = max(self._longest, self._written)
+                self._check_end(content)
+        except APIStatusError as error:
+            if error.status_code != 416 or not rest:
+                raise
+            _, total = _content_range(error.response.headers)
+            if total != self._written:
+                self._restart()
+                raise APIConnectionError(message="the file has changed", request=error.request) from error
+
+    def _begin(self, headers: Mapping[str, str]) -> None:
+        self._restart()
+        if headers.get("content-encoding", "identity") != "identity":
+            return  # what arrives here is decoded: neither the length nor a range fits it
+        length, tag = headers.get("content-length", ""), headers.get("etag", "")
+        self._total = int(length) if length.isdecimal() else None
+        self._tag = tag if tag.startswith('"') else ""
+
+    def _check_rest(self, content: Content, asked: bool) -> None:
+        start, total = _content_range(content.headers)
+        same = content.headers.get("etag") == self._tag and self._total in (None, total)
+        if not asked or start != self._written or not same:
+            self._distrust(content.request, "the server has sent another part of the file than the one asked for")
+        self._total = total
+
+    def _check_end(self, content: Content) -> None:
+        if self._total is None or self._written == self._total:
+            return
+        message = f"the file ended after {self._written} of {self._total} bytes"
+        if self._written > self._total:
+            self._distrust(content.request, message)
+        raise APIConnectionError(message=message, request=content.request)
+
+    def _distrust(self, request: Any, message: str) -> None:
+        self._trusted = False
+        self._restart()
+        raise APIConnectionError(message=message, request=request)
+
+    def _restart(self) -> None:
+        self._target.seek(0)
+        self._target.truncate()
+        self._written, self._total, self._tag = 0, None, ""
+
+
+def _content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
+    """First byte and total of a ``Content-Range``."""
+    match = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
+    if not match:
+        return None, None
+    return int(match[1]) if match[1] else None, int(match[2])
+
+
+async def _received(content: Content) -> AsyncGenerator[bytes]:
+    """The chunks. While a body is streamed the SDK lets the exceptions of its HTTP library through."""
+    chunks: AsyncIterator[bytes] = content.chunks
+    try:
+        async for chunk in chunks:
+            yield chunk
+    except Exception as error:  # only of the iteration: what the caller raises does not come here
+        raise APIConnectionError(request=content.request) from error

@@ -1,0 +1,193 @@
+"""The built-in echo model: an OpenAI-compatible server for the demo, which repeats what it receives.
+
+`everbatch dev` uses it if no upstream is configured. Tokens are words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import math
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from api.http.server import listen, serve
+
+ECHO_MODEL = "echo"
+EMBEDDING_MODEL = "echo-embedding"
+CONTEXT_TOKENS = 4096
+DIMENSIONS = 16
+
+Json = dict[str, Any]
+
+
+@dataclass(eq=False)
+class Refusal(Exception):
+    """Answered with OpenAI's error envelope."""
+
+    status: int
+    message: str
+    code: str | None = None
+    param: str | None = None
+
+
+def create_echo_app(latency: float = 0.05) -> ASGIApp:
+    """The echo model as an ASGI app; a request takes half to one and a half times ``latency`` seconds."""
+
+    def endpoint(answer: Callable[[Json], Json], model: str) -> Callable[[Request], Awaitable[Response]]:
+        async def handle(request: Request) -> Response:
+            raw = await request.body()
+            digest = hashlib.blake2b(raw, digest_size=12).hexdigest()
+            head = {"id": f"{model}-{digest}", "created": int(time.time()), "model": model}
+            content = head | _answer(answer, raw, model)
+            await asyncio.sleep(latency * (0.5 + int(digest[:8], 16) / 2**32))
+            return JSONResponse(content, headers={"x-request-id": f"req_{digest}"})
+
+        return handle
+
+    return Starlette(
+        routes=[
+            Route("/v1/models", _list_models),
+            Route("/v1/chat/completions", endpoint(_chat, ECHO_MODEL), methods=["POST"]),
+            Route("/v1/completions", endpoint(_completion, ECHO_MODEL), methods=["POST"]),
+            Route("/v1/messages", endpoint(_message, ECHO_MODEL), methods=["POST"]),
+            Route("/v1/embeddings", endpoint(_embedding, EMBEDDING_MODEL), methods=["POST"]),
+        ],
+        exception_handlers={Refusal: _refused, 404: _unknown_url, 405: _unknown_url},
+    )
+
+
+@contextlib.asynccontextmanager
+async def run_echo_model(latency: float = 0.05) -> AsyncGenerator[str]:
+    """Serve the echo model from the running event loop, on a free loopback port; yields its base URL."""
+    listener = listen("127.0.0.1", 0)
+    stop = asyncio.Event()
+    serving = asyncio.create_task(serve(create_echo_app(latency), listener, stop))
+    try:
+        # The socket listens already, so a request that comes before the server is up waits in its backlog.
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    finally:
+        stop.set()
+        await serving
+
+
+def _answer(answer: Callable[[Json], Json], raw: bytes, model: str) -> Json:
+    try:
+        body: Json = json.loads(raw)
+        if body["model"] not in (ECHO_MODEL, EMBEDDING_MODEL):
+            raise Refusal(404, f"The model `{body['model']}` does not exist.", "model_not_found", "model")
+        if body["model"] != model:
+            raise Refusal(400, f"This endpoint is for the model `{model}`.", "unsupported_value", "model")
+        content = answer(body)
+        json.dumps(content, ensure_ascii=False).encode()  # half of a surrogate pair cannot be sent
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise Refusal(400, f"The body of the request is invalid ({type(error).__name__}).") from None
+    return content
+
+
+def _chat(body: Json) -> Json:
+    texts = [_text_of(message["content"]) for message in body["messages"]]
+    asked = [text for message, text in zip(body["messages"], texts, strict=True) if message["role"] == "user"]
+    answer, finish, usage = _generate(body, "messages", " ".join(texts), asked[-1])
+    message = {"role": "assistant", "content": answer, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+    return {"object": "chat.completion", "choices": [choice], "usage": usage}
+
+
+def _message(body: Json) -> Json:
+    """As Anthropic has it."""
+    chat = _chat(body)
+    (choice,), usage = chat["choices"], chat["usage"]
+    return {
+        "type": "message",
+        "role": "assistant",
+        "content": [{"type": "text", "text": choice["message"]["content"]}],
+        "stop_reason": "max_tokens" if choice["finish_reason"] == "length" else "end_turn",
+        "stop_sequence": None,
+        "usage": {"input_tokens": usage["prompt_tokens"], "output_tokens": usage["completion_tokens"]},
+    }
+
+
+def _text_of(content: str | list[Json]) -> str:
+    return content if isinstance(content, str) else " ".join(part["text"] for part in content)
+
+
+def _completion(body: Json) -> Json:
+    choices: list[Json] = []
+    usages: list[dict[str, int]] = []
+    for index, prompt in enumerate(_texts(body["prompt"])):
+        answer, finish, usage = _generate(body, "prompt", prompt, prompt)
+        choices.append({"index": index, "text": answer, "logprobs": None, "finish_reason": finish})
+        usages.append(usage)
+    total = {name: sum(usage[name] for usage in usages) for name in usages[0]}
+    return {"object": "text_completion", "choices": choices, "usage": total}
+
+
+def _generate(body: Json, param: str, prompt: str, said: str) -> tuple[str, str, dict[str, int]]:
+    """The answer, why it ends, and its usage."""
+    limit: int | None = body.get("max_completion_tokens") or body.get("max_tokens")
+    prompt_tokens = len(prompt.split())
+    if prompt_tokens + (limit or 0) > CONTEXT_TOKENS:
+        message = (
+            f"This model's maximum context length is {CONTEXT_TOKENS} tokens. However, you requested "
+            f"{prompt_tokens + (limit or 0)} tokens ({prompt_tokens} in the {param}, {limit or 0} in the "
+            f"completion). Please reduce the length of the {param} or completion."
+        )
+        raise Refusal(400, message, "context_length_exceeded", param)
+    words = f"You said: {said}".split(" ")
+    answer = " ".join(words[:limit])
+    completion_tokens = len(answer.split())
+    usage = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+    return answer, "length" if limit is not None and limit < len(words) else "stop", usage
+
+
+def _embedding(body: Json) -> Json:
+    texts = _texts(body["input"])
+    tokens = sum(len(text.split()) for text in texts)
+    data = [{"object": "embedding", "index": index, "embedding": _vector(text)} for index, text in enumerate(texts)]
+    return {"object": "list", "data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+
+
+def _vector(text: str) -> list[float]:
+    """A unit vector that follows from the text and means nothing."""
+    numbers = [byte - 127.5 for byte in hashlib.shake_256(text.encode()).digest(DIMENSIONS)]
+    norm = math.hypot(*numbers)
+    return [number / norm for number in numbers]
+
+
+def _texts(value: object) -> list[str]:
+    texts = cast("list[object]", value) if isinstance(value, list) else [value]
+    found = [text for text in texts if isinstance(text, str)]
+    if not found or len(found) != len(texts):
+        raise TypeError
+    return found
+
+
+async def _list_models(_request: Request) -> Response:
+    names = (ECHO_MODEL, EMBEDDING_MODEL)
+    models = [{"id": name, "object": "model", "created": 0, "owned_by": "everbatch"} for name in names]
+    return JSONResponse({"object": "list", "data": models})
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    content = {"message": error.message, "type": "invalid_request_error", "param": error.param, "code": error.code}
+    return JSONResponse({"error": content}, status_code=error.status)
+
+
+async def _unknown_url(request: Request, _error: Exception) -> Response:
+    return await _refused(request, Refusal(404, f"Invalid URL ({request.method} {request.url.path})"))

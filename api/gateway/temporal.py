@@ -1,0 +1,378 @@
+"""How the API talks to Temporal of batches: starts, signals, queries and describes batch workflows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
+
+from temporalio.client import (
+    Client,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowHistoryEventFilterType,
+)
+from temporalio.exceptions import WorkflowAlreadyStartedError
+
+from activities.records.catalog import Catalog
+from activities.records.reminders import RUN_LOOK_SECONDS
+from activities.store.object_store import ObjectNotFound, ObjectStore, StoreError
+from activities.temporal.batch_runs import CALL_LIMIT, BatchRuns, is_unknown
+from activities.temporal.payload_codec import SealedPayload
+from api.gateway.batch_looks import BatchLooks, with_counts
+from api.gateway.interface import (
+    BatchHasEnded,
+    BatchIsRunning,
+    BatchView,
+    IdempotencyConflict,
+    Progress,
+    TemporalUnavailable,
+)
+from api.gateway.pending import Pending, opened, read_pending, tell_missing
+from api.gateway.progress import live_counts, progress_of
+from api.gateway.readiness import CannotWrite, Readiness
+from api.gateway.shared_looks import Seen
+from api.gateway.standstill import Standstill
+from api.gateway.temporal_waits import CANNOT_WRITE, SEALED, STATUS_SECONDS, ended_wait, temporal_wait, unanswered_wait
+from api.gateway.waits import Told, waits_of, with_waits
+from api.gateway.worker_silence import LATE_SECONDS, WorkerSilence
+from api.gateway.workflow_reader import CALL_ERRORS, UNANSWERED, WorkflowReader, batches_of
+from workflows import contract
+from workflows.ids import is_batch_id
+from workflows.types import BatchPhase, BatchRecord, BatchSpec, BatchStatus
+from workflows.waits import Wait
+
+log = logging.getLogger("everbatch.api")
+
+CANCEL_SECONDS: Final = 12.0
+"""Until it must be certain whether a cancel came in time: a workflow task that was under way when its worker was killed
+is given to another after ten."""
+CANCEL_LOOK_SECONDS: Final = 0.05
+
+ViewRunning = Callable[[BatchRecord, WorkflowExecutionDescription, float], Coroutine[Any, Any, BatchView]]
+
+
+class TemporalGateway:
+    """See :class:`api.gateway.interface.Gateway` for the contract."""
+
+    def __init__(
+        self, client: Client, store: ObjectStore, task_queue: str, address: str, upstreams: Sequence[str] = ()
+    ) -> None:
+        """Args: ``client`` may be lazy; ``address`` is for messages; ``upstreams`` are the names of all, if given."""
+        self._client = client
+        self._catalog = Catalog(store)
+        self._task_queue = task_queue
+        self._address = address
+        self._upstreams = upstreams
+        self._looks = BatchLooks()
+        self._reader = WorkflowReader(client)
+        self._runs = BatchRuns(client, task_queue)
+        self._readiness = Readiness(client, task_queue)
+        self._standstill = Standstill(client, task_queue, self._readiness, address)
+        self._workers = WorkerSilence(self._readiness, task_queue)
+
+    async def create(self, spec: BatchSpec, *, idempotent: bool) -> BatchView:
+        if idempotent and (record := await self._record(spec.tenant, spec.batch_id)):
+            return await self._same(record, spec)  # Temporal may have forgotten it already
+        try:
+            await self._start(spec)
+        except WorkflowAlreadyStartedError:
+            return await self._same(await self._started_record(spec), spec)
+        except CALL_ERRORS as error:
+            raise self._unavailable(error) from error
+        return BatchView(await self._created(spec), Progress())
+
+    async def find(self, tenant: str, batch_id: str) -> BatchView:
+        return await self._looks.share((tenant, batch_id), lambda: self._find(tenant, batch_id))
+
+    async def _find(self, tenant: str, batch_id: str) -> BatchView:
+        try:
+            return await self.view(await self._known(tenant, batch_id))
+        except ObjectNotFound:
+            raise
+        except StoreError as error:
+            return await self._view_without_store(tenant, batch_id, error)
+
+    async def _view_without_store(self, tenant: str, batch_id: str, error: StoreError) -> BatchView:
+        """A batch as Temporal knows it, where its record cannot be read.
+
+        Raises:
+            StoreError: Temporal does not know it, or it has ended.
+        """
+        spec = await self._started_spec(batch_id) if is_batch_id(batch_id) else None
+        if spec is None or spec.tenant != tenant:
+            raise error
+        view = await self.view(BatchRecord(spec=spec, status=BatchStatus()))
+        if view.progress is None or view.progress.waiting:
+            return view
+        return self._telling(view.record, view.progress, [Told(error.wait)])
+
+    async def view(self, record: BatchRecord) -> BatchView:
+        """Climbs down a ladder: final record, workflow, what Temporal knows without a worker, last record."""
+        return await self._look(record, self._view_running)
+
+    async def glances(self, records: Sequence[BatchRecord]) -> list[BatchView]:
+        return await self._looks.glances(records, lambda record: self._look(record, self._view_listed))
+
+    async def _look(self, record: BatchRecord, view_running: ViewRunning) -> BatchView:
+        if record.status.phase.is_terminal:
+            self._looks.counts.forget(record.spec.batch_id)
+            return BatchView(record, None)
+        began = time.time()
+        try:
+            description = await self._reader.describe(record.spec.batch_id, STATUS_SECONDS)
+        except UNANSWERED as error:
+            if is_unknown(error):
+                return await self._ended(record, None)
+            return await self._view_unread(record, self._temporal_wait(error))
+        if description.status is not WorkflowExecutionStatus.RUNNING:
+            return await self._ended(record, description)
+        try:
+            return await view_running(record, description, began)
+        except (SealedPayload, KeyError) as error:  # the latter from the SDK, where this process has no keys at all
+            log.warning("batch %s cannot be read: %s", record.spec.batch_id, error)
+            return await self._view_unread(record, SEALED)
+
+    async def _view_running(
+        self, record: BatchRecord, description: WorkflowExecutionDescription, began: float
+    ) -> BatchView:
+        # Asked after the description, the workflow knows of every shard that was no longer pending in it.
+        left = began + STATUS_SECONDS - time.time()
+        status = await self._reader.query(record.spec.batch_id, left - LATE_SECONDS)
+        if status and status.phase.is_terminal:
+            return await self._ended(record, description)  # its record is written; the workflow is about to close
+        if status:
+            return await self._shown(record.spec, status, await self._pending(record, description), began)
+        view = await self._view_described(record, description, began)
+        wait = await self._workers.wait()
+        return self._gone(view, wait) if wait else view
+
+    def _gone(self, view: BatchView, wait: Wait) -> BatchView:
+        """Without what was seen of activities: nothing of them goes on."""
+        as_of = view.progress.as_of if view.progress else None
+        return self._telling(view.record, Progress(as_of=as_of), [Told(wait)])
+
+    async def _view_described(
+        self, record: BatchRecord, description: WorkflowExecutionDescription, began: float
+    ) -> BatchView:
+        """Without a word from the workflow itself: finished shards count from when it next writes its memo."""
+        last = self._looks.newest(record)
+        status, as_of = await self._reader.status(last.value.record if last else record, description)
+        if as_of is not None:
+            began = min(began, max(as_of, _as_of(last) or 0))
+        return await self._shown(record.spec, status, await self._pending(record, description), began)
+
+    async def _view_listed(
+        self, record: BatchRecord, description: WorkflowExecutionDescription, began: float
+    ) -> BatchView:
+        view = await self._view_described(record, description, began)
+        wait = await self._workers.known_wait()
+        return self._gone(view, wait) if wait else view
+
+    async def _view_unread(self, record: BatchRecord, wait: Wait) -> BatchView:
+        """As it was last seen, or as recorded."""
+        last = self._looks.newest(record)
+        return self._still(record.spec, last.value.record.status if last else record.status, wait, _as_of(last))
+
+    def _still(self, spec: BatchSpec, status: BatchStatus, wait: Wait, as_of: int | None) -> BatchView:
+        """A batch of which no activity is known, with counts that are no lower than any that were shown."""
+        counts = self._looks.counts.raise_to(spec.batch_id, status.counts)
+        return self._telling(with_counts(spec, status, counts), Progress(as_of=as_of), [Told(wait)])
+
+    def _telling(self, record: BatchRecord, progress: Progress, waits: Sequence[Told]) -> BatchView:
+        status = record.status
+        return BatchView(record, with_waits(progress, waits, record.spec, status, status.counts, time.time()))
+
+    async def _pending(self, record: BatchRecord, description: WorkflowExecutionDescription) -> list[Pending]:
+        activities = await opened(description.raw_description.pending_activities, self._client.data_converter)
+        pending = read_pending(activities)
+        if self._upstreams:
+            pending = tell_missing(pending, record.spec.inference_task_queue, self._upstreams)
+        return pending
+
+    async def _shown(self, spec: BatchSpec, status: BatchStatus, pending: list[Pending], began: float) -> BatchView:
+        counts = self._looks.counts.raise_to(spec.batch_id, live_counts(status, pending))
+        now = time.time()
+        progress = progress_of(status, counts, pending, now).model_copy(update={"as_of": int(began)})
+        waits = waits_of(spec, status, pending, now)
+        if not waits and (wait := await self._standstill.wait(spec.batch_id, status, pending, progress)):
+            waits = [Told(wait)]
+        return self._telling(with_counts(spec, status, counts), progress, waits)
+
+    async def cancel(self, tenant: str, batch_id: str) -> BatchView:
+        record = await self._known(tenant, batch_id)
+        was_asked = False
+        if not record.status.phase.is_terminal:
+            try:
+                was_asked = await self._runs.cancel(batch_id)
+            except CALL_ERRORS as error:
+                raise self._unavailable(error) from error
+        return await self._after_cancel(record, CANCEL_SECONDS if was_asked else 0)
+
+    async def _after_cancel(self, record: BatchRecord, seconds: float) -> BatchView:
+        """A batch that was asked to stop, once it is certain whether that came before its outcome was decided."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self._looks.forget(record)
+            view = await self.find(record.spec.tenant, record.spec.batch_id)
+            status = view.record.status
+            outcome = status.phase if status.phase.is_terminal else status.outcome
+            if outcome is BatchPhase.CANCELLED or (outcome is None and status.cancelling_at is not None):
+                return view
+            is_late = time.monotonic() >= deadline
+            if status.phase.is_terminal or (outcome and is_late):
+                raise BatchHasEnded(outcome or status.phase)
+            if is_late:
+                raise TemporalUnavailable("it is not known yet whether the batch is cancelled")
+            await asyncio.sleep(CANCEL_LOOK_SECONDS)
+
+    async def set_paused(self, tenant: str, batch_id: str, paused: bool) -> BatchView:
+        record = await self._known(tenant, batch_id)
+        if not record.status.phase.is_terminal:
+            await self._signal(batch_id, contract.PAUSE_SIGNAL if paused else contract.RESUME_SIGNAL)
+        self._looks.forget(record)
+        view = await self.find(tenant, batch_id)
+        if view.record.status.phase.is_terminal:
+            raise BatchHasEnded(view.record.status.phase)
+        return view
+
+    async def delete(self, tenant: str, batch_id: str) -> None:
+        record = (await self.find(tenant, batch_id)).record
+        if not record.status.phase.is_terminal:
+            raise BatchIsRunning
+        await asyncio.to_thread(self._catalog.delete_batch, record)
+        self._looks.forget(record)
+
+    async def count_by_status(self) -> dict[str, int]:
+        ours = batches_of(self._task_queue)
+        queries = [f"{ours} AND {contract.STATUS_ATTRIBUTE.name} = '{phase.value}'" for phase in BatchPhase]
+        try:
+            async with asyncio.timeout(STATUS_SECONDS):
+                counts = await asyncio.gather(*map(self._client.count_workflows, queries))
+        except UNANSWERED as error:
+            raise self._unavailable(error) from error
+        return {phase.value: answer.count for phase, answer in zip(BatchPhase, counts, strict=True)}
+
+    async def missing(self) -> list[str]:
+        try:
+            if await self._readiness.has_worker():
+                return []
+        except CannotWrite:
+            return [temporal_wait(self._address, CANNOT_WRITE).text]
+        except UNANSWERED as error:
+            return [self._temporal_wait(error).text]
+        return [f"no worker is polling the task queue {self._task_queue}"]
+
+    # Starting
+
+    async def _start(self, spec: BatchSpec) -> None:
+        lines = await asyncio.to_thread(self._prepare, spec)
+        await self._runs.start(spec, lines)
+        log.info("batch %s is started", spec.batch_id)
+
+    def _prepare(self, spec: BatchSpec) -> int | None:
+        """Have the janitor look after a batch from before its start on; how many lines its input has."""
+        self._catalog.remind("batch", spec.tenant, spec.batch_id, spec.created_at + RUN_LOOK_SECONDS)
+        record = self._catalog.find_file(spec.tenant, spec.input_file_id)
+        return record.lines if record else None  # validation will say that there is none
+
+    async def _same(self, record: BatchRecord, spec: BatchSpec) -> BatchView:
+        """The batch that an idempotency key stands for already."""
+        if record.deleted_at is not None or not record.spec.asks_for_the_same_as(spec):
+            raise IdempotencyConflict
+        return await self.view(record)
+
+    async def _started_record(self, spec: BatchSpec) -> BatchRecord:
+        """The record of a batch that is started; made from its history where nobody has written it yet."""
+        try:
+            return await self._known(spec.tenant, spec.batch_id)
+        except ObjectNotFound:
+            raise TemporalUnavailable("a batch that was started has no history") from None
+
+    async def _created(self, spec: BatchSpec) -> BatchRecord:
+        """The first record of a batch whose workflow is started."""
+        try:
+            await asyncio.to_thread(self._catalog.create_batch, spec)
+        except StoreError as error:
+            # Its worker writes it as well. An error here would have the client create another batch.
+            log.warning("the record of batch %s is left to its worker: %s", spec.batch_id, error)
+        return BatchRecord(spec=spec, status=BatchStatus())
+
+    async def _known(self, tenant: str, batch_id: str) -> BatchRecord:
+        """The newest record of a batch; of one that is started and has none yet, from its history.
+
+        Raises:
+            ObjectNotFound: neither the store nor Temporal knows it, or it is another tenant's.
+            TemporalUnavailable: the store does not know it, and Temporal cannot be asked.
+        """
+        if record := await self._record(tenant, batch_id):
+            if record.deleted_at is not None:
+                raise ObjectNotFound(batch_id[:80])
+            return record
+        spec = await self._started_spec(batch_id) if is_batch_id(batch_id) else None
+        if spec is None or spec.tenant != tenant:
+            raise ObjectNotFound(batch_id[:80])
+        return await self._created(spec)
+
+    async def _started_spec(self, batch_id: str) -> BatchSpec | None:
+        """What the workflow of this id was started with, if it is a batch's."""
+        try:
+            async with asyncio.timeout(STATUS_SECONDS):
+                return await self._runs.spec(batch_id)
+        except UNANSWERED as error:
+            raise self._unavailable(error) from error
+        except (SealedPayload, KeyError) as error:  # as in view; whose batch it is cannot be told
+            raise TemporalUnavailable(f"the API has no payload key for batch {batch_id}") from error
+
+    async def _record(self, tenant: str, batch_id: str) -> BatchRecord | None:
+        return await asyncio.to_thread(self._catalog.find_batch, tenant, batch_id)
+
+    # The end
+
+    async def _ended(self, record: BatchRecord, description: WorkflowExecutionDescription | None) -> BatchView:
+        """The batch has no run: its final record, or that the janitor is about to close it."""
+        spec = record.spec
+        final = await asyncio.to_thread(self._catalog.get_final, spec.tenant, spec.batch_id)
+        if final:
+            return await self.view(final)
+        if description is None:
+            return await self._view_unread(record, temporal_wait(self._address, "does not know this batch's workflow"))
+        status, _ = await self._reader.status(record, description)
+        closed_at = int(description.close_time.timestamp()) if description.close_time else int(time.time())
+        update = {"phase": BatchPhase.CANCELLING, "cancelling_at": status.cancelling_at or closed_at}
+        wait = ended_wait(await self._reason_of_end(description))
+        return self._still(spec, status.model_copy(update=update), wait, int(time.time()))
+
+    async def _reason_of_end(self, description: WorkflowExecutionDescription) -> str:
+        name = description.status.name.lower() if description.status else "unknown"
+        try:
+            events = self._reader.handle(description.id).fetch_history_events(
+                event_filter_type=WorkflowHistoryEventFilterType.CLOSE_EVENT
+            )
+            async for event in events:
+                if event.HasField("workflow_execution_terminated_event_attributes"):
+                    return event.workflow_execution_terminated_event_attributes.reason or name
+        except CALL_ERRORS:
+            log.warning("the end of batch %s cannot be read", description.id)
+        return name
+
+    async def _signal(self, batch_id: str, signal: str) -> None:
+        """Signal the workflow of a batch, unless it has closed."""
+        try:
+            await self._reader.handle(batch_id).signal(signal, rpc_timeout=CALL_LIMIT)
+        except CALL_ERRORS as error:
+            if not is_unknown(error):
+                raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> TemporalUnavailable:
+        log.warning("Temporal at %s: %s", self._address, error)
+        return TemporalUnavailable(self._temporal_wait(error).text)
+
+    def _temporal_wait(self, error: Exception) -> Wait:
+        return unanswered_wait(error, self._address, self._client.namespace, self._reader.silent_seconds)
+
+
+def _as_of(seen: Seen[BatchView] | None) -> int | None:
+    return seen.value.progress.as_of if seen and seen.value.progress else None

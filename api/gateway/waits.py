@@ -1,0 +1,132 @@
+"""What a running batch waits for, from all that is known of it, and the one sentence that says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from api.gateway.interface import Progress, Waiting
+from api.gateway.pending import Pending
+from workflows.types import BatchPhase, BatchSpec, BatchStatus, Counts
+from workflows.waits import EndsBy, Wait, finalizing_wait, pause_wait, validating_wait
+
+MOST_TOLD: Final = 3
+"""Waits of one batch that its sentence names: of as many upstreams, for example."""
+
+PATIENCE_SECONDS: Final = 2.0
+"""Before it is told that an input is being validated, or files are being written: most take less."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """A wait, and when what waits is tried again."""
+
+    wait: Wait
+    next_attempt_at: float | None = None
+    """Unix seconds."""
+
+
+def waits_of(spec: BatchSpec, status: BatchStatus, pending: Sequence[Pending], now: float) -> list[Told]:
+    """What a batch waits for by its own word and that of its activities, the soonest to end first.
+
+    Args: ``now`` is Unix time.
+    """
+    if status.paused_at is not None and not _is_ending(status):
+        return [Told(pause_wait(f"is paused; POST /v1/batches/{spec.batch_id}/resume lets it go on"))]
+    queues: dict[str, list[Pending]] = {}
+    for item in pending:
+        queues.setdefault(item.queue, []).append(item)
+    found = [told for items in queues.values() if (told := _first_waiting(items, now))]
+    if found:
+        return sorted(found, key=_next_attempt)
+    if status.finalizing_at is not None and now - status.finalizing_at >= PATIENCE_SECONDS:
+        return [Told(finalizing_wait())]
+    if status.phase is BatchPhase.VALIDATING and now - spec.created_at >= PATIENCE_SECONDS:
+        return [Told(validating_wait())]
+    return []
+
+
+def _is_ending(status: BatchStatus) -> bool:
+    return status.cancelling_at is not None or status.finalizing_at is not None
+
+
+def _first_waiting(items: Sequence[Pending], now: float) -> Told | None:
+    """Of the activities in one queue the one that waits, and for the shortest, with the requests of all that do."""
+    waiting = [item for item in items if item.wait]
+    if any(item.in_flight for item in items) and not any((item.next_attempt_at or 0) > now for item in waiting):
+        # On its way again: what is left of an outage is a place in the queue. What runs may still have to wait.
+        waiting = [item for item in waiting if item.limit is not None]
+    first = min(waiting, key=lambda item: item.next_attempt_at or math.inf, default=None)
+    if first is None or first.wait is None:
+        return None
+    requests = sum(item.wait.requests for item in waiting if item.wait)
+    return Told(first.wait.model_copy(update={"requests": requests}), first.next_attempt_at)
+
+
+def _next_attempt(told: Told) -> float:
+    return told.next_attempt_at or math.inf
+
+
+def with_waits(
+    progress: Progress, waits: Sequence[Told], spec: BatchSpec, status: BatchStatus, counts: Counts, now: float
+) -> Progress:
+    """The progress of a batch with what it waits for, if it does.
+
+    Args:
+        progress: without it.
+        waits: the first is told in fields too.
+        spec: of the batch; as the others.
+        status: as it is.
+        counts: the live ones.
+        now: Unix time.
+    """
+    if not waits:
+        return progress
+    first = waits[0]
+    left = counts.total - counts.completed - counts.failed
+    requests = first.wait.requests
+    if requests and len(waits) == 1 and not progress.in_flight:
+        requests = left  # those too that have not come to their turn
+    next_attempt_at = int(first.next_attempt_at) if first.next_attempt_at else None
+    parts = [first.wait.text]
+    if requests:
+        parts.append(f"{min(requests, left):,} of {counts.total:,} requests wait")
+    if first.wait.ends_by is EndsBy.OPERATOR:
+        parts.append("this does not end by itself, an operator has to act")
+    if first.next_attempt_at:
+        parts.append(f"next try {_in(first.next_attempt_at - now)}")
+    if not _is_ending(status):
+        parts.append(f"the window {_ends(spec.expires_at - now)}")
+    also = "; ".join(told.wait.text for told in waits[1:MOST_TOLD])
+    return progress.model_copy(
+        update={
+            "waiting": Waiting(
+                kind=first.wait.kind,
+                subject=first.wait.subject,
+                reason=first.wait.reason,
+                ends_by=first.wait.ends_by,
+                requests=min(requests, left) or None,
+                next_attempt_at=next_attempt_at,
+            ),
+            "waiting_reason": f"Waiting: {'; '.join(parts)}." + (f" Also waiting: {also}." if also else ""),
+            "next_attempt_at": next_attempt_at,
+        }
+    )
+
+
+def _in(seconds: float) -> str:
+    return f"in {duration(seconds)}" if seconds >= 1 else "at any moment"
+
+
+def _ends(seconds: float) -> str:
+    return f"ends in {duration(seconds)}" if seconds >= 1 else "has ended"
+
+
+def duration(seconds: float) -> str:
+    """For people, rounded down: ``12 s``, ``4 min``, ``23 h``."""
+    for size, unit, enough in ((86_400, "d", 3), (3_600, "h", 2), (60, "min", 2)):
+        if seconds >= enough * size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(seconds)} s"

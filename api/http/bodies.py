@@ -1,0 +1,110 @@
+"""Request bodies, streamed and limited in size."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from api.http.errors import ApiError
+
+JSON_LIMIT = 1 << 20
+"""Bytes in a JSON body."""
+_DRAIN_SECONDS = 10.0
+STALL_SECONDS = 30.0
+"""Without a byte of a body that is being read; then its request ends with a 408."""
+
+
+class Body:
+    """The bytes of a request's body. Fails as soon as there are too many."""
+
+    def __init__(self, request: Request, limit: int, allowance: int = 0) -> None:
+        """``allowance`` is for what wraps the content that ``limit`` is about."""
+        self._request = request
+        self._limit = limit
+        self._most = limit + allowance
+        self._size = 0
+        self._ended = False
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives.
+
+        Raises:
+            ApiError: it is, or says that it is, above the limit.
+            ClientDisconnect: it ended early.
+        """
+        declared = self._request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._most:
+            raise too_large(self._limit)
+        while not self._ended:
+            chunk = await self._receive()
+            if self._size > self._most:
+                raise too_large(self._limit)
+            if chunk:
+                yield chunk
+
+    async def drain(self) -> None:
+        """Read on and forget, within bounds.
+
+        Many clients read an answer only once they have sent all, and see a reset connection if the server
+        closes before.
+        """
+        if self._size == 0 and "expect" in self._request.headers:
+            return  # the client waits for a word before it sends, and the answer is that word
+        most = self._size + self._most
+        with contextlib.suppress(TimeoutError, ClientDisconnect):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while not self._ended and self._size <= most:
+                    await self._receive()
+
+    async def _receive(self) -> bytes:
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                message = await self._request.receive()
+        except TimeoutError:
+            self._ended = True  # nothing to drain either
+            text = f"No data of the request's body arrived for {STALL_SECONDS:g} s."
+            raise ApiError(408, text, code="request_timeout", headers={"Connection": "close"}) from None
+        if message["type"] == "http.disconnect":
+            self._ended = True
+            raise ClientDisconnect
+        self._ended = not message.get("more_body", False)
+        chunk: bytes = message.get("body", b"")
+        self._size += len(chunk)
+        return chunk
+
+
+def too_large(limit: int) -> ApiError:
+    return ApiError(413, f"The request is larger than the maximum of {limit} bytes.")
+
+
+class _JsonRequest(Request):
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            body = Body(self, JSON_LIMIT)
+            try:
+                self._body = b"".join([chunk async for chunk in body.chunks()])
+            except ApiError:
+                await body.drain()
+                raise
+        return self._body
+
+
+class JsonRoute(APIRoute):
+    """A route whose body is bounded.
+
+    Starlette's ``max_body_size`` would do, but answers a declared length in plain text, past every handler.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def bounded(request: Request) -> Response:
+            return await handle(_JsonRequest(request.scope, request.receive))
+
+        return bounded

@@ -1,0 +1,152 @@
+"""Protection against hostile clients that uvicorn lacks: timeouts, a limit of connections, and errors as JSON.
+
+Uvicorn waits for a request's head, and for a client that stops reading its answer, for ever. Its `limit_concurrency`
+counts connections too, but answers in plain text, and only those that have sent a head.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any, Final, cast
+
+import h11
+from starlette.types import Receive, Scope, Send
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from api.http.errors import RETRY_AFTER, ApiError, error_response
+from api.http.middleware import new_request_id
+
+log = logging.getLogger("everbatch.api")
+
+HEAD_SECONDS: Final = 15.0
+"""From the first moment of a connection, or the first byte of a further request, to the end of the request's head."""
+IDLE_SECONDS: Final = 60
+"""Between two requests. Longer than clients keep connections, so that the client is the one to close."""
+WRITE_SECONDS: Final = 60.0
+"""For a client to take what waits to be sent to it, at most 64 KiB."""
+SAY_AGAIN_SECONDS: Final = 60.0
+
+_MALFORMED: Final = ApiError(400, "The request is not valid HTTP.")
+_FULL: Final = ApiError(
+    503,
+    "The server has reached its maximum number of connections. Please try again.",
+    "server_error",
+    headers=RETRY_AFTER,
+)
+
+
+class Connection(H11Protocol):
+    """One connection of a client."""
+
+    def __init__(self, most: int, config: Config, server_state: ServerState, app_state: dict[str, Any], **more: Any):
+        """Args: ``most`` connections may there be at once."""
+        super().__init__(config, server_state, app_state, **more)
+        self._most = most
+        self._since = 0.0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered on it."""
+        cycle = cast("Any", self.cycle)  # uvicorn leaves it unset until the first request
+        return cycle is None or cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._since = self.loop.time()
+        self._watch_head()
+        if len(self.connections) > self._most and not self._close_longest_idle():
+            self.app = cast("Any", _answer_full)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def on_response_complete(self) -> None:
+        self._since = self.loop.time()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._head_timer, self._write_timer):
+            if timer:
+                timer.cancel()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._write_timer:
+            self._write_timer.cancel()
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        response = error_response(_MALFORMED)
+        headers = [*response.raw_headers, (b"x-request-id", new_request_id().encode()), (b"connection", b"close")]
+        self._unset_keepalive_if_required()
+        if self.conn.our_state is h11.IDLE or self.conn.our_state is h11.SEND_RESPONSE:
+            answer: list[h11.Event] = [
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=bytes(response.body)),
+                h11.EndOfMessage(),
+            ]
+            for event in answer:
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _watch_head(self) -> None:
+        if not self.is_idle:
+            if self._head_timer:
+                self._head_timer.cancel()
+                self._head_timer = None
+        elif not self._head_timer:
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _close_longest_idle(self) -> bool:
+        """Make room, so that those who connect and say nothing keep nobody out."""
+        everybody = cast("set[Connection]", self.connections)
+        others = (one for one in everybody if one is not self and one.is_idle)
+        if (idle := min(others, key=lambda one: one._since, default=None)) is None:
+            return False
+        idle.transport.abort()
+        self.connections.discard(idle)
+        return True
+
+
+async def _answer_full(scope: Scope, receive: Receive, send: Send) -> None:
+    response = error_response(_FULL)
+    response.headers["x-request-id"] = new_request_id()
+    response.headers["connection"] = "close"
+    await response(scope, receive, send)
+
+
+class OutOfDescriptors:
+    """An event loop handler that logs, once a minute, that connections cannot be accepted.
+
+    Asyncio would say it, with a traceback, once for each place in the listener's queue and second.
+    """
+
+    def __init__(self) -> None:
+        self._said_at = float("-inf")
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not context.get("message", "").startswith("socket.accept()"):
+            loop.default_exception_handler(context)
+            return
+        now = time.monotonic()
+        if now - self._said_at >= SAY_AGAIN_SECONDS:
+            self._said_at = now
+            error = context.get("exception")
+            reason = error.strerror if isinstance(error, OSError) else "out of resources"
+            log.error(
+                "cannot accept connections: %s. Raise the limit of open files (ulimit -n) or lower "
+                "EVERBATCH_MAX_CONNECTIONS",
+                reason,
+            )

@@ -1,0 +1,152 @@
+"""Responses with the content of a stored file."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Final, NamedTuple
+from urllib.parse import quote
+
+from starlette.datastructures import Headers
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from activities.records.catalog import FileRecord
+from activities.store.object_store import StoreError
+from api.http.errors import ApiError
+
+_LONGEST_NAME = 150
+_RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+
+
+class Reader:
+    """The chunks of an object, read in threads."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._lock = threading.Lock()
+
+    def next(self) -> bytes:
+        """The next chunk; empty at the end."""
+        with self._lock:
+            return next(self._chunks, b"")
+
+    def close(self) -> None:
+        """Let go of what is open, once a read that is under way in another thread has ended."""
+        with self._lock:
+            # An iterator is all that stores promise, but what holds a file open can be closed.
+            close: Callable[[], None] | None = getattr(self._chunks, "close", None)
+            if close:
+                close()
+
+
+class Span(NamedTuple):
+    """The bytes of a file that a client is sent."""
+
+    start: int
+    length: int
+
+
+def entity_tag(record: FileRecord) -> str:
+    """The same as long as the bytes are: an id stands for one content."""
+    return f'"{record.id}"'
+
+
+def span_of(record: FileRecord, headers: Headers) -> Span | None:
+    """What a request for a file's content asks for; ``None`` for all of it.
+
+    Several ranges, a malformed one, and one of another version of the file ask for all.
+
+    Raises:
+        ApiError: 416, the range begins behind the end of the file.
+    """
+    match = _RANGE.fullmatch(headers.get("range", "").strip())
+    if not match or headers.get("if-range", entity_tag(record)).strip() != entity_tag(record):
+        return None
+    first, last = match.groups()
+    if first:
+        start, end = int(first), min(int(last) + 1, record.bytes) if last else record.bytes
+        if last and int(last) < start:
+            return None
+    elif last:
+        start, end = max(record.bytes - int(last), 0), record.bytes
+    else:
+        return None
+    if start >= end:
+        text = f"The range starts after the end of the file, which has {record.bytes} bytes."
+        raise ApiError(416, text, headers={"Content-Range": f"bytes */{record.bytes}", "ETag": entity_tag(record)})
+    return Span(start, end - start)
+
+
+def is_known(record: FileRecord, headers: Headers) -> bool:
+    """Whether the client has this content already, as it says by ``If-None-Match``."""
+    tags = [tag.strip().removeprefix("W/") for tag in headers.get("if-none-match", "").split(",")]
+    return "*" in tags or entity_tag(record) in tags
+
+
+def content_headers(record: FileRecord, span: Span | None) -> dict[str, str]:
+    headers = {
+        "Content-Length": str(span.length if span else record.bytes),
+        "Content-Disposition": disposition(record.filename),
+        "Accept-Ranges": "bytes",
+        "ETag": entity_tag(record),
+    }
+    if span:
+        headers["Content-Range"] = f"bytes {span.start}-{span.start + span.length - 1}/{record.bytes}"
+    return headers
+
+
+class ReaderResponse(StreamingResponse):
+    """What a reader gives. It is closed, whether or not all of it was sent."""
+
+    def __init__(
+        self,
+        content: AsyncIterator[bytes],
+        reader: Reader,
+        status_code: int = 200,
+        headers: dict[str, str] | None = None,
+        media_type: str = "application/octet-stream",
+    ) -> None:
+        super().__init__(content, status_code, headers, media_type=media_type)
+        self._reader = reader
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # Left to the garbage collector, abandoned downloads would pile up open files. Not awaited: where the
+            # client has gone this task is cancelled.
+            asyncio.get_running_loop().run_in_executor(None, self._reader.close)
+
+
+class Download(ReaderResponse):
+    """A file whose first chunk is read already, so that a store that cannot be read is still a 503."""
+
+    def __init__(self, record: FileRecord, span: Span | None, first: bytes, reader: Reader) -> None:
+        content = _content(first, reader, span.length if span else record.bytes)
+        super().__init__(content, reader, 206 if span else 200, content_headers(record, span))
+
+
+async def _content(first: bytes, reader: Reader, size: int) -> AsyncIterator[bytes]:
+    """The chunks, or an exception. Ending early and cleanly would pass for the whole file."""
+    sent = 0
+    chunk = first
+    while chunk:
+        sent += len(chunk)
+        yield chunk
+        chunk = await asyncio.to_thread(reader.next)
+    if sent != size:
+        raise StoreError(f"{size} bytes of a file ended after {sent}")
+
+
+def disposition(filename: str) -> str:
+    """A header that no file name can break out of. Its last part only, short enough for every proxy."""
+    name = filename.replace("\\", "/").rsplit("/", 1)[-1]
+    name = "".join(character for character in name if character.isprintable())[-_LONGEST_NAME:] or "file"
+    plain = "".join(character if character.isascii() and character != '"' else "_" for character in name)
+    header = f'attachment; filename="{plain}"'
+    if not name.isascii():
+        header += f"; filename*=UTF-8''{quote(name, safe='')}"
+    return header

@@ -1,0 +1,131 @@
+"""The items of one array in a JSON object, cut out of bytes as they arrive.
+
+A body with 100,000 requests is one JSON value, and no decoder at hand reads one in pieces. So the ends of the items are
+found here, and each item is left to the decoder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+_STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
+_INSIDE: Final = re.compile(rb'(?:[^][{}"]++|%b)*+' % _STRING, re.DOTALL)
+"""Up to the next bracket, or to a string that does not end in this chunk."""
+_BETWEEN: Final = re.compile(rb'(?:[^][{},"]++|%b)*+' % _STRING, re.DOTALL)
+"""The same, or up to the next comma."""
+_STRING_END: Final = re.compile(_STRING[1:], re.DOTALL)
+_MEMBERS: Final = 1
+"""The depth of the object's members …"""
+_ITEMS: Final = 2
+"""… and of the array's items."""
+_MAX_REST: Final = 1 << 20
+_TAIL: Final = 200
+"""Bytes before the array among which its name is."""
+
+
+class MalformedItems(ValueError):
+    """The bytes are not an object with such an array."""
+
+
+class TooLong(MalformedItems):
+    """An item, or what is around the items, is too long to hold."""
+
+
+class JsonItems:
+    """Holds one item at a time. What is around the items is in :attr:`rest`, with an empty array in their place.
+
+    Args:
+        name: of the array, a member of the object.
+        most: bytes of an item.
+    """
+
+    def __init__(self, name: str, most: int) -> None:
+        self._opening = re.compile(rb'[{,]\s*+"%b"\s*+:\s*+\[\Z' % name.encode())
+        self._most = most
+        self._depth = 0
+        self._in_string = False
+        self._is_escaped = False
+        self._in_items = False
+        self._item = bytearray()
+        self._count = 0
+        self.arrays = 0
+        """How often the object had the array so far."""
+        self.rest = bytearray()
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """The items that end in a chunk. Take them all before the next.
+
+        Raises:
+            MalformedItems: see there.
+        """
+        start = at = 0
+        while at < len(chunk):
+            if self._in_string:
+                at = self._end_of_string(chunk, at)
+                continue
+            run = (_BETWEEN if self._in_items and self._depth == _ITEMS else _INSIDE).match(chunk, at)
+            at = run.end() if run else at
+            mark = chunk[at : at + 1]
+            at += 1
+            if mark == b'"':
+                self._in_string = True
+            elif mark in (b"[", b"{"):
+                self._depth += 1
+                if mark == b"[" and self._depth == _ITEMS and not self._in_items:
+                    self._hold(chunk[start:at])
+                    start = at
+                    self._open()
+            elif mark in (b"]", b"}"):
+                self._depth -= 1
+                if self._in_items and self._depth == _MEMBERS:
+                    self._hold(chunk[start : at - 1])
+                    start = at - 1
+                    yield from self._ended(is_last=True)
+                    self._in_items = False
+            elif mark == b",":
+                self._hold(chunk[start : at - 1])
+                start = at
+                yield from self._ended(is_last=False)
+        self._hold(chunk[start:])
+
+    def end(self) -> None:
+        """The last chunk has been fed.
+
+        Raises:
+            MalformedItems: the object has not ended.
+        """
+        if self._depth or self._in_string:
+            raise MalformedItems("it ends early")
+
+    def _end_of_string(self, chunk: bytes, at: int) -> int:
+        at += self._is_escaped
+        self._is_escaped = False
+        if match := _STRING_END.match(chunk, at):
+            self._in_string = False
+            return match.end()
+        left = chunk[at:]
+        self._is_escaped = (len(left) - len(left.rstrip(b"\\"))) % 2 == 1
+        return len(chunk)
+
+    def _open(self) -> None:
+        if self._opening.search(self.rest[-_TAIL:]):
+            self._in_items = True
+            self._count = 0
+            self.arrays += 1
+
+    def _hold(self, data: bytes) -> None:
+        held, most = (self._item, self._most) if self._in_items else (self.rest, _MAX_REST)
+        held += data
+        if len(held) > most:
+            raise TooLong(f"a part of it is longer than {most} bytes")
+
+    def _ended(self, *, is_last: bool) -> Iterator[bytes]:
+        item = bytes(self._item).strip()
+        self._item.clear()
+        if item:
+            self._count += 1
+            yield item
+        elif self._count or not is_last:
+            raise MalformedItems("an item of the array is missing")

@@ -1,0 +1,84 @@
+"""``GET /metrics`` of the API, for Prometheus. The Temporal SDK serves its own on ``EVERBATCH_METRICS_ADDRESS``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Final
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.responses import Response
+
+from api.gateway.interface import Gateway, TemporalUnavailable
+
+COUNT_SECONDS: Final = 10.0
+"""How long a count of batches is shown before Temporal is asked again, however many scrape."""
+_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class ApiMetrics:
+    """The counters of one API process, and the number of batches. No label contains text from a client."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "everbatch_http_requests",
+            "Requests answered by the API.",
+            ["method", "route", "status"],
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "everbatch_http_request_duration_seconds",
+            "From the request's first byte to the answer's last.",
+            ["method", "route"],
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
+        self._batches = Gauge(
+            "everbatch_batches",
+            "Batches by status, as Temporal knows them: ended ones until its retention is over.",
+            ["status"],
+            registry=self._registry,
+        )
+        self._counted_at = float("-inf")
+        self._counting = asyncio.Lock()
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one request. ``route`` is the pattern of its path, not the path."""
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(method, route).observe(seconds)
+
+    async def exposition(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        async with self._counting:
+            if time.monotonic() - self._counted_at >= COUNT_SECONDS:
+                await self._count_batches()
+        return generate_latest(self._registry)
+
+    async def _count_batches(self) -> None:
+        try:
+            counts = await self._gateway.count_by_status()
+        except TemporalUnavailable:
+            self._batches.clear()  # rather no figure than an old one
+            return
+        self._counted_at = time.monotonic()
+        for status, count in counts.items():
+            self._batches.labels(status).set(count)
+
+
+_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+
+def metrics_router(metrics: ApiMetrics) -> APIRouter:
+    router = APIRouter(tags=["Health"])
+
+    async def show() -> Response:
+        """Metrics in Prometheus' text format."""
+        return Response(await metrics.exposition(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    # Not PlainTextResponse: the document would have errors be plain text too.
+    router.add_api_route("/metrics", show, methods=["GET"], name="metrics", response_class=Response, responses=_TEXT)
+    return router

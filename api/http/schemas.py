@@ -1,0 +1,345 @@
+"""The objects of OpenAI's Files and Batches API. Responses contain every key, ``null`` if unset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, cast
+
+from fastapi import Header
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
+
+from activities.records.catalog import FileRecord
+from activities.records.uploads import UploadState, UploadStatus
+from activities.webhooks import check_url, signing_key
+from api.gateway.interface import BatchView, Progress
+from workflows.ids import result_file_id
+from workflows.types import BatchPhase, BatchStatus
+
+Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
+RetryCount = Annotated[str | None, Header(alias="x-stainless-retry-count", include_in_schema=False)]
+"""How often OpenAI's SDK has sent this request before. It sends no idempotency key."""
+WebhookEvent = Literal["batch.completed", "batch.failed", "batch.cancelled", "batch.expired"]
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+
+
+class _Strict(BaseModel):
+    # A number is no string: what a client meant by `metadata: {"user": 7}` is not ours to guess.
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+def _checked_url(url: str) -> str:
+    try:
+        return check_url(url)
+    except ValueError as error:
+        raise ValueError(f"the URL {error}") from None
+
+
+def _signs(secret: str) -> str:
+    signing_key(secret)
+    return secret
+
+
+class ExpiresAfter(_Strict):
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=3600, le=2_592_000)
+
+
+class Webhook(_Strict):
+    """Ours: who hears of the end of this batch, beside the webhooks of the operator."""
+
+    url: Annotated[str, Field(max_length=2048), AfterValidator(_checked_url)]
+    secret: Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_signs)]
+    """It signs, as those of the operator do: `whsec_` followed by base64, or any text."""
+    events: Annotated[list[WebhookEvent], Field(min_length=1)] | None = None
+
+
+class CreateBatch(_Strict):
+    # The order of the fields is the order in which errors are reported.
+    input_file_id: str = Field(min_length=1, max_length=255)
+    endpoint: str
+    completion_window: str
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    output_expires_after: ExpiresAfter | None = None
+    webhook: Webhook | None = None
+    idempotency_key: str | None = Field(None, min_length=1, max_length=255)
+    """The header `Idempotency-Key` wins over it."""
+
+
+class RetryBatch(_Strict):
+    codes: list[str] | None = None
+    """Of the errors whose requests are retried; `null` retries all that failed."""
+    webhook: Webhook | None = None
+    idempotency_key: str | None = Field(default=None, min_length=1, max_length=255)
+    """The header `Idempotency-Key` wins over it."""
+
+
+def create_batch_model(endpoints: Sequence[str], windows: Sequence[str]) -> type[CreateBatch]:
+    """What this server takes: the choices are in the model, so that the OpenAPI document names them too."""
+
+    def with_version(value: object) -> object:
+        # Azure's clients leave it out.
+        return f"/v1{value}" if isinstance(value, str) and f"/v1{value}" in endpoints else value
+
+    choice = cast("Any", Literal)
+    fields: dict[str, Any] = {
+        "endpoint": (Annotated[choice[tuple(endpoints)], BeforeValidator(with_version)], ...),
+        "completion_window": (choice[tuple(windows)], ...),
+    }
+    return create_model("CreateBatch", __base__=CreateBatch, **fields)
+
+
+class FileObject(BaseModel):
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int | None
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+    status_details: None = None
+
+
+class CreateUpload(_Strict):
+    bytes: int = Field(ge=0)
+    filename: str = Field(min_length=1, max_length=255)
+    mime_type: str = Field(min_length=1, max_length=255)
+    purpose: Purpose
+    expires_after: ExpiresAfter | None = None
+
+
+class CompleteUpload(_Strict):
+    part_ids: list[str]
+    md5: str | None = None
+
+
+class Upload(BaseModel):
+    id: str
+    object: Literal["upload"] = "upload"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: UploadStatus
+    expires_at: int
+    file: FileObject | None
+
+
+class UploadPart(BaseModel):
+    id: str
+    object: Literal["upload.part"] = "upload.part"
+    created_at: int
+    upload_id: str
+
+
+class FileDeleted(BaseModel):
+    id: str
+    object: Literal["file"] = "file"
+    deleted: bool = True
+
+
+class FileList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[FileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class BatchErrorItem(BaseModel):
+    code: str
+    message: str
+    param: str | None
+    line: int | None
+
+
+class BatchErrors(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[BatchErrorItem]
+
+
+class RequestCounts(BaseModel):
+    total: int
+    completed: int
+    failed: int
+
+
+class InputTokensDetails(BaseModel):
+    cached_tokens: int
+
+
+class OutputTokensDetails(BaseModel):
+    reasoning_tokens: int
+
+
+class BatchUsage(BaseModel):
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class Batch(BaseModel):
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    model: str | None
+    errors: BatchErrors | None
+    input_file_id: str
+    completion_window: str
+    status: str
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: RequestCounts
+    usage: BatchUsage
+    metadata: dict[str, str] | None
+    retried_by: str | None
+    """Not OpenAI's: the batch that retries this one. What that one retries is in its metadata, as `retry_of`."""
+    progress: Progress | None
+    """Not OpenAI's: how the batch gets on."""
+
+
+class BatchList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Batch]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(BaseModel):
+    error: ErrorDetail
+
+
+def error_responses(*statuses: int | str) -> dict[int | str, dict[str, Any]]:
+    """The error responses of a route, for the OpenAPI document.
+
+    They refer to the schema instead of naming the model, for each of which FastAPI would build a validator of its own:
+    that took most of the time in which an application is made.
+    """
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{Error.__name__}"}}}
+    return {status: {"content": content} for status in statuses}
+
+
+def file_object(record: FileRecord) -> FileObject:
+    return FileObject(
+        id=record.id,
+        bytes=record.bytes,
+        created_at=record.created_ms // 1000,
+        expires_at=record.expires_at,
+        filename=record.filename,
+        purpose=record.purpose,
+    )
+
+
+def upload_object(upload: UploadState) -> Upload:
+    record = upload.record
+    return Upload(
+        id=record.id,
+        bytes=record.bytes,
+        created_at=record.created_at,
+        filename=record.filename,
+        purpose=record.purpose,
+        status=upload.status,
+        expires_at=record.expires_at,
+        file=file_object(upload.file) if upload.file else None,
+    )
+
+
+def file_list(records: list[FileRecord], has_more: bool) -> FileList:
+    data = [file_object(record) for record in records]
+    return FileList(
+        data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=has_more
+    )
+
+
+def batch_list(
+    views: Sequence[BatchView], retried_by: Sequence[str | None], *, has_more: bool, partial: bool = False
+) -> BatchList:
+    data = [batch_object(view, retry, partial=partial) for view, retry in zip(views, retried_by, strict=True)]
+    return BatchList(
+        data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=has_more
+    )
+
+
+def batch_object(view: BatchView, retried_by: str | None = None, *, partial: bool = False) -> Batch:
+    """Args: ``partial`` shows the ids of result files from their first line on."""
+    spec, status = view.record.spec, view.record.status
+    output_file_id, error_file_id = status.output_file_id, status.error_file_id
+    if partial and not status.phase.is_terminal:
+        output_file_id = result_file_id(spec.batch_id, "output") if status.counts.completed else None
+        error_file_id = result_file_id(spec.batch_id, "error") if status.counts.failed else None
+    return Batch(
+        id=spec.batch_id,
+        endpoint=spec.endpoint,
+        model=status.model,
+        errors=_errors(status),
+        input_file_id=spec.input_file_id,
+        completion_window=spec.completion_window,
+        status=_phase(status).value,
+        output_file_id=output_file_id,
+        error_file_id=error_file_id,
+        created_at=spec.created_at,
+        in_progress_at=status.in_progress_at,
+        expires_at=spec.expires_at,
+        finalizing_at=status.finalizing_at,
+        completed_at=status.completed_at,
+        failed_at=status.failed_at,
+        expired_at=status.expired_at,
+        cancelling_at=status.cancelling_at,
+        cancelled_at=status.cancelled_at,
+        request_counts=RequestCounts(
+            total=status.counts.total, completed=status.counts.completed, failed=status.counts.failed
+        ),
+        usage=_usage(status),
+        metadata=spec.metadata,
+        retried_by=retried_by,
+        progress=view.progress,
+    )
+
+
+def _phase(status: BatchStatus) -> BatchPhase:
+    """A batch that was asked to stop says so, whatever it is still busy with."""
+    if status.cancelling_at is not None and not status.phase.is_terminal:
+        return BatchPhase.CANCELLING
+    return status.phase
+
+
+def _errors(status: BatchStatus) -> BatchErrors | None:
+    if not status.errors:
+        return None
+    items = [
+        BatchErrorItem(code=error.code, message=error.message, param=error.param, line=error.line)
+        for error in status.errors
+    ]
+    return BatchErrors(data=items)
+
+
+def _usage(status: BatchStatus) -> BatchUsage:
+    usage = status.usage
+    return BatchUsage(
+        input_tokens=usage.input_tokens,
+        input_tokens_details=InputTokensDetails(cached_tokens=usage.cached_tokens),
+        output_tokens=usage.output_tokens,
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=usage.reasoning_tokens),
+        total_tokens=usage.input_tokens + usage.output_tokens,
+    )

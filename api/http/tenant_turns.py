@@ -1,0 +1,108 @@
+"""How many requests of one tenant an API process handles at once, so that they do not slow down other tenants.
+
+Requests of a tenant that are too many wait for its own others, in the order in which they came, and are refused where
+that takes long. They are of three kinds, so that a tenant's uploads do not hold up its questions either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from enum import Enum
+from typing import Final
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api.http.auth import caller_of, refuse
+from api.http.errors import ApiError
+
+MOST_WAITING: Final = 500
+"""Requests of one kind and tenant that wait; what comes beyond is refused at once."""
+
+_TRANSFER: Final = re.compile(
+    r"POST /v1/(files|uploads/[^/]*/parts|messages/batches)"
+    r"|GET /v1/(files/[^/]*/content|(messages/)?batches/[^/]*/results)"
+)
+_LIST: Final = re.compile(r"GET /v1/(files|batches|uploads|messages/batches)")
+
+
+class Kind(Enum):
+    """With how many a tenant may have under way, and how many seconds others wait for one of these to end."""
+
+    TRANSFER = (4, 30.0)
+    LIST = (2, 10.0)
+    OTHER = (16, 10.0)
+
+    @property
+    def most(self) -> int:
+        return self.value[0]
+
+    @property
+    def patience(self) -> float:
+        return self.value[1]
+
+
+def kind_of(method: str, path: str) -> Kind:
+    asked = f"{method} {path}"
+    if _TRANSFER.fullmatch(asked):
+        return Kind.TRANSFER
+    return Kind.LIST if _LIST.fullmatch(asked) else Kind.OTHER
+
+
+class TenantTurns:
+    """Stands behind :class:`api.http.auth.AuthMiddleware`, which says whose request it is."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._lanes: dict[tuple[str, Kind], _Lane] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller = caller_of(scope)
+        if caller is None:
+            await self._app(scope, receive, send)
+            return
+        kind = kind_of(scope["method"], scope["path"])
+        try:
+            async with self._turn(caller.tenant, kind):
+                await self._app(scope, receive, send)
+        except _TooMany:
+            text = (
+                f"Rate limit reached for requests in organization {caller.tenant}. Limit: {kind.most} of this kind at "
+                "once. Please try again later."
+            )
+            error = ApiError(429, text, type="requests", code="rate_limit_exceeded", headers={"Retry-After": "5"})
+            await refuse(error, Request(scope, receive), send)
+
+    @asynccontextmanager
+    async def _turn(self, tenant: str, kind: Kind) -> AsyncGenerator[None]:
+        lane = self._lanes.setdefault((tenant, kind), _Lane(kind))
+        lane.users += 1
+        try:
+            if lane.users > kind.most + MOST_WAITING:
+                raise _TooMany
+            try:
+                async with asyncio.timeout(kind.patience):
+                    await lane.room.acquire()
+            except TimeoutError:
+                raise _TooMany from None
+            try:
+                yield
+            finally:
+                lane.room.release()
+        finally:
+            lane.users -= 1
+            if not lane.users:
+                del self._lanes[tenant, kind]
+
+
+class _Lane:
+    def __init__(self, kind: Kind) -> None:
+        self.room = asyncio.Semaphore(kind.most)
+        self.users = 0
+
+
+class _TooMany(Exception):
+    """The request did not get a turn in time."""

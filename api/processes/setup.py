@@ -1,0 +1,118 @@
+"""`everbatch setup`: prepares the Temporal namespace and the store for the API and the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from activities.configured import open_store
+from activities.settings import Settings
+from activities.store.object_store import StoreError
+from activities.temporal.connection import ConnectOptions, connect_when_there
+from activities.temporal.deployment import NotPromoted, promote, versions
+from activities.temporal.namespace import SEARCH_ATTRIBUTES, ensure_namespace, ensure_search_attributes
+from activities.temporal.payload_codec import data_converter
+from activities.temporal.schedule import prepare_schedule
+from activities.worker import BUILD_ID
+from api.processes.run import Say, StartError, stop_on_signals
+
+log = logging.getLogger("everbatch.setup")
+
+STORE_TRIES = 30
+"""Looks at the store, a second apart, before it counts as not there: it may be starting too."""
+
+
+async def run_setup(settings: Settings, say: Say) -> None:
+    """Wait for Temporal; then make what is missing. A step that fails does not keep the others from being tried.
+
+    Raises:
+        StartError: a step failed, or a signal came before Temporal did.
+    """
+    with stop_on_signals() as stop:
+        client = await _connected(settings, stop)
+        steps = _steps(settings, client)
+        failed = [what for what, step in steps.items() if not await _done(what, step, say)]
+        if failed:
+            raise StartError(f"not set up: {', '.join(failed)}")
+
+
+async def _connected(settings: Settings, stop: asyncio.Event) -> Client:
+    try:
+        client = await connect_when_there(stop, ConnectOptions(converter=data_converter(settings.payload_keys)))
+    except ValueError as error:
+        raise StartError(str(error)) from error
+    if client is None:
+        raise StartError("stopped before Temporal was available")
+    return client
+
+
+def _steps(settings: Settings, client: Client) -> dict[str, Callable[[], Awaitable[object]]]:
+    attributes = ", ".join(SEARCH_ATTRIBUTES)
+    return {
+        f"store {settings.store_address}": lambda: _prepare_store(settings),
+        f"namespace {client.namespace}, closed workflows kept for {settings.retention_days} days": lambda: (
+            ensure_namespace(client, settings.retention)
+        ),
+        f"search attributes {attributes}": lambda: ensure_search_attributes(client),
+        f"janitor, every {settings.janitor_interval} seconds": lambda: prepare_schedule(
+            client, settings.task_queue, timedelta(seconds=settings.janitor_interval)
+        ),
+    }
+
+
+async def _done(what: str, step: Callable[[], Awaitable[object]], say: Say) -> bool:
+    try:
+        await step()
+    except (RPCError, RuntimeError, TimeoutError, ValueError, StoreError) as error:
+        log.error("%s: %s", what, " ".join(str(error).split()))
+        return False
+    say(f"ready: {what}")
+    return True
+
+
+async def _prepare_store(settings: Settings) -> None:
+    store = open_store(settings)
+    for left in reversed(range(STORE_TRIES)):
+        try:
+            await asyncio.to_thread(store.check)
+            break
+        except StoreError as error:
+            if not left:
+                raise
+            if left == STORE_TRIES - 1:
+                log.warning("waiting for the store: %s", error)
+        await asyncio.sleep(1)
+
+
+async def run_promote(settings: Settings, build_id: str | None, say: Say, *, force: bool) -> None:
+    """Let new batches run on a version of the workers' code.
+
+    Raises:
+        StartError: there is no such version, it cannot take over yet, or Temporal refuses.
+    """
+    build_id = build_id or settings.build_id or BUILD_ID
+    if not settings.deployment:
+        raise StartError("EVERBATCH_DEPLOYMENT is not set: the workers have no versions")
+    with stop_on_signals() as stop:
+        client = await _connected(settings, stop)
+        try:
+            await promote(client, settings.deployment, build_id, force=force)
+        except NotPromoted as error:
+            raise StartError(f"{error}; known: {await _known_versions(client, settings.deployment)}") from error
+        except RPCError as error:
+            raise StartError(f"{settings.deployment}/{build_id}: {error}") from error
+        say(f"new batches start on {settings.deployment}/{build_id}")
+
+
+async def _known_versions(client: Client, deployment: str) -> str:
+    """In words, for the message of an error."""
+    try:
+        known = await versions(client, deployment)
+    except RPCError as error:
+        return f"unknown, {error}"
+    return ", ".join(f"{name} ({state})" for name, state in known.items()) or "none"

@@ -1,0 +1,216 @@
+"""The Batches API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from itertools import islice
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, BackgroundTasks, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from activities.input_addresses import allowed_address, is_address
+from activities.records.catalog import Catalog
+from activities.records.read_ahead import read_ahead
+from activities.settings import Settings
+from activities.store.object_store import ObjectNotFound, ObjectStore
+from api.gateway.interface import BatchHasEnded, BatchView, Gateway
+from api.http.auth import Caller, CallerOf, Tenant
+from api.http.bodies import JsonRoute
+from api.http.errors import ApiError, permanent_conflict, shown
+from api.http.schemas import (
+    Batch,
+    BatchList,
+    CreateBatch,
+    IdempotencyKey,
+    RetryBatch,
+    RetryCount,
+    batch_list,
+    batch_object,
+    create_batch_model,
+    error_responses,
+)
+from api.routes.creates import Creates, count_of
+from api.routes.partial_files import PartialFiles, PartialHeader
+from api.routes.retries import RetryRules, create_of, retry_spec
+from workflows.ids import create_digest
+from workflows.types import BatchRecord
+
+MAX_PAGE = 100
+
+
+def batches_router(
+    settings: Settings, store: ObjectStore, gateway: Gateway, creates: Creates, partial: PartialFiles
+) -> APIRouter:
+    routes = _Batches(store, gateway, creates, partial)
+    router = APIRouter(prefix="/v1/batches", tags=["Batches"], route_class=JsonRoute, responses=error_responses(401))
+
+    async def create_batch(
+        body: CreateBatch,
+        caller: CallerOf,
+        request: Request,
+        answered: BackgroundTasks,
+        idempotency_key: IdempotencyKey = None,
+        retry_count: RetryCount = None,
+    ) -> Batch:
+        given = body.input_file_id
+        if is_address(given) and not allowed_address(given, settings.prefixes, caller.tenant):
+            raise _not_allowed(given)
+        if key := idempotency_key or body.idempotency_key:
+            return await routes.create_batch_of_key(body, caller, key)
+        if (tries := count_of(retry_count)) is None:
+            return await routes.create_batch(body, caller)
+        digest = create_digest(body.model_dump(exclude={"idempotency_key": True, "webhook": {"secret"}}))
+        spec = routes.creates.spec(caller, body)
+        made = await routes.creates.start_of_sdk(spec, digest, caller, tries, request, answered, webhook=body.webhook)
+        return batch_object(made)
+
+    # FastAPI reads the model off the function, and this server's settings are part of the model.
+    create_batch.__annotations__["body"] = create_batch_model(settings.endpoints, settings.windows)
+    ended = error_responses(404, 409, 503)
+
+    router.add_api_route(
+        "", create_batch, methods=["POST"], response_model=Batch, responses=error_responses(409, 413, 429, 503)
+    )
+    router.add_api_route(
+        "", routes.list_batches, methods=["GET"], response_model=BatchList, responses=error_responses(503)
+    )
+    router.add_api_route(
+        "/{batch_id}",
+        routes.retrieve_batch,
+        methods=["GET"],
+        response_model=Batch,
+        responses=error_responses(404, 503),
+    )
+    for name, action in (
+        ("cancel", routes.cancel_batch),
+        ("pause", routes.pause_batch),
+        ("resume", routes.resume_batch),
+    ):
+        router.add_api_route(f"/{{batch_id}}/{name}", action, methods=["POST"], response_model=Batch, responses=ended)
+    router.add_api_route(
+        "/{batch_id}/retry",
+        routes.retry_batch,
+        methods=["POST"],
+        response_model=Batch,
+        responses=error_responses(404, 409, 413, 429, 503),
+    )
+    return router
+
+
+class _Batches:
+    def __init__(self, store: ObjectStore, gateway: Gateway, creates: Creates, partial: PartialFiles) -> None:
+        self._catalog = Catalog(store)
+        self._partial = partial
+        self._retries = RetryRules(self._catalog)
+        self._gateway = gateway
+        self.creates = creates
+
+    async def create_batch(self, body: CreateBatch, caller: Caller) -> Batch:
+        spec = self.creates.spec(caller, body)
+        return batch_object(await self.creates.start(spec, caller, may_exist=False, webhook=body.webhook))
+
+    async def create_batch_of_key(self, body: CreateBatch, caller: Caller, key: str) -> Batch:
+        """The batch that an idempotency key stands for, where it stands for this one."""
+        file = await asyncio.to_thread(self._catalog.find_file, caller.tenant, body.input_file_id)
+        spec = self.creates.spec(caller, body, key).model_copy(update={"input_sha256": file.sha256 if file else ""})
+        return batch_object(await self.creates.start(spec, caller, may_exist=True, webhook=body.webhook))
+
+    async def retry_batch(
+        self,
+        batch_id: str,
+        caller: CallerOf,
+        body: RetryBatch | None = None,
+        idempotency_key: IdempotencyKey = None,
+    ) -> Batch:
+        """Ours: a new batch of the failed requests of one that has ended."""
+        body = body or RetryBatch()
+        try:
+            first = (await self._gateway.find(caller.tenant, batch_id)).record
+        except ObjectNotFound:
+            raise _no_batch(batch_id) from None
+        retry = await asyncio.to_thread(self._retries.claim, first, body, idempotency_key)
+        spec = retry_spec(self.creates.spec(caller, create_of(first.spec, body.webhook)), first.spec, retry)
+        try:
+            return batch_object(await self.creates.start(spec, caller, may_exist=True, webhook=body.webhook))
+        except ApiError:  # it was not started; after any other error it may have been
+            await asyncio.to_thread(self._retries.release, first, retry)
+            raise
+
+    async def list_batches(
+        self,
+        tenant: Tenant,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
+        order: Literal["asc", "desc"] = "desc",
+        after: str | None = None,
+        partial: PartialHeader = None,
+    ) -> Response:
+        records = await asyncio.to_thread(self._page, tenant, limit + 1, order == "asc", after)
+        views = await self._gateway.glances(records[:limit])
+        retried_by = await asyncio.to_thread(self._all_retried_by, views)
+        is_partial = self._partial.wanted(partial)
+        return _rendered(batch_list(views, retried_by, has_more=len(records) > limit, partial=is_partial))
+
+    async def retrieve_batch(self, batch_id: str, tenant: Tenant, partial: PartialHeader = None) -> Response:
+        try:
+            view = await self._gateway.find(tenant, batch_id)
+        except ObjectNotFound:
+            raise _no_batch(batch_id) from None
+        retried_by = await asyncio.to_thread(self._retries.retried_by, view.record)
+        return _rendered(batch_object(view, retried_by, partial=self._partial.wanted(partial)))
+
+    async def cancel_batch(self, batch_id: str, tenant: Tenant) -> Batch:
+        try:
+            return batch_object(await self._gateway.cancel(tenant, batch_id))
+        except ObjectNotFound:
+            raise _no_batch(batch_id) from None
+        except BatchHasEnded as error:
+            raise permanent_conflict(f"Cannot cancel a batch with status '{error.status.value}'.") from None
+
+    async def pause_batch(self, batch_id: str, tenant: Tenant) -> Batch:
+        """Ours, beyond OpenAI's API: send nothing more until resumed. The completion window runs on."""
+        return await self._set_paused(tenant, batch_id, True)
+
+    async def resume_batch(self, batch_id: str, tenant: Tenant) -> Batch:
+        """Ours: go on with a paused batch."""
+        return await self._set_paused(tenant, batch_id, False)
+
+    async def _set_paused(self, tenant: str, batch_id: str, paused: bool) -> Batch:
+        try:
+            return batch_object(await self._gateway.set_paused(tenant, batch_id, paused))
+        except ObjectNotFound:
+            raise _no_batch(batch_id) from None
+        except BatchHasEnded as error:
+            verb = "pause" if paused else "resume"
+            raise permanent_conflict(f"Cannot {verb} a batch with status '{error.status.value}'.") from None
+
+    def _all_retried_by(self, views: Sequence[BatchView]) -> list[str | None]:
+        """Blocks."""
+        at_once = self._catalog.store.reads_at_once
+        return list(read_ahead(lambda view: self._retries.retried_by(view.record), views, at_once))
+
+    def _page(self, tenant: str, limit: int, ascending: bool, after: str | None) -> list[BatchRecord]:
+        try:
+            position = self._catalog.batch_place(tenant, after) if after is not None else None
+        except ObjectNotFound:
+            raise ApiError(400, f"No batch found with id '{shown(after)}'.", param="after") from None
+        return list(islice(self._catalog.list_batches(tenant, after=position, ascending=ascending), limit))
+
+
+def _rendered(answer: Batch | BatchList) -> Response:
+    """FastAPI would check its own server's objects again, which costs more than to make them; these are polled."""
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _not_allowed(address: str) -> ApiError:
+    message = (
+        f"The input '{shown(address)}' is below none of the addresses that this server's operator allows "
+        "(EVERBATCH_INPUT_PREFIXES). Upload it as a file instead."
+    )
+    return ApiError(400, message, code="invalid_value", param="input_file_id")
+
+
+def _no_batch(batch_id: str) -> ApiError:
+    return ApiError(404, f"No batch found with id '{shown(batch_id)}'.")

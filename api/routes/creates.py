@@ -1,0 +1,189 @@
+"""Creates of batches: what a run depends on, its place among its tenant's, and creates that a client sends again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from typing import Any
+
+from fastapi import BackgroundTasks
+from starlette.requests import Request
+
+from activities.completion_windows import window_seconds
+from activities.records.batch_webhooks import BATCH_WEBHOOK, BatchWebhook, BatchWebhooks
+from activities.records.catalog import Catalog
+from activities.records.create_notes import CreateNote, CreateNotes
+from activities.settings import Settings
+from activities.store.object_store import ObjectStore, StoreError
+from api.gateway.interface import BatchView, Gateway, IdempotencyConflict
+from api.http.auth import Caller
+from api.http.errors import ApiError, permanent_conflict
+from api.http.schemas import CreateBatch, Webhook
+from api.routes.limits import BatchPlaces, NoPlace
+from workflows.contract import inference_task_queue
+from workflows.ids import batch_id_for_key, create_digest
+from workflows.types import BatchSpec
+
+log = logging.getLogger("everbatch.api")
+
+_DEFAULT_READ_SECONDS = 600
+"""That OpenAI's SDK waits for an answer before it tries again."""
+_LONGEST_READ_SECONDS = 3600
+_PAUSE_SECONDS = 125
+"""The longest that it pauses before it does, with a margin."""
+
+
+class Creates:
+    """Starts batches for the routes that create them."""
+
+    def __init__(self, settings: Settings, store: ObjectStore, gateway: Gateway) -> None:
+        self._settings = settings
+        self._notes = CreateNotes(store)
+        self._gateway = gateway
+        self._places = BatchPlaces(Catalog(store), gateway)
+        self._webhooks = settings.webhook_endpoints()
+        self._own_webhooks = BatchWebhooks(store)
+
+    def spec(self, caller: Caller, body: CreateBatch, key: str | None = None) -> BatchSpec:
+        """What a batch depends on. ``key`` is its idempotency key, from which its id is derived."""
+        return _spec(self._settings, self._webhooks.names_for(caller.tenant), caller, key, body)
+
+    async def start(
+        self, spec: BatchSpec, caller: Caller, *, may_exist: bool, webhook: Webhook | None = None
+    ) -> BatchView:
+        """Start a batch, or find it where it may exist.
+
+        Raises:
+            ApiError: its tenant has no place for it, or its idempotency key stands for another.
+        """
+        most = caller.limits.max_running_batches if caller.limits else None
+        try:
+            async with self._places.place(spec, most, may_exist=may_exist):
+                if webhook:
+                    own = BatchWebhook(webhook.url, webhook.secret, list(webhook.events) if webhook.events else None)
+                    await asyncio.to_thread(self._own_webhooks.save, spec.tenant, spec.batch_id, own)
+                return await self._gateway.create(spec, idempotent=may_exist)
+        except IdempotencyConflict:
+            raise key_conflict() from None
+
+    async def start_of_sdk(
+        self,
+        spec: BatchSpec,
+        digest: str,
+        caller: Caller,
+        tries: int,
+        request: Request,
+        answered: BackgroundTasks,
+        *,
+        webhook: Webhook | None = None,
+    ) -> BatchView:
+        """A create of a stock SDK, which sends no key but how often it has tried before.
+
+        A resend is answered with the batch of an earlier try only where that try has arrived and its answer has not
+        been delivered. Where it never arrived the resend is a batch of its own, whatever was created before.
+
+        Args:
+            spec: the batch.
+            digest: of all that the client wrote.
+            caller: whose it is.
+            tries: how often its client has sent this create before.
+            request: the create.
+            answered: what runs once its answer is sent.
+            webhook: of this batch alone.
+        """
+        note, is_repeated = await asyncio.to_thread(self._noted, spec, digest, tries, _read_seconds(request))
+        if note and is_repeated:
+            spec = spec.model_copy(update={"batch_id": note.batch_id, "created_ms": note.created_ms})
+        try:
+            view = await self.start(spec, caller, may_exist=is_repeated, webhook=webhook)
+        except NoPlace:
+            if note:
+                await asyncio.to_thread(self._notes.remove, note)
+            raise
+        # A client that has left does not get this answer, and its resend is to find the batch.
+        if note and not await request.is_disconnected():
+            answered.add_task(self._forget, note)  # runs once the answer has been sent
+        return view
+
+    def _noted(self, spec: BatchSpec, digest: str, tries: int, read_seconds: int) -> tuple[CreateNote | None, bool]:
+        """The note of a create, and whether it is that of an earlier try.
+
+        A try may be lost anywhere: before its workflow is started, or just before its answer arrives. So its id is
+        noted first, and Temporal, which starts an id once, decides what the next try meets.
+        """
+        try:
+            for note in self._notes.find(spec.tenant, digest) if tries else ():
+                longest = (tries - note.tries) * (read_seconds + _PAUSE_SECONDS) * 1000
+                if note.tries < tries and note.created_ms >= spec.created_ms - longest:
+                    return note, True
+            return self._notes.add(spec, digest, tries), False
+        except StoreError as error:
+            log.warning(
+                "could not note the create of batch %s; a retry would create another batch: %s", spec.batch_id, error
+            )
+            return None, False
+
+    async def _forget(self, note: CreateNote) -> None:
+        try:
+            await asyncio.to_thread(self._notes.remove, note)
+        except StoreError as error:
+            log.warning("could not note that the create of batch %s was answered: %s", note.batch_id, error)
+
+
+def key_conflict() -> ApiError:
+    """The idempotency key of a batch stands for another."""
+    text = (
+        "Conflict: this idempotency key was already used for a batch with different parameters, or for a file "
+        "with different content. Use a new key for a different batch."
+    )
+    return permanent_conflict(text, code="idempotency_conflict")
+
+
+def count_of(text: str | None) -> int | None:
+    """A small number in a header."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 6 else None
+
+
+def _read_seconds(request: Request) -> int:
+    """How long the SDK waits for this answer; Python's and Node's say it by different names."""
+    said = (count_of(request.headers.get(name)) for name in ("x-stainless-read-timeout", "x-stainless-timeout"))
+    return min(next((seconds for seconds in said if seconds), _DEFAULT_READ_SECONDS), _LONGEST_READ_SECONDS)
+
+
+def _spec(
+    settings: Settings, webhooks: list[str], caller: Caller, idempotency_key: str | None, body: CreateBatch
+) -> BatchSpec:
+    tenant, limits = caller
+    # The digest is over what the client wrote, so a default that changes later makes no conflict.
+    # The file is no parameter here: it counts by its content.
+    # Nor is a secret, of which not even a digest comes into Temporal.
+    parameters = body.model_dump(exclude={"idempotency_key": True, "input_file_id": True, "webhook": {"secret"}})
+    expires = body.output_expires_after
+    expiry: dict[str, Any] = {} if expires is None else {"output_expires_after": expires.seconds}
+    return BatchSpec(
+        batch_id=batch_id_for_key(tenant, idempotency_key) if idempotency_key else f"batch_{uuid.uuid4().hex}",
+        tenant=tenant,
+        input_file_id=body.input_file_id,
+        endpoint=body.endpoint,
+        completion_window=body.completion_window,
+        window_seconds=window_seconds(body.completion_window),
+        created_ms=time.time_ns() // 1_000_000,
+        digest=create_digest(parameters),
+        metadata=body.metadata,
+        max_requests=settings.max_requests,
+        max_input_bytes=settings.max_input_bytes,
+        max_line_bytes=settings.max_line_bytes,
+        max_attempts=settings.max_attempts,
+        unknown_model=settings.unknown_model,
+        mixed_models=settings.mixed_models,
+        strict_error_lines=settings.strict_error_lines,
+        heartbeat_timeout=settings.heartbeat_timeout,
+        inference_task_queue=inference_task_queue(settings.task_queue),
+        counted=limits is not None,
+        max_queued_requests=limits.max_queued_requests if limits else None,
+        fairness_weight=limits.fairness_weight if limits else 1.0,
+        webhooks=[*webhooks, BATCH_WEBHOOK] if body.webhook else webhooks,
+        **expiry,
+    )

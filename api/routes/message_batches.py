@@ -1,0 +1,293 @@
+"""Anthropic's Message Batches API: batches of the endpoint ``/v1/messages``, whichever API they were created by."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from itertools import islice
+from typing import Annotated, Any
+
+from fastapi import APIRouter, BackgroundTasks, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from activities.records.catalog import Catalog, FileRecord
+from activities.records.keys import content_key
+from activities.settings import Settings
+from activities.store.object_store import ObjectNotFound, ObjectStore, StoreError
+from api.gateway.interface import BatchHasEnded, BatchIsRunning, BatchView, Gateway
+from api.http.auth import Caller, CallerOf, Tenant
+from api.http.bodies import JsonRoute
+from api.http.download import Reader, ReaderResponse
+from api.http.errors import ApiError, shown
+from api.http.message_schemas import (
+    BATCHES_PATH,
+    MessageBatch,
+    MessageBatchDeleted,
+    MessageBatchList,
+    MessageError,
+    batch_id_of,
+    message_batch,
+    message_batch_id,
+    message_batch_list,
+)
+from api.http.schemas import CreateBatch, IdempotencyKey, RetryCount
+from api.routes.creates import Creates, count_of
+from api.routes.files import BATCH_FILE_LIFETIME, new_file_id, publish_file
+from api.routes.message_input import ReceivedRequests, receive_requests
+from api.routes.message_results import open_results
+from api.routes.stored_bytes import StoredBytes, form_of
+from workflows.contract import MESSAGES_ENDPOINT
+from workflows.ids import create_digest
+from workflows.types import BatchRecord, BatchSpec
+
+WINDOW = "24h"
+"""In which a message batch is processed."""
+MAX_PAGE = 1000
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["requests"],
+                    "properties": {
+                        "requests": {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "required": ["custom_id", "params"],
+                                "properties": {"custom_id": {"type": "string"}, "params": {"type": "object"}},
+                            },
+                        }
+                    },
+                }
+            }
+        },
+    }
+}
+_RESULTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A line for each request, in any order.",
+        "content": {"application/x-jsonlines": {"schema": {"type": "string"}}},
+    }
+}
+
+
+def message_batches_router(
+    settings: Settings, store: ObjectStore, gateway: Gateway, stored: StoredBytes, creates: Creates
+) -> APIRouter:
+    routes = _MessageBatches(settings, store, gateway, stored, creates)
+    # The first names the model, so that its schema is in the document.
+    errors = {401: {"model": MessageError}, **_errors(400, 500, "4XX", "5XX")}
+    router = APIRouter(prefix=BATCHES_PATH, tags=["Message batches"], route_class=JsonRoute, responses=errors)
+    found = _errors(404, 503)
+    # The body is read by the route as it arrives, so FastAPI cannot know of it.
+    router.add_api_route(
+        "",
+        routes.create_message_batch,
+        methods=["POST"],
+        response_model=MessageBatch,
+        responses=_errors(403, 409, 413, 429, 503),
+        openapi_extra=_BODY,
+    )
+    router.add_api_route(
+        "", routes.list_message_batches, methods=["GET"], response_model=MessageBatchList, responses=_errors(503)
+    )
+    one = "/{message_batch_id}"
+    router.add_api_route(
+        one, routes.retrieve_message_batch, methods=["GET"], response_model=MessageBatch, responses=found
+    )
+    router.add_api_route(
+        one, routes.delete_message_batch, methods=["DELETE"], response_model=MessageBatchDeleted, responses=found
+    )
+    router.add_api_route(
+        f"{one}/cancel", routes.cancel_message_batch, methods=["POST"], response_model=MessageBatch, responses=found
+    )
+    router.add_api_route(
+        f"{one}/results",
+        routes.message_batch_results,
+        methods=["GET"],
+        response_class=ReaderResponse,
+        responses=_RESULTS | found,
+    )
+    return router
+
+
+def _errors(*statuses: int | str) -> dict[int | str, dict[str, Any]]:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{MessageError.__name__}"}}}
+    return {status: {"content": content} for status in statuses}
+
+
+class _MessageBatches:
+    def __init__(
+        self, settings: Settings, store: ObjectStore, gateway: Gateway, stored: StoredBytes, creates: Creates
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._catalog = Catalog(store)
+        self._gateway = gateway
+        self._stored = stored
+        self._creates = creates
+
+    async def create_message_batch(
+        self,
+        caller: CallerOf,
+        request: Request,
+        answered: BackgroundTasks,
+        idempotency_key: IdempotencyKey = None,
+        retry_count: RetryCount = None,
+    ) -> MessageBatch:
+        async with self._input_file(caller, request, idempotency_key) as spec:
+            if idempotency_key:
+                view = await self._creates.start(spec, caller, may_exist=True)
+            elif (tries := count_of(retry_count)) is not None:
+                digest = create_digest({"requests": spec.input_sha256})
+                view = await self._creates.start_of_sdk(spec, digest, caller, tries, request, answered)
+            else:
+                view = await self._creates.start(spec, caller, may_exist=False)
+            if view.record.spec.input_file_id != spec.input_file_id:  # it was created before
+                await self._drop_file(caller.tenant, spec.input_file_id)
+        return message_batch(view, time.time())
+
+    @contextlib.asynccontextmanager
+    async def _input_file(self, caller: Caller, request: Request, key: str | None) -> AsyncGenerator[BatchSpec]:
+        """What a batch of the requests in a body depends on, once these are stored; gone again if it is refused."""
+        settings, file_id = self._settings, new_file_id()
+        form = form_of(caller.tenant, caller.limits)
+        async with (
+            self._stored.arriving(request, form, settings.max_message_bytes),
+            receive_requests(
+                request,
+                self._store,
+                content_key(caller.tenant, file_id),
+                max_bytes=settings.max_message_bytes,
+                max_requests=settings.max_message_requests,
+                max_line_bytes=settings.max_line_bytes,
+                arrived=form.arrived,
+            ) as received,
+        ):
+            body = CreateBatch(
+                input_file_id=file_id, endpoint=MESSAGES_ENDPOINT, completion_window=WINDOW, idempotency_key=None
+            )
+            spec = _of_messages(self._creates.spec(caller, body, key), received)
+            file = _file_record(spec, received)
+            async with self._stored.room(form, file.bytes):
+                await publish_file(self._catalog, caller.tenant, file, received.commit)
+        try:
+            yield spec
+        except ApiError:
+            await self._drop_file(caller.tenant, file_id)
+            raise
+
+    async def _drop_file(self, tenant: str, file_id: str) -> None:
+        with contextlib.suppress(StoreError):  # then it expires
+            await asyncio.to_thread(self._catalog.delete_file, tenant, file_id)
+
+    async def list_message_batches(
+        self,
+        tenant: Tenant,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
+        before_id: str | None = None,
+        after_id: str | None = None,
+    ) -> MessageBatchList:
+        if before_id is not None and after_id is not None:
+            raise ApiError(400, "before_id and after_id exclude each other.")
+        records, has_more = await asyncio.to_thread(self._page, tenant, limit, before_id, after_id)
+        return message_batch_list(await self._gateway.glances(records), has_more, time.time())
+
+    async def retrieve_message_batch(self, message_batch_id: str, tenant: Tenant) -> MessageBatch:
+        return message_batch(await self._find(tenant, message_batch_id), time.time())
+
+    async def cancel_message_batch(self, message_batch_id: str, tenant: Tenant) -> MessageBatch:
+        await self._find(tenant, message_batch_id)
+        try:
+            return message_batch(await self._gateway.cancel(tenant, batch_id_of(message_batch_id)), time.time())
+        except BatchHasEnded:
+            raise ApiError(400, f"Batch {shown(message_batch_id)} cannot be canceled: it has ended.") from None
+
+    async def delete_message_batch(self, message_batch_id: str, tenant: Tenant) -> MessageBatchDeleted:
+        await self._find(tenant, message_batch_id)
+        try:
+            await self._gateway.delete(tenant, batch_id_of(message_batch_id))
+        except BatchIsRunning:
+            raise _running(message_batch_id, "cannot be deleted") from None
+        return MessageBatchDeleted(id=message_batch_id)
+
+    async def message_batch_results(self, message_batch_id: str, tenant: Tenant) -> Response:
+        record = (await self._find(tenant, message_batch_id)).record
+        if not record.status.phase.is_terminal:
+            raise _running(message_batch_id, "has no results yet")
+        try:
+            reader = Reader(await asyncio.to_thread(open_results, self._catalog, record))
+            first = await asyncio.to_thread(reader.next)
+        except ObjectNotFound:
+            message = f"The results of batch {shown(message_batch_id)} are no longer available."
+            raise ApiError(404, message) from None
+        return ReaderResponse(_pieces(first, reader), reader, media_type="application/x-jsonlines")
+
+    async def _find(self, tenant: str, message_batch_id: str) -> BatchView:
+        """Raises ``ApiError``: there is no batch of this id, or it is of another endpoint."""
+        with contextlib.suppress(ObjectNotFound):
+            view = await self._gateway.find(tenant, batch_id_of(message_batch_id))
+            if view.record.spec.endpoint == MESSAGES_ENDPOINT:
+                return view
+        raise ApiError(404, f"No message batch found with id '{shown(message_batch_id)}'.")
+
+    def _page(
+        self, tenant: str, limit: int, before_id: str | None, after_id: str | None
+    ) -> tuple[list[BatchRecord], bool]:
+        """Newest first: those behind one batch, those next to another before it, or the newest. It blocks."""
+        place, given = None, before_id if before_id is not None else after_id
+        if given is not None:
+            try:
+                place = self._catalog.batch_place(tenant, batch_id_of(given))
+            except ObjectNotFound:
+                raise ApiError(400, f"No message batch found with id '{shown(given)}'.") from None
+        ascending = before_id is not None
+        listed = self._catalog.list_batches(tenant, after=place, ascending=ascending, messages_only=True)
+        page = list(islice(listed, limit + 1))
+        has_more = len(page) > limit
+        return (page[:limit][::-1] if ascending else page[:limit]), has_more
+
+
+def _running(message_batch_id: str, what: str) -> ApiError:
+    return ApiError(400, f"Batch {shown(message_batch_id)} {what}: it is still in progress.")
+
+
+async def _pieces(first: bytes, reader: Reader) -> AsyncIterator[bytes]:
+    piece = first
+    while piece:
+        yield piece
+        piece = await asyncio.to_thread(reader.next)
+
+
+def _of_messages(spec: BatchSpec, received: ReceivedRequests) -> BatchSpec:
+    """With what is different for a message batch: a request that cannot be served fails by itself."""
+    return spec.model_copy(
+        update={
+            "input_sha256": received.sha256,
+            "inline_requests": received.count,
+            "max_requests": received.count,
+            "max_input_bytes": received.size,
+            "unknown_model": "line",
+            "strict_error_lines": False,
+        }
+    )
+
+
+def _file_record(spec: BatchSpec, received: ReceivedRequests) -> FileRecord:
+    return FileRecord(
+        id=spec.input_file_id,
+        bytes=received.size,
+        created_ms=spec.created_ms,
+        filename=f"{message_batch_id(spec)}_input.jsonl",
+        purpose="batch",
+        expires_at=spec.created_at + BATCH_FILE_LIFETIME,
+        lines=received.count,
+        sha256=received.sha256,
+    )

@@ -1,0 +1,95 @@
+"""The content of result files before they are written, for clients that ask for it, as Doubleword's server has it.
+
+``X-Last-Line`` says how many lines of the file the client then has, and ``offset`` leaves that many out of the next
+response. They count lines in the order of the batch's feed, so the header is needed after the end as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import Header
+from starlette.responses import Response, StreamingResponse
+
+from activities.records.catalog import Catalog, has_result_files
+from activities.result_pages import Cursor, Page, ResultPages, ResultsGoneError
+from activities.settings import Settings
+from activities.store.object_store import StoreError
+from api.http.errors import ApiError
+from workflows.ids import ResultKind, batch_of_result_file
+from workflows.types import BatchRecord
+
+PartialHeader = Annotated[
+    str | None,
+    Header(alias="Everbatch-Partial", description="`true`: result files are there before their batch has ended."),
+]
+PAGE_LINES = 1000
+
+
+class PartialFiles:
+    def __init__(self, settings: Settings, catalog: Catalog, pages: ResultPages) -> None:
+        self._always = settings.partial_results
+        self._catalog = catalog
+        self._pages = pages
+
+    def wanted(self, header: str | None) -> bool:
+        return self._always if header is None else header.lower() == "true"
+
+    async def content(self, tenant: str, file_id: str, offset: int) -> Response | None:
+        """What there is of a result file behind so many lines; ``None`` where the file itself is to be sent.
+
+        Raises:
+            ApiError: the offset is beyond the lines that there are.
+        """
+        named = batch_of_result_file(file_id)
+        record = await asyncio.to_thread(self._catalog.find_batch, tenant, named[0]) if named else None
+        if (
+            not named
+            or not record
+            or (record.status.phase.is_terminal and (not offset or not has_result_files(record)))
+        ):
+            return None
+        try:
+            return await self._content(record, named[1], offset)
+        except ResultsGoneError:
+            return None
+
+    async def _content(self, record: BatchRecord, kind: ResultKind, offset: int) -> Response:
+        tenant, batch_id = record.spec.tenant, record.spec.batch_id
+        shown = await asyncio.to_thread(self._pages.count, tenant, batch_id, kind)
+        has_ended = record.status.phase.is_terminal
+        counts = record.status.counts
+        last = (counts.completed if kind == "output" else counts.failed) if has_ended else shown
+        headers = {"X-Incomplete": "false" if has_ended else "true", "X-Last-Line": str(last)}
+        if offset == last:
+            return Response(headers=headers, media_type="application/octet-stream")
+        if offset > shown:
+            text = (
+                f"Invalid 'offset': {offset} lines were never shown of this file. Send the X-Last-Line of a response."
+            )
+            raise ApiError(400, text, code="invalid_value", param="offset")
+        cursor = await asyncio.to_thread(self._pages.behind, tenant, batch_id, kind, offset)
+        first = await self._page(record, kind, cursor, last - offset)
+        if not has_ended and first.cursor.offsets is not None:  # it has ended meanwhile
+            final = await asyncio.to_thread(self._catalog.get_batch, tenant, batch_id)
+            return await self._content(final, kind, offset)
+        lines = self._lines(record, kind, first, last - offset)
+        return StreamingResponse(lines, headers=headers, media_type="application/octet-stream")
+
+    async def _page(self, record: BatchRecord, kind: ResultKind, cursor: Cursor, most: int) -> Page:
+        spec, limit = record.spec, min(most, PAGE_LINES)
+        return await asyncio.to_thread(self._pages.page, spec.tenant, spec.batch_id, cursor, limit, kind)
+
+    async def _lines(self, record: BatchRecord, kind: ResultKind, page: Page, left: int) -> AsyncIterator[bytes]:
+        """So many lines, or an exception: then the connection is cut, and the client counts what it has."""
+        has_ended = record.status.phase.is_terminal
+        while True:
+            yield b"".join(page.lines)
+            left -= len(page.lines)
+            if left <= 0:
+                return
+            page = await self._page(record, kind, page.cursor, left)
+            if not page.lines or has_ended != (page.cursor.offsets is not None):
+                raise StoreError("the batch has ended while what it had was read")

@@ -1,0 +1,71 @@
+"""Results of a batch while it runs. Ours, beyond OpenAI's API."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from activities.records.catalog import Catalog
+from activities.result_pages import BadCursorError, Cursor, Page, ResultPages, ResultsGoneError
+from activities.store.object_store import ObjectNotFound
+from api.http.auth import Tenant
+from api.http.errors import ApiError, shown
+from api.http.schemas import error_responses
+
+MAX_LINES = 10_000
+CURSOR_HEADER = "Everbatch-Cursor"
+INCOMPLETE_HEADER = "X-Incomplete"
+
+_PAGE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Lines as in the output and the error file.",
+        "content": {"application/jsonl": {"schema": {"type": "string", "format": "binary"}}},
+        "headers": {
+            CURSOR_HEADER: {"description": "`after` of the next page.", "schema": {"type": "string"}},
+            INCOMPLETE_HEADER: {
+                "description": "`false` on the last page of a batch that has ended, else `true`.",
+                "schema": {"type": "string", "enum": ["true", "false"]},
+            },
+        },
+    }
+}
+
+
+def results_router(catalog: Catalog, pages: ResultPages) -> APIRouter:
+    router = APIRouter(prefix="/v1/batches", tags=["Batches"], responses=error_responses(401))
+
+    async def list_results(
+        batch_id: str, tenant: Tenant, after: str = "0", limit: Annotated[int, Query(ge=1, le=MAX_LINES)] = 1000
+    ) -> Response:
+        """Ours: the committed results behind a cursor, each once, also while the batch runs."""
+        page = await asyncio.to_thread(_page, catalog, pages, tenant, batch_id, after, limit)
+        headers = {CURSOR_HEADER: str(page.cursor), INCOMPLETE_HEADER: "false" if page.is_last else "true"}
+        return Response(b"".join(page.lines), headers=headers, media_type="application/jsonl")
+
+    router.add_api_route(
+        "/{batch_id}/results",
+        list_results,
+        methods=["GET"],
+        response_class=Response,
+        responses=_PAGE | error_responses(404, 410, 503),
+    )
+    return router
+
+
+def _page(catalog: Catalog, pages: ResultPages, tenant: str, batch_id: str, after: str, limit: int) -> Page:
+    try:
+        if catalog.get_batch(tenant, batch_id).deleted_at:
+            raise ObjectNotFound(batch_id)
+    except ObjectNotFound:
+        raise ApiError(404, f"No batch found with id '{shown(batch_id)}'.") from None
+    try:
+        return pages.page(tenant, batch_id, Cursor.parse(after), limit)
+    except BadCursorError:
+        text = f"Invalid 'after': '{shown(after)}' is no cursor of this batch. Send the {CURSOR_HEADER} of a page."
+        raise ApiError(400, text, code="invalid_value", param="after") from None
+    except ResultsGoneError:
+        text = f"The results of batch {batch_id} are no longer stored: its result files were deleted or have expired."
+        raise ApiError(410, text, code="results_gone") from None

@@ -1,0 +1,144 @@
+"""Which batch may be retried, and what of it."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Final
+
+from activities.records.catalog import Catalog
+from activities.records.retries import Retries, Retry
+from activities.retry_input import RetryGoneError, RetryInput
+from api.http.errors import ApiError, permanent_conflict, shown
+from api.http.schemas import CreateBatch, ExpiresAfter, RetryBatch, Webhook
+from api.routes.creates import key_conflict
+from workflows.ids import batch_id_for_key, create_digest
+from workflows.types import BatchPhase, BatchRecord, BatchSpec
+
+MOST_CODES: Final = 50
+LONGEST_CODE: Final = 128
+SHOWN_CODES: Final = 10
+
+
+class RetryRules:
+    """All calls block."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._retries = Retries(catalog)
+        self._input = RetryInput(catalog)
+
+    def claim(self, first: BatchRecord, body: RetryBatch, idempotency_key: str | None) -> Retry:
+        """The retry of a batch: the one that there is, or one that is now to be started.
+
+        Raises:
+            ApiError: there is nothing to be retried, or something else is being retried already.
+        """
+        tenant, batch_id = first.spec.tenant, first.spec.batch_id
+        codes, key = _codes(body), idempotency_key or body.idempotency_key
+        _check_end(first)
+        wanted = Retry(batch_id_for_key(tenant, key) if key else f"batch_{uuid.uuid4().hex}", codes)
+        if key:
+            self._check_key(tenant, wanted, batch_id)
+        if not self._retries.is_retried(tenant, batch_id):
+            self._check_lines(first, codes)
+        retry = self._retries.claim(tenant, batch_id, wanted)
+        if retry.codes != codes:
+            text = (
+                f"Batch {batch_id} was already retried as {retry.batch_id}, for other codes. Wait for the end of that "
+                "batch and retry it: it has all the answers."
+            )
+            raise permanent_conflict(text, code="already_retried")
+        return retry
+
+    def release(self, first: BatchRecord, retry: Retry) -> None:
+        """Forget a retry that was not started."""
+        self._retries.release(first.spec.tenant, first.spec.batch_id, retry)
+
+    def retried_by(self, record: BatchRecord) -> str | None:
+        """The newest retry of a batch."""
+        if not record.status.phase.is_terminal or not record.status.error_file_id:
+            return None
+        retry = self._retries.latest(record.spec.tenant, record.spec.batch_id)
+        return retry.batch_id if retry else None
+
+    def _check_key(self, tenant: str, wanted: Retry, batch_id: str) -> None:
+        there = self._catalog.find_batch(tenant, wanted.batch_id)
+        if there and there.spec.digest != retry_digest(batch_id, wanted.codes):
+            raise key_conflict()
+
+    def _check_lines(self, first: BatchRecord, codes: list[str]) -> None:
+        try:
+            self._input.check(first)
+            if not codes:
+                return
+            lines = self._input.retried(first, codes)
+        except RetryGoneError as error:
+            text = (
+                f"Batch {first.spec.batch_id} cannot be retried: {error}. A retry reads the requests from the input "
+                "file and takes over the first batch's results. Upload the requests again, and create a new batch."
+            )
+            raise permanent_conflict(text, code="retry_gone") from None
+        if not lines.requests:
+            most = lines.codes.most_common(SHOWN_CODES)
+            there = ", ".join(f"{shown(code)} ({count})" for code, count in most)
+            text = f"No failed request of batch {first.spec.batch_id} has one of these codes. It has: {there}."
+            raise ApiError(400, text, code="invalid_value", param="codes")
+
+
+def retry_digest(batch_id: str, codes: list[str]) -> str:
+    """What tells a repeated retry from another create under the same key."""
+    return create_digest({"retry_of": batch_id, "codes": codes})
+
+
+def create_of(first: BatchSpec, webhook: Webhook | None) -> CreateBatch:
+    """What would create a batch again, without the checks of what a client may ask for."""
+    return CreateBatch.model_construct(
+        input_file_id=first.input_file_id,
+        endpoint=first.endpoint,
+        completion_window=first.completion_window,
+        metadata={**(first.metadata or {}), "retry_of": first.batch_id},
+        output_expires_after=ExpiresAfter(anchor="created_at", seconds=first.output_expires_after),
+        webhook=webhook,
+    )
+
+
+def retry_spec(spec: BatchSpec, first: BatchSpec, retry: Retry) -> BatchSpec:
+    """Args: ``spec`` is of :func:`create_of`. The input keeps the rules under which it was accepted."""
+    return spec.model_copy(
+        update={
+            "batch_id": retry.batch_id,
+            "digest": retry_digest(first.batch_id, retry.codes),
+            "retry_of": first.batch_id,
+            "retry_codes": retry.codes,
+            "max_requests": first.max_requests,
+            "max_input_bytes": first.max_input_bytes,
+            "max_line_bytes": first.max_line_bytes,
+            "unknown_model": first.unknown_model,
+            "mixed_models": first.mixed_models,
+            "strict_error_lines": first.strict_error_lines,
+        }
+    )
+
+
+def _codes(body: RetryBatch) -> list[str]:
+    codes = sorted(set(body.codes or ()))
+    if len(codes) > MOST_CODES or any(not 0 < len(code) <= LONGEST_CODE for code in codes):
+        text = f"Invalid 'codes': expected up to {MOST_CODES} codes of 1 to {LONGEST_CODE} characters."
+        raise ApiError(400, text, code="invalid_value", param="codes")
+    if body.codes == []:
+        raise ApiError(400, "Invalid 'codes': an empty list retries nothing. Leave it out to retry all.", param="codes")
+    return codes
+
+
+def _check_end(first: BatchRecord) -> None:
+    batch_id, status = first.spec.batch_id, first.status
+    if not status.phase.is_terminal:
+        text = f"Cannot retry a batch with status '{status.phase.value}': wait for its end, or cancel it first."
+        raise permanent_conflict(text)
+    if status.error_file_id:
+        return
+    if status.phase is BatchPhase.COMPLETED or status.output_file_id:
+        text = f"Batch {batch_id} has no failed requests: there is nothing to retry."
+    else:
+        text = f"Batch {batch_id} has no results that a retry could take over. Create a new batch instead."
+    raise permanent_conflict(text, code="nothing_to_retry")

@@ -1,0 +1,231 @@
+"""The Uploads API: a file that arrives in parts, in parallel and in any order."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Sequence
+
+from fastapi import APIRouter
+from starlette.requests import Request
+
+from activities.records.catalog import FileRecord
+from activities.records.keys import upload_part_key
+from activities.records.uploads import ArrivedPart, UploadRecord, UploadRecords, UploadState
+from activities.settings import Settings
+from activities.store.object_store import ObjectNotFound, ObjectStore
+from api.http.auth import Limits, Tenant
+from api.http.bodies import JsonRoute
+from api.http.errors import ApiError, shown
+from api.http.multipart import receive_upload, refuse_upload
+from api.http.schemas import CompleteUpload, CreateUpload, Upload, UploadPart, error_responses, upload_object
+from api.routes.files import file_lifetime
+from api.routes.stored_bytes import StoredBytes, form_of
+from workflows.ids import file_id_for_upload
+
+MAX_PART_BYTES = 67_108_864
+"""What OpenAI's clients make a part of (64 MiB)."""
+MAX_PARTS = 10_000
+"""Of one upload; S3 joins no more."""
+_COMPLETING = 2
+"""Uploads made into files at a time: each holds a thread for as long as the store needs to copy its bytes."""
+_MD5 = re.compile(r"[0-9a-fA-F]{32}")
+
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["data"],
+                    "properties": {"data": {"type": "string", "format": "binary"}},
+                }
+            }
+        },
+    }
+}
+
+
+def uploads_router(settings: Settings, store: ObjectStore, stored: StoredBytes) -> APIRouter:
+    routes = _Uploads(settings, store, stored)
+    router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], route_class=JsonRoute, responses=error_responses(401))
+    created, found = error_responses(403, 429, 503), error_responses(404, 503)
+    part = error_responses(403, 404, 413, 429, 503)
+    router.add_api_route("", routes.create_upload, methods=["POST"], response_model=Upload, responses=created)
+    # The body is read by the route as it arrives, so FastAPI cannot know of it.
+    router.add_api_route(
+        "/{upload_id}/parts",
+        routes.add_part,
+        methods=["POST"],
+        response_model=UploadPart,
+        responses=part,
+        openapi_extra=_FORM,
+    )
+    router.add_api_route(
+        "/{upload_id}/complete", routes.complete_upload, methods=["POST"], response_model=Upload, responses=found
+    )
+    router.add_api_route(
+        "/{upload_id}/cancel", routes.cancel_upload, methods=["POST"], response_model=Upload, responses=found
+    )
+    return router
+
+
+class _Uploads:
+    def __init__(self, settings: Settings, store: ObjectStore, stored: StoredBytes) -> None:
+        self._max_bytes = settings.max_upload_bytes
+        self._stored = stored
+        self._store = store
+        self._uploads = UploadRecords(store)
+        self._completing = asyncio.Semaphore(_COMPLETING)
+
+    async def create_upload(self, body: CreateUpload, tenant: Tenant, limits: Limits) -> Upload:
+        if body.bytes > self._max_bytes:
+            text = f"Expected a value <= {self._max_bytes}, but got {shown(body.bytes)} instead."
+            message = f"Invalid 'bytes': integer above maximum value. {text}"
+            raise ApiError(400, message, code="integer_above_max_value", param="bytes")
+        record = UploadRecord(
+            id=f"upload_{secrets.token_hex(16)}",
+            bytes=body.bytes,
+            created_ms=time.time_ns() // 1_000_000,
+            filename=body.filename,
+            mime_type=body.mime_type,
+            purpose=body.purpose,
+            lifetime=file_lifetime(body.purpose, body.expires_after),
+        )
+        async with self._stored.room(form_of(tenant, limits), body.bytes):
+            return upload_object(await asyncio.to_thread(self._uploads.create, tenant, record))
+
+    async def add_part(self, upload_id: str, request: Request, tenant: Tenant, limits: Limits) -> UploadPart:
+        try:
+            await asyncio.to_thread(self._check_room, tenant, upload_id, 0)
+        except ApiError:
+            await refuse_upload(request, MAX_PART_BYTES)
+            raise
+        part_id = f"part_{secrets.token_hex(16)}"
+        key = upload_part_key(tenant, upload_id, part_id)
+        form = form_of(tenant, limits, upload_id)
+        async with (
+            self._stored.arriving(request, form, MAX_PART_BYTES),
+            receive_upload(request, self._store, key, MAX_PART_BYTES, form.arrived, field="data") as data,
+        ):
+            part = ArrivedPart(part_id, data.size, data.newlines, data.is_open)
+            async with self._stored.room(form, part.bytes):
+                # Again: it may have ended, or been filled by others, while this part arrived.
+                await asyncio.to_thread(self._check_room, tenant, upload_id, part.bytes)
+                await data.commit()
+                await asyncio.to_thread(self._uploads.add_part, tenant, upload_id, part)
+        return UploadPart(id=part_id, created_at=int(time.time()), upload_id=upload_id)
+
+    async def complete_upload(self, upload_id: str, body: CompleteUpload, tenant: Tenant) -> Upload:
+        # What the file holds its parts have held before, so it needs no other room.
+        async with self._completing:
+            # A thread goes on to its end where the client has left, and a repeated request finds what it did.
+            return upload_object(await asyncio.to_thread(self._complete, tenant, upload_id, body))
+
+    async def cancel_upload(self, upload_id: str, tenant: Tenant) -> Upload:
+        return upload_object(await asyncio.to_thread(self._cancel, tenant, upload_id))
+
+    # These block.
+
+    def _find(self, tenant: str, upload_id: str) -> UploadState:
+        try:
+            return self._uploads.get(tenant, upload_id)
+        except ObjectNotFound:
+            raise _no_upload(upload_id) from None
+
+    def _check_room(self, tenant: str, upload_id: str, size: int) -> None:
+        upload = self._find(tenant, upload_id)
+        if upload.status != "pending":
+            raise _wrong_state("add a part to", upload)
+        parts = self._uploads.parts(tenant, upload_id)
+        if len(parts) >= MAX_PARTS:
+            raise ApiError(400, f"An upload may have no more than {MAX_PARTS} parts.", param="data")
+        # Twice, since a client whose answer was lost sends a part again.
+        most = 2 * upload.record.bytes + MAX_PART_BYTES
+        if sum(part.bytes for part in parts.values()) + size > most:
+            text = f"The parts of this upload hold more than {most} bytes already, but it is to be a file of"
+            raise ApiError(400, f"{text} {upload.record.bytes} bytes.", param="data")
+
+    def _complete(self, tenant: str, upload_id: str, body: CompleteUpload) -> UploadState:
+        if body.md5 is not None and not _MD5.fullmatch(body.md5):
+            raise ApiError(400, "Invalid 'md5': expected 32 hexadecimal digits.", code="invalid_value", param="md5")
+        file_id = file_id_for_upload(upload_id, body.part_ids)
+        upload = self._find(tenant, upload_id)
+        if upload.status != "pending":
+            return self._completed(tenant, upload, file_id)
+        try:
+            parts = _chosen(upload.record, self._uploads.parts(tenant, upload_id), body.part_ids)
+            if body.md5 is not None:
+                _check_md5(body.md5, self._uploads.md5(tenant, upload_id, parts))
+            upload = self._uploads.complete(tenant, upload_id, _file_record(file_id, upload.record, parts), parts)
+        except (ApiError, ObjectNotFound):
+            # Another request may have ended the upload since, and deleted the parts.
+            upload = self._find(tenant, upload_id)
+            if upload.status == "pending":
+                raise
+        return self._completed(tenant, upload, file_id)
+
+    def _completed(self, tenant: str, upload: UploadState, file_id: str) -> UploadState:
+        """An upload that is completed, if it became this file; nothing changes by asking again."""
+        if not upload.file:
+            raise _wrong_state("complete", upload)
+        if upload.file.id != file_id:
+            raise ApiError(400, "This upload was completed with other parts, or in another order.", param="part_ids")
+        return self._uploads.publish(tenant, upload)
+
+    def _cancel(self, tenant: str, upload_id: str) -> UploadState:
+        try:
+            upload = self._uploads.cancel(tenant, upload_id)
+        except ObjectNotFound:
+            raise _no_upload(upload_id) from None
+        if upload.status == "completed":
+            raise _wrong_state("cancel", upload)
+        return upload
+
+
+def _chosen(record: UploadRecord, parts: dict[str, ArrivedPart], part_ids: Sequence[str]) -> list[ArrivedPart]:
+    """The parts that a client named, in its order, if they make the file that it announced."""
+    seen: set[str] = set()
+    for part_id in part_ids:
+        if part_id in seen:
+            raise ApiError(400, f"Invalid 'part_ids': '{shown(part_id)}' is there twice.", param="part_ids")
+        if part_id not in parts:
+            raise ApiError(400, f"No such Part object: {shown(part_id)}", param="part_ids")
+        seen.add(part_id)
+    chosen = [parts[part_id] for part_id in part_ids]
+    size = sum(part.bytes for part in chosen)
+    if size != record.bytes:
+        text = f"The parts hold {size} bytes, but the upload was created for {record.bytes} bytes."
+        raise ApiError(400, text, param="part_ids")
+    return chosen
+
+
+def _check_md5(expected: str, found: str) -> None:
+    if expected.lower() != found:
+        raise ApiError(400, f"The md5 of the parts is {found}, but {expected} was expected.", param="md5")
+
+
+def _file_record(file_id: str, upload: UploadRecord, parts: Sequence[ArrivedPart]) -> FileRecord:
+    created_ms = time.time_ns() // 1_000_000
+    ends = [part for part in parts if part.bytes]
+    return FileRecord(
+        id=file_id,
+        bytes=upload.bytes,
+        created_ms=created_ms,
+        filename=upload.filename,
+        purpose=upload.purpose,
+        expires_at=created_ms // 1000 + upload.lifetime if upload.lifetime else None,
+        lines=sum(part.newlines for part in parts) + (bool(ends) and ends[-1].is_open),
+    )
+
+
+def _no_upload(upload_id: str) -> ApiError:
+    return ApiError(404, f"No such Upload object: {shown(upload_id)}", param="id")
+
+
+def _wrong_state(what: str, upload: UploadState) -> ApiError:
+    # Not 409: OpenAI's clients would try again.
+    return ApiError(400, f"Cannot {what} an upload with status '{upload.status}'.")
