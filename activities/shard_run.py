@@ -385,6 +385,7 @@ class ShardRun:
             wait=self._commits.wait or self._wait or silence_of(self._sending.values(), self._upstream),
             has_ended=self.heartbeat.has_ended,
             losses=self._losses,
+            errors=self._log.committed_errors,
         )
 
 

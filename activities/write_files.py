@@ -21,9 +21,11 @@ from activities.records import keys, shard_keys
 from activities.records.catalog import Catalog, FileRecord
 from activities.records.cuts import Cut, LineDigest
 from activities.records.shard_keys import ShardRef
+from activities.results.error_lines import ErrorTally, read_error
 from activities.results.other_cuts import look_up_elsewhere
 from activities.results.output_lines import OutputLines
-from activities.results.shard_log import Committed, PlaceReader, RecordReader, look_up
+from activities.results.records import RecordReader
+from activities.results.shard_log import Committed, PlaceReader, look_up
 from activities.retry_input import KINDS, RetryInput, kept_lines
 from activities.store.object_store import ObjectNotFound, ObjectStore, ObjectWriter, StoreError
 from workflows.contract import WRITE_FILES, WriteFilesStub
@@ -123,7 +125,7 @@ class WriteFiles(WriteFilesStub):
                 if not line.is_kept:
                     numbers.add(line.number)
                 files.copy(line)
-            total = cut.total + (self._retry.kept(spec).total if spec.retry_of else 0)
+            total = cut.total + (self._retry.kept(spec).counts.total if spec.retry_of else 0)
             counts = Counts(
                 total=total,
                 completed=files.count["output"],
@@ -137,7 +139,13 @@ class WriteFiles(WriteFilesStub):
             if self._catalog.get_final(spec.tenant, spec.batch_id):
                 raise StoreError("another attempt has ended the batch")  # and the next one finds its record
             ids = files.publish(self._catalog, time.time_ns() // 1_000_000)
-        return MergedFiles(counts=counts, usage=files.usage, output_file_id=ids["output"], error_file_id=ids["error"])
+        return MergedFiles(
+            counts=counts,
+            usage=files.usage,
+            error_summary=files.errors.summary(),
+            output_file_id=ids["output"],
+            error_file_id=ids["error"],
+        )
 
     def _with_kept(self, spec: BatchSpec, lines: Iterator[_ResultLine]) -> Iterator[_ResultLine]:
         """The lines of a retry, with those of the first batch that it takes over. Its own take their places."""
@@ -264,6 +272,7 @@ class _ResultFiles:
         self.count: dict[ResultKind, int] = {"output": 0, "error": 0}
         self.unanswered = 0
         self.usage = Usage()
+        self.errors = ErrorTally()
 
     def copy(self, line: _ResultLine) -> None:
         kind = line.kind
@@ -271,6 +280,10 @@ class _ResultFiles:
         if writer is None:
             key = keys.content_key(self._spec.tenant, self._file_id(kind))
             writer = self._writers[kind] = self._stack.enter_context(self._store.writer(key))
+        if kind == "error":
+            data = b"".join(line.data)
+            self.errors.add(line.number, read_error(data).code)
+            writer.write(data)
         for piece in line.data:
             writer.write(piece)
         self.count[kind] += 1

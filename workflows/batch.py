@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -18,14 +17,13 @@ with workflow.unsafe.imports_passed_through():
     from workflows.details import batch_details, end_reason, shard_summary
     from workflows.end_types import CloseBatchInput, WriteFilesInput
     from workflows.fairness import MOST_SHARDS, fairness_key, fairness_weight, first_window
-    from workflows.ids import format_ranges
+    from workflows.tally import Tally
     from workflows.types import (
         BatchError,
         BatchMemo,
         BatchPhase,
         BatchSpec,
         BatchStatus,
-        Counts,
         MissingReason,
         PauseShardsInput,
         RunRequestsInput,
@@ -35,9 +33,6 @@ with workflow.unsafe.imports_passed_through():
     )
 
 T = TypeVar("T")
-
-RATE_WINDOW = 30.0
-"""Seconds over which the recent rate is taken."""
 
 MEMO_STEPS = 10
 """How often in its life a run writes its counts where they can be read without a worker …"""
@@ -69,9 +64,8 @@ class BatchWorkflow:
         self._cut = ""
         self._attempts: list[str | None] = []
         self._requests = 0  # to be sent
-        self._finished: set[int] = set()
+        self._tally = Tally()
         self._memo_at = 0.0
-        self._samples: deque[tuple[float, int]] = deque()
 
     @workflow.run
     async def run(self, spec: BatchSpec) -> BatchStatus:
@@ -189,6 +183,7 @@ class BatchWorkflow:
             in_progress_at=result.finished_at,
             shards_total=len(result.shards),
             counts=result.counts,
+            error_summary=result.kept_errors,
         )
         self._set_phase(BatchPhase.IN_PROGRESS)
         await workflow.wait_condition(lambda: self._status.paused_at is None)
@@ -282,26 +277,10 @@ class BatchWorkflow:
 
     def _shard_finished(self, index: int, result: ShardResult) -> None:
         self._attempts[index] = result.attempt
-        self._finished.add(index)
-        counts = self._status.counts
-        done = counts.completed + counts.failed
         now = workflow.time()
-        while self._samples and now - self._samples[0][0] > RATE_WINDOW:
-            self._samples.popleft()
-        if not self._samples or now - self._samples[-1][0] >= 1.0:
-            self._samples.append((now, done))
-        self._update(
-            counts=Counts(
-                total=counts.total,
-                completed=counts.completed + result.completed,
-                failed=counts.failed + result.failed,
-            ),
-            usage=self._status.usage + result.usage,
-            finished_shards=format_ranges(self._finished),
-            rate_since=self._samples[0][0],
-            rate_done=self._samples[0][1],
-        )
-        is_step = len(self._finished) % max(1, len(self._attempts) // MEMO_STEPS) == 0
+        self._status = self._tally.add(self._status, index, result, now)
+        self._describe()
+        is_step = self._tally.finished % max(1, len(self._attempts) // MEMO_STEPS) == 0
         if is_step or now - self._memo_at >= MEMO_SECONDS:
             self._write_memo()
 
@@ -323,6 +302,7 @@ class BatchWorkflow:
             self._update(
                 counts=merged.counts,
                 usage=merged.usage,
+                error_summary=merged.error_summary,
                 output_file_id=merged.output_file_id,
                 error_file_id=merged.error_file_id,
                 finished_shards="",

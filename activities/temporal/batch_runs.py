@@ -20,7 +20,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from workflows import contract
 from workflows.details import batch_summary, webhook_summary
 from workflows.ids import webhook_workflow_id
-from workflows.types import BatchPhase, BatchRecord, BatchSpec, WebhookInput
+from workflows.types import BatchPhase, BatchRecord, BatchSpec
+from workflows.webhook_types import WebhookInput
 
 CALL_LIMIT: Final = timedelta(seconds=5)
 """For one call, with the SDK's own retries."""

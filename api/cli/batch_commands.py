@@ -19,7 +19,7 @@ import httpx2
 from openai import APIConnectionError, APIError, APIStatusError, OpenAI, OpenAIError
 from openai.types import Batch
 
-from api.cli.display import Display, counts_of, details, table
+from api.cli.display import Display, counts_of, details, other_failures, outcome, table
 from api.client import TERMINAL, BatchClient
 from api.client.errors import NotABatchServerError, message_of, problems
 from api.client.options import PATIENCE_SECONDS
@@ -212,10 +212,9 @@ def check_targets(output: Path | None, errors: Path | None, source: Path | None 
 def say_outcome(session: Session, batch: Batch) -> None:
     """Say how a batch has ended."""
     session.waiting_for = batch
-    total, completed, failed = counts_of(batch)
-    for problem in problems(batch):
+    for problem in (*problems(batch), *other_failures(batch)):
         session.display.say(f"  {problem}")
-    session.display.say(f"{batch.status}: {total} requests, {completed} completed, {failed} failed")
+    session.display.say(f"{batch.status}: {outcome(batch)}")
 
 
 def take(session: Session, batch: Batch, output: Path | None, errors: Path | None) -> int:

@@ -11,7 +11,7 @@ from typing import Any, Final, TextIO
 
 from openai.types import Batch
 
-from api.client.errors import problems
+from api.client.errors import failures, problems
 
 BAR: Final = 30
 NARROW: Final = 60
@@ -107,6 +107,22 @@ def counts_of(batch: Batch) -> tuple[int, int, int]:
     return (counts.total or 0, counts.completed or 0, counts.failed or 0) if counts else (0, 0, 0)
 
 
+def outcome(batch: Batch) -> str:
+    """How many requests came to what, as one sentence."""
+    total, completed, failed = counts_of(batch)
+    if not total or failed < total:
+        return f"{total} requests, {completed} completed, {failed} failed"
+    reasons = failures(batch)
+    return f"all {total} requests failed" + (f": {reasons[0]}" if len(reasons) == 1 else "")
+
+
+def other_failures(batch: Batch) -> list[str]:
+    """What failed, where :func:`outcome` does not say it."""
+    total, _, failed = counts_of(batch)
+    reasons = failures(batch)
+    return [] if failed == total and len(reasons) == 1 else reasons
+
+
 def progress_of(batch: Batch) -> dict[str, Any]:
     """What Everbatch says beside OpenAI's fields."""
     return (batch.model_extra or {}).get("progress") or {}
@@ -114,7 +130,6 @@ def progress_of(batch: Batch) -> dict[str, Any]:
 
 def details(batch: Batch) -> list[str]:
     """All that there is to say of a batch, in lines."""
-    total, completed, failed = counts_of(batch)
     progress = progress_of(batch)
     rate, eta, in_flight = (progress.get(name) for name in ("requests_per_second", "eta_seconds", "in_flight"))
     getting_on = [
@@ -126,7 +141,7 @@ def details(batch: Batch) -> list[str]:
     rows = [
         ("batch", batch.id),
         ("status", batch.status),
-        ("requests", f"{total}, {completed} completed, {failed} failed"),
+        ("requests", outcome(batch).replace(" requests, ", ", ")),
         ("progress", ", ".join(filter(None, getting_on))),
         ("waiting", waiting_reason(batch).removeprefix("Waiting: ")),
         ("endpoint", batch.endpoint),
@@ -138,6 +153,7 @@ def details(batch: Batch) -> list[str]:
         ("retry of", (batch.metadata or {}).get("retry_of")),
         ("retried by", (batch.model_extra or {}).get("retried_by")),
         *(("problem", problem) for problem in problems(batch)),
+        *(("failed", failure) for failure in other_failures(batch)),
     ]
     shown = [(name, printable(str(value))) for name, value in rows if value]
     if _columns() < NARROW:

@@ -31,7 +31,7 @@ from api.gateway.interface import (
     TemporalUnavailable,
 )
 from api.gateway.pending import Pending, opened, read_pending, tell_missing
-from api.gateway.progress import live_counts, progress_of
+from api.gateway.progress import live_counts, live_errors, progress_of
 from api.gateway.readiness import CannotWrite, Readiness
 from api.gateway.shared_looks import Seen
 from api.gateway.standstill import Standstill
@@ -199,6 +199,7 @@ class TemporalGateway:
         waits = waits_of(spec, status, pending, now)
         if not waits and (wait := await self._standstill.wait(spec.batch_id, status, pending, progress)):
             waits = [Told(wait)]
+        status = status.model_copy(update={"error_summary": live_errors(status, pending)})
         return self._telling(with_counts(spec, status, counts), progress, waits)
 
     async def cancel(self, tenant: str, batch_id: str) -> BatchView:

@@ -83,7 +83,8 @@ function errorSummary(batch) {
     el("td", { class: "soft wide" }, (one.first_lines ?? []).map(number).join(", ")),
   ));
   const head = el("tr", {}, ["Requests", "Code, and one message"].map((title) => el("th", {}, title)), el("th", { class: "wide" }, "First lines"));
-  return card("What failed", el("table", { id: "error-summary" }, el("thead", {}, head), el("tbody", {}, rows)));
+  const { total, failed } = batch.request_counts;
+  return card("What failed", failed === total ? el("p", {}, `All ${number(total)} requests failed.`) : "", el("table", { id: "error-summary" }, el("thead", {}, head), el("tbody", {}, rows)));
 }
 
 let hasEvents = true;

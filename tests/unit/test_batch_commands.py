@@ -89,6 +89,32 @@ def test_a_status_says_all_there_is(server: BatchServer, run: Run) -> None:
     assert json.loads(run("status", "batch_1", "--json").stdout) == server.versions["batch_1"][0]
 
 
+SUMMARY: list[dict[str, Any]] = [
+    {"code": "context_length_exceeded", "count": 5, "first_lines": [88, 90], "message": "Too long."},
+    {"code": "other", "count": 1, "first_lines": [], "message": None},
+]
+
+
+def test_what_failed_is_summed_up(server: BatchServer, run: Run) -> None:
+    server.add("batch_1", {**counts(9, 3, 6), "error_summary": SUMMARY})
+    shown = run("status", "batch_1").stdout.splitlines()
+    assert "failed      5 × context_length_exceeded (first line 88): Too long." in shown
+    assert "failed      1 × other" in shown
+    server.on_create = {**counts(9, 3, 6), "error_summary": SUMMARY}
+    assert said(run("submit", "in.jsonl", "--wait"))[-3:] == [
+        "  5 × context_length_exceeded (first line 88): Too long.",
+        "  1 × other",
+        "completed: 9 requests, 3 completed, 6 failed",
+    ]
+
+
+def test_a_batch_in_which_everything_failed_says_so_in_one_sentence(server: BatchServer, run: Run) -> None:
+    server.on_create = {**counts(5, 0, 5), "error_summary": SUMMARY[:1]}
+    sentence = "all 5 requests failed: 5 × context_length_exceeded (first line 88): Too long."
+    assert said(run("submit", "in.jsonl", "--wait"))[-1] == f"completed: {sentence}"
+    assert " ".join(run("status", "batch_0").stdout.split()).count(sentence) == 1
+
+
 def test_a_status_can_be_read_at_45_columns(server: BatchServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "45")
     reason = 'Waiting: upstream "gpu" (http://gpu-1:8000/v1) refuses connections; 3 of 9 requests wait.'
