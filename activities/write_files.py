@@ -30,6 +30,7 @@ from activities.retry_input import KINDS, RetryInput, kept_lines
 from activities.store.object_store import ObjectNotFound, ObjectStore, ObjectWriter, StoreError
 from workflows.contract import WRITE_FILES, WriteFilesStub
 from workflows.end_types import MergedFiles, WriteFilesInput
+from workflows.events import MOST_WAITS, PastWait, merge_waits
 from workflows.ids import ResultKind, result_file_id
 from workflows.types import BatchError, BatchSpec, Counts, Shard, Usage
 
@@ -118,7 +119,8 @@ class WriteFiles(WriteFilesStub):
         cut = self._catalog.get_cut(spec.tenant, spec.batch_id, digest)
         with ExitStack() as stack:
             files, numbers, before = _ResultFiles(self._store, spec, stack), LineDigest(), 0
-            for line in self._with_kept(spec, self._lines(task, digest, cut, stop)):
+            sources = [_ShardSource(task, digest, cut, index, shard) for index, shard in enumerate(cut.shards)]
+            for line in self._with_kept(spec, self._lines(sources, cut, stop)):
                 if line.number <= before:
                     raise MergeError(f"line {line.number} of the input has two results, or one out of its place")
                 before = line.number
@@ -143,6 +145,7 @@ class WriteFiles(WriteFilesStub):
             counts=counts,
             usage=files.usage,
             error_summary=files.errors.summary(),
+            waits=merge_waits([wait for source in sources for wait in source.waits], MOST_WAITS)[0],
             output_file_id=ids["output"],
             error_file_id=ids["error"],
         )
@@ -162,9 +165,8 @@ class WriteFiles(WriteFilesStub):
         for number, line in kept_lines(self._store, spec, kind):
             yield _ResultLine(number, kind, Usage(), iter([line]), is_kept=True)
 
-    def _lines(self, task: WriteFilesInput, digest: str, cut: Cut, stop: StopFlag) -> Iterator[_ResultLine]:
+    def _lines(self, sources: list[_ShardSource], cut: Cut, stop: StopFlag) -> Iterator[_ResultLine]:
         """The result lines of all shards in input order. Take the bytes of each before the next."""
-        sources = [_ShardSource(task, digest, cut, index, shard) for index, shard in enumerate(cut.shards)]
         if len(cut.upstreams) == 1:
             return self._lines_of_shards(sources, stop)
         # Shards of one upstream follow on each other; those of several lie across each other.
@@ -191,6 +193,7 @@ class WriteFiles(WriteFilesStub):
             if chunks is None:
                 found = look_up(self._store, source.ref)
                 if isinstance(found, Committed):
+                    source.waits = found.waits
                     yield from self._lines_of_unfinished(source, found)
                     continue
                 chunks = self._store.stream(shard_keys.result_key(source.ref, found.attempt))
@@ -240,6 +243,8 @@ class _ShardSource:
         self.ref = ShardRef(task.spec.tenant, task.spec.batch_id, digest, index)
         self.attempt = task.attempts[index] if task.cut and index < len(task.attempts) else None
         self._cut = cut
+        self.waits: list[PastWait] = []
+        """Of one that did not finish."""
 
     def takes(self, request: RequestLine) -> bool:
         """Whether a request within the shard's run of lines is one of its own."""

@@ -16,6 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows import contract, steps
     from workflows.details import batch_details, end_reason, shard_summary
     from workflows.end_types import CloseBatchInput, WriteFilesInput
+    from workflows.events import EventType, NotedEvent
     from workflows.fairness import MOST_SHARDS, fairness_key, fairness_weight, first_window
     from workflows.tally import Tally
     from workflows.types import (
@@ -39,6 +40,9 @@ MEMO_STEPS = 10
 
 MEMO_SECONDS = 60.0
 """… or when it finishes a shard after this time, if that comes first."""
+
+IN_TEMPORAL = "in Temporal"
+"""Who has paused, resumed or cancelled a batch and does not say so."""
 
 _END_TIMES: Final = {
     BatchPhase.COMPLETED: "completed_at",
@@ -90,19 +94,23 @@ class BatchWorkflow:
         return self._status
 
     @workflow.signal(name=contract.CANCEL_SIGNAL)
-    def cancel(self) -> None:
+    def cancel(self, by: str = IN_TEMPORAL) -> None:
         if self._status.outcome is None and not self._cancel_requested:
             self._cancel_requested = True
             self._update(cancelling_at=self._now())
+            self._note(EventType.CANCELLING, f"Cancelled {by}.")
 
     @workflow.signal(name=contract.PAUSE_SIGNAL)
-    def pause(self) -> None:
+    def pause(self, by: str = IN_TEMPORAL) -> None:
         if self._status.paused_at is None and not self._status.finalizing_at:
             self._update(paused_at=self._now())
+            self._note(EventType.PAUSED, f"Paused {by}.")
 
     @workflow.signal(name=contract.RESUME_SIGNAL)
-    def resume(self) -> None:
-        self._update(paused_at=None)
+    def resume(self, by: str = IN_TEMPORAL) -> None:
+        if self._status.paused_at is not None:
+            self._update(paused_at=None)
+            self._note(EventType.RESUMED, f"Resumed {by}.")
 
     # The way of a batch
 
@@ -154,12 +162,13 @@ class BatchWorkflow:
     def _cancelled_by_temporal(self) -> None:
         """The API asks for a cancel in this way too, as do Temporal's UI and CLI."""
         self._run_is_cancelled = True
-        self.cancel()
+        self.cancel(workflow.cancellation_reason() or IN_TEMPORAL)
 
     async def _work(self) -> None:
         if self._cancel_requested:
             return
         self._is_checked = True
+        began = workflow.time()
         try:
             result = await steps.validate_input(self._spec)
         except ActivityError as failure:
@@ -185,6 +194,7 @@ class BatchWorkflow:
             counts=result.counts,
             error_summary=result.kept_errors,
         )
+        self._note(EventType.VALIDATED, f"Validated {_requests(result.total)}{_took(began)}.")
         self._set_phase(BatchPhase.IN_PROGRESS)
         await workflow.wait_condition(lambda: self._status.paused_at is None)
         self._shards_scheduled = True
@@ -294,7 +304,9 @@ class BatchWorkflow:
         task = WriteFilesInput(
             spec=self._spec, attempts=self._attempts, missing=missing, cut=self._cut, is_checked=self._is_checked
         )
+        began = workflow.time()
         merged = await self._done(steps.write_files(task, outcome))
+        self._update(history=self._status.history.with_waits(merged.waits).ended(self._now()))
         if merged.errors:
             self._update(errors=merged.errors, errors_total=len(merged.errors))
             return False
@@ -310,6 +322,7 @@ class BatchWorkflow:
                 in_progress_at=self._status.in_progress_at or merged.in_progress_at,
                 finalizing_at=self._status.finalizing_at or self._now(),
             )
+            self._note(EventType.FILES_WRITTEN, f"Wrote the result files{_took(began)}.")
         return True
 
     def _decide(self, outcome: BatchPhase) -> None:
@@ -354,6 +367,10 @@ class BatchWorkflow:
         self._status = self._status.model_copy(update=changes)
         self._describe()
 
+    def _note(self, kind: EventType, message: str) -> None:
+        event = NotedEvent(at=self._now(), type=kind, message=message)
+        self._update(history=self._status.history.with_event(event))
+
     def _set_phase(self, phase: BatchPhase) -> None:
         self._update(phase=phase)
         self._show(phase)
@@ -373,3 +390,11 @@ class BatchWorkflow:
 
     def _now(self) -> int:
         return int(workflow.time())
+
+
+def _requests(count: int) -> str:
+    return f"{count:,} request{'s' if count != 1 else ''}"
+
+
+def _took(began: float) -> str:
+    return f" in {workflow.time() - began:.1f} s"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from workflows.error_summary import summed
+from workflows.events import ended
 from workflows.ids import format_ranges
 from workflows.types import BatchStatus, Counts, ShardResult
 
@@ -39,6 +40,7 @@ class Tally:
             ),
             "usage": status.usage + result.usage,
             "error_summary": summed([*status.error_summary, *result.errors]),
+            "history": status.history.with_waits(ended(wait, int(now)) for wait in result.waits),
             "finished_shards": format_ranges(self._finished),
             "rate_since": self._samples[0][0],
             "rate_done": self._samples[0][1],

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from workflows.error_summary import ErrorCount
+from workflows.events import History, PastWait
 from workflows.nested import SETTINGS_OF_SPEC, NestedSettings
 from workflows.waits import Wait
 
@@ -220,6 +221,7 @@ class ShardResult(Model):
     failures: str = ""
     """Why requests failed in the attempt that finished the shard, the most frequent reason first."""
     errors: list[ErrorCount] = []
+    waits: list[PastWait] = []
 
 
 class ShardProgress(Model):
@@ -241,6 +243,7 @@ class ShardProgress(Model):
     """Attempts before this one that were lost so."""
     errors: list[ErrorCount] = []
     """Committed."""
+    waits: list[PastWait] = []
 
 
 class MissingReason(StrEnum):
@@ -305,6 +308,7 @@ class BatchStatus(Model):
     errors_total: int = 0
     error_summary: list[ErrorCount] = []
     """Of the failed requests that are counted."""
+    history: History = History()
     output_file_id: str | None = None
     error_file_id: str | None = None
     in_progress_at: int | None = None

@@ -22,7 +22,7 @@ def look_up_elsewhere(store: ObjectStore, ref: ShardRef, shard: Shard) -> Commit
 
     The workflow of the batch was reset, and its input was then cut otherwise.
     """
-    found = Committed({}, {}, {}, [], {})
+    found = Committed({}, {}, {}, [], {}, [])
     files = Catalog(store)
     others = [cut for cut in files.cuts(ref.tenant, ref.batch_id) if cut != ref.cut]
     if not others:

@@ -7,6 +7,7 @@ copies bytes::
     17 output 3512 120 0 34 0       line, kind, bytes, input, cached, output and reasoning tokens
     {"id":"batch_req_…", …}
     19 tried 2 1 0                  line 19 has no answer yet: what was tried, see :mod:`activities.results.tries`
+    0 waited […]                    for what the shard has waited, see :mod:`activities.results.shard_waits`
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from activities.results.shard_waits import decode_waits
 from activities.results.tries import Tries
 from activities.store.object_store import StoreError
+from workflows.events import PastWait
 from workflows.ids import ResultKind
 from workflows.types import Usage
 
@@ -45,6 +48,7 @@ class RecordReader:
         self._base: int = 0  # of the buffer's first byte in the object
         self._unread = 0  # bytes of the last record's output line
         self.tried: dict[int, Tries] = {}
+        self.waits: list[PastWait] = []
 
     def shard_head(self) -> tuple[int, int, Usage] | None:
         """Completed, failed and usage of a shard object. Call it first; ``None`` at the end of the object."""
@@ -62,7 +66,11 @@ class RecordReader:
             head = self._head_line()
             if head is None:
                 return
-            line, kind, *numbers = head.split()
+            line, kind, rest = head.split(maxsplit=2)
+            if kind == b"waited":
+                self.waits = decode_waits(rest)
+                continue
+            numbers = rest.split()
             if kind == b"tried":
                 self.tried[int(line)] = Tries(*map(int, numbers))
                 continue

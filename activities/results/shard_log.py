@@ -21,9 +21,11 @@ from activities.records.catalog import Catalog
 from activities.records.shard_keys import ShardRef
 from activities.results.error_lines import ErrorTally, read_error
 from activities.results.records import NO_USAGE, Record, RecordReader, encode_record, tokens_text
+from activities.results.shard_waits import ShardWaits, encode_waits
 from activities.results.tries import Tries
 from activities.store.object_store import ObjectNotFound, ObjectStore, StoreError
 from workflows.error_summary import MOST_CODES_OF_SHARD, ErrorCount
+from workflows.events import PastWait
 from workflows.ids import ResultKind
 from workflows.types import ShardResult, Usage
 
@@ -94,6 +96,7 @@ class Committed:
     parts: list[str]
     codes: dict[int, str]
     """Of the errors."""
+    waits: list[PastWait]
 
     def body(self, line: int) -> Place:
         """Where the bytes of a record's output line are."""
@@ -110,6 +113,7 @@ class Committed:
                     self.codes[record.line] = read_error(b"".join(reader.line())).code
         for line, tried in reader.tried.items():
             self.tried[line] = tried.merged(self.tried.get(line, _NOTHING_TRIED))
+        self.waits[:] = reader.waits or self.waits
 
 
 def look_up(store: ObjectStore, shard: ShardRef) -> ShardResult | Committed:
@@ -124,7 +128,7 @@ def look_up(store: ObjectStore, shard: ShardRef) -> ShardResult | Committed:
 
 
 def _read_parts(store: ObjectStore, shard: ShardRef) -> Committed:
-    committed = Committed({}, {}, {}, list(store.list(shard_keys.parts_prefix(shard))), {})
+    committed = Committed({}, {}, {}, list(store.list(shard_keys.parts_prefix(shard))), {}, [])
     for key in committed.parts:
         committed.take(key, RecordReader(store.stream(key)))
     return committed
@@ -177,6 +181,7 @@ class ShardLog:
         self._usage = [0, 0, 0, 0]
         self._failures: Counter[str] = Counter()
         self._tried: dict[int, Tries] = {}
+        self.waits = ShardWaits()
         self.completed = 0
         self.failed = 0
         self.committed = (0, 0)
@@ -208,6 +213,7 @@ class ShardLog:
         self._records.update(committed.places)
         self.committed = (self.completed, self.failed)
         self._tried = committed.tried
+        self.waits.past = committed.waits
         self._parts = committed.parts
         return None
 
@@ -245,13 +251,16 @@ class ShardLog:
         """Write what has arrived since the last commit as one part."""
         pending, self._pending = self._pending, []
         tried, self._tried_changed = self._tried_changed, set()
-        if not pending and not tried:
+        waited, self.waits.has_changed = self.waits.has_changed, False
+        if not (pending or tried or waited):
             return
         # A key of its own for each try: a put whose caller was cancelled goes on in its thread, and may end last.
         key = shard_keys.part_key(self._shard, self._attempt, self._part_number)
         self._part_number += 1
         self._parts.append(key)
         notes = ["{} tried {} {} {}\n".format(line, *self._tried[line]).encode() for line in sorted(tried)]
+        if waited:
+            notes.append(b"0 waited %b\n" % encode_waits(self.waits.past))
         data = b"".join([encoded for _, encoded in pending] + notes)
         counts = (self.completed, self.failed)
         errors = self._errors.summary(MOST_CODES_OF_SHARD)
@@ -260,6 +269,7 @@ class ShardLog:
         except BaseException:
             self._pending[:0] = pending
             self._tried_changed |= tried
+            self.waits.has_changed |= waited
             raise
         self.committed, self.committed_errors = counts, errors
         offset = 0
@@ -308,6 +318,7 @@ class ShardLog:
             usage=usage,
             failures=failures,
             errors=self._errors.summary(MOST_CODES_OF_SHARD),
+            waits=self.waits.past,
         )
 
     def _count(self, kind: ResultKind, usage: Usage) -> None:

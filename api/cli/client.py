@@ -138,6 +138,39 @@ def status(batch_id: str, watch: bool, as_json: bool, base_url: str | None, api_
 
 @click.command(cls=ClientCommand)
 @click.argument("batch_id", metavar="ID")
+@json_option
+@server_options
+def events(batch_id: str, as_json: bool, base_url: str | None, api_key: str | None) -> None:
+    """Show what has happened to a batch, and for what it has waited."""
+    from api.cli import batch_commands as do
+
+    sys.exit(do.run("events", base_url, api_key, lambda session: do.events(session, batch_id, as_json)))
+
+
+@click.command(cls=ClientCommand)
+@click.argument("batch_id", metavar="ID")
+@json_option
+@server_options
+def pause(batch_id: str, as_json: bool, base_url: str | None, api_key: str | None) -> None:
+    """Let a batch send nothing more. Requests in flight finish, and the completion window runs on."""
+    from api.cli import batch_commands as do
+
+    sys.exit(do.run("pause", base_url, api_key, lambda session: do.set_paused(session, batch_id, True, as_json)))
+
+
+@click.command(cls=ClientCommand)
+@click.argument("batch_id", metavar="ID")
+@json_option
+@server_options
+def resume(batch_id: str, as_json: bool, base_url: str | None, api_key: str | None) -> None:
+    """Let a paused batch go on."""
+    from api.cli import batch_commands as do
+
+    sys.exit(do.run("resume", base_url, api_key, lambda session: do.set_paused(session, batch_id, False, as_json)))
+
+
+@click.command(cls=ClientCommand)
+@click.argument("batch_id", metavar="ID")
 @click.option("--wait", is_flag=True, help="Wait until it has ended; exits with 1 if it was not cancelled.")
 @json_option
 @server_options
@@ -197,4 +230,4 @@ def retry(
     sys.exit(do.run("retry", base_url, api_key, lambda session: do.retry(session, job)))
 
 
-CLIENT_COMMANDS: list[click.Command] = [submit, list_batches, status, cancel, results, retry]
+CLIENT_COMMANDS: list[click.Command] = [submit, list_batches, status, events, pause, resume, cancel, results, retry]

@@ -161,6 +161,14 @@ def details(batch: Batch) -> list[str]:
     return [line for name, value in shown for line in _wrapped(value, f"{name:<12}", " " * 12)]
 
 
+def events_table(events: Sequence[dict[str, Any]]) -> list[str]:
+    """The life of a batch in lines."""
+    rows = [(clock(event["created_at"]), printable(event["message"])) for event in events]
+    if _columns() < NARROW:
+        return [line for at, said in rows for line in (at, *_wrapped(said, "  ", "  "))]
+    return [line for at, said in rows for line in _wrapped(said, f"{at}  ", " " * 21)]
+
+
 def table(batches: Sequence[Batch]) -> list[str]:
     """A line for each batch, under a line of headings."""
     columns: list[tuple[str, Callable[[Batch], str]]] = [

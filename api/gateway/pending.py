@@ -16,6 +16,7 @@ from temporalio.exceptions import FailureError
 from workflows.contract import DEFAULT_UPSTREAM, FIRST_SUFFIX, upstream_task_queue
 from workflows.details import cut
 from workflows.error_summary import ErrorCount
+from workflows.events import PastWait
 from workflows.types import ShardProgress
 from workflows.waits import EndsBy, Wait, WaitKind, pause_wait, worker_wait
 
@@ -46,6 +47,8 @@ class Pending:
     """Its task queue: each upstream has its own."""
     errors: list[ErrorCount] = field(default_factory=list[ErrorCount])
     """As ``failed``."""
+    waits: list[PastWait] = field(default_factory=list[PastWait])
+    """For which it has waited so far."""
 
 
 async def opened(activities: Sequence[PendingActivityInfo], converter: DataConverter) -> Sequence[PendingActivityInfo]:
@@ -96,6 +99,7 @@ def _read(activity: PendingActivityInfo) -> Pending:
         heard_at=None if is_waiting else _seconds(activity, "last_heartbeat_time"),
         queue=activity.activity_options.task_queue.name.removesuffix(FIRST_SUFFIX),
         errors=said.errors if kind == "shard" else [],
+        waits=said.waits,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Final
 from api.gateway.interface import Progress
 from api.gateway.pending import Pending
 from workflows.error_summary import ErrorCount, summed
+from workflows.events import History
 from workflows.ids import parse_ranges
 from workflows.types import BatchStatus, Counts
 
@@ -23,6 +24,12 @@ def live_counts(status: BatchStatus, pending: list[Pending]) -> Counts:
         completed=status.counts.completed + sum(item.completed for item in running),
         failed=status.counts.failed + sum(item.failed for item in running),
     )
+
+
+def live_history(status: BatchStatus, pending: list[Pending]) -> History:
+    """With what running shards have waited for, or do."""
+    finished = parse_ranges(status.finished_shards)
+    return status.history.with_waits(wait for item in pending if item.shard not in finished for wait in item.waits)
 
 
 def _running(status: BatchStatus, pending: list[Pending]) -> list[Pending]:

@@ -378,6 +378,36 @@ def test_a_terminal_is_redrawn_and_cannot_be_taken_over(server: BatchServer) -> 
     assert not any("\x1b" in line for line in details(batch))
 
 
+# Events, pause and resume
+
+
+def test_events_are_a_line_each_and_can_be_read_at_45_columns(
+    server: BatchServer, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    server.add("batch_1", {"status": "in_progress"})
+    said_of = {
+        "created_at": 1767225600,
+        "message": "Waited 14 min: gpu refuses connections.\x1b[2J " + "and so on " * 9,
+    }
+    server.events = [{"created_at": 1767225599, "message": "Created."}, said_of]
+    first, second, *_ = run("events", "batch_1").stdout.splitlines()
+    assert (first[21:], second[21:60]) == ("Created.", "Waited 14 min: gpu refuses connections.")
+    assert json.loads(run("events", "batch_1", "--json").stdout.splitlines()[1]) == said_of
+    monkeypatch.setenv("COLUMNS", "45")
+    assert max(map(len, run("events", "batch_1").stdout.splitlines())) <= 45
+    assert run("events", "batch_x").exit_code == 1
+
+
+def test_a_batch_is_paused_and_resumed(server: BatchServer, run: Run) -> None:
+    server.add("batch_1", {"status": "in_progress"})
+    assert run("pause", "batch_1").exit_code == run("resume", "batch_1").exit_code == 0
+    assert [asked for asked in server.asked if asked.startswith("POST")] == [
+        "POST /batches/batch_1/pause",
+        "POST /batches/batch_1/resume",
+    ]
+
+
 # Results as they come
 
 
