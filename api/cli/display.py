@@ -177,13 +177,28 @@ def table(batches: Sequence[Batch]) -> list[str]:
         ("DONE", lambda batch: "{1}/{0}".format(*counts_of(batch))),
         ("FAILED", lambda batch: str(counts_of(batch)[2])),
         ("CREATED", lambda batch: clock(batch.created_at)),
+        ("NAME", lambda batch: (batch.metadata or {}).get("name", "")),
+        ("MODEL", lambda batch: batch.model or ""),
+        ("ENDPOINT", lambda batch: batch.endpoint),
     ]
+    if _columns() < NARROW:
+        return [line for batch in batches for line in _narrow(batch, columns)]
     rows = [[heading for heading, _ in columns]]
     rows += [[printable(cell(batch)) for _, cell in columns] for batch in batches]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     reasons = [_wrapped(printable(waiting_reason(batch)), "  ", "    ") for batch in batches]
     return lines[:1] + [line for row, reason in zip(lines[1:], reasons, strict=True) for line in (row, *reason)]
+
+
+def _narrow(batch: Batch, columns: Sequence[tuple[str, Callable[[Batch], str]]]) -> list[str]:
+    """A batch below its id, what stands in columns elsewhere."""
+    cells = [f"{heading.lower()} {value}" for heading, cell in columns[1:] if (value := printable(cell(batch)))]
+    return [
+        batch.id,
+        *_wrapped(", ".join(cells), "  ", "  "),
+        *_wrapped(printable(waiting_reason(batch)), "  ", "    "),
+    ]
 
 
 def _columns() -> int:
