@@ -87,10 +87,13 @@ class VllmServer(EngineServer):
 
     start_seconds = 300.0
 
-    def __init__(self, folder: Path, port: int, kind: Kind = "chat", sequences: int = 32) -> None:
+    def __init__(
+        self, folder: Path, port: int, kind: Kind = "chat", sequences: int = 32, *, logs_requests: bool = True
+    ) -> None:
         self.model = f"tiny-{kind}"
         options = ["serve", str(MODELS / kind), "--served-model-name", self.model, "--port", str(port)]
-        options += ["--enforce-eager", "--max-num-seqs", str(sequences), "--enable-log-requests"]
+        options += ["--enforce-eager", "--max-num-seqs", str(sequences)]
+        options += ["--enable-log-requests"] if logs_requests else ["--disable-uvicorn-access-log"]
         if kind == "chat":
             options += ["--max-model-len", "2048", "--enable-lora", "--lora-modules", f"{LORA}={MODELS / 'lora'}"]
             options += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
