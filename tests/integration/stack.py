@@ -134,7 +134,7 @@ class Stack:
             "store": str(folder),
             **({} if "upstreams" in settings else only_upstream),
             "task_queue": f"test-{uuid.uuid4().hex}",
-            "completion_windows": "2s,24h",
+            "completion_windows": "1s,2s,24h",
             "drain_timeout": 0.5,
         }
         stack = cls(temporal, Settings(**{**values, **settings}), engine, port)
