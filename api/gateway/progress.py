@@ -8,6 +8,8 @@ from typing import Final
 
 from api.gateway.interface import Progress
 from api.gateway.pending import Pending
+from workflows.error_summary import ErrorCount, summed
+from workflows.events import History
 from workflows.ids import parse_ranges
 from workflows.types import BatchRecord, BatchSpec, BatchStatus, Counts
 
@@ -17,13 +19,23 @@ REMEMBERED: Final = 10_000
 
 def live_counts(status: BatchStatus, pending: list[Pending]) -> Counts:
     """Counts with those of running shards. Each shard counts once: finished ones are in the status already."""
-    finished = parse_ranges(status.finished_shards)
-    running = [item for item in pending if item.shard is not None and item.shard not in finished]
+    running = _running(status, pending)
     return Counts(
         total=status.counts.total,
         completed=status.counts.completed + sum(item.completed for item in running),
         failed=status.counts.failed + sum(item.failed for item in running),
     )
+
+
+def live_history(status: BatchStatus, pending: list[Pending]) -> History:
+    """With what running shards have waited for, or do."""
+    finished = parse_ranges(status.finished_shards)
+    return status.history.with_waits(wait for item in pending if item.shard not in finished for wait in item.waits)
+
+
+def _running(status: BatchStatus, pending: list[Pending]) -> list[Pending]:
+    finished = parse_ranges(status.finished_shards)
+    return [item for item in pending if item.shard is not None and item.shard not in finished]
 
 
 def progress_of(status: BatchStatus, counts: Counts, pending: list[Pending], now: float) -> Progress:
@@ -46,6 +58,11 @@ def progress_of(status: BatchStatus, counts: Counts, pending: list[Pending], now
         in_flight=in_flight,
         in_flight_limit=sum(map(min, queues.values())) or None,
     )
+
+
+def live_errors(status: BatchStatus, pending: list[Pending]) -> list[ErrorCount]:
+    """The errors of the requests that :func:`live_counts` counts as failed."""
+    return summed([*status.error_summary, *(error for item in _running(status, pending) for error in item.errors)])
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from api.gateway.interface import (
     TemporalUnavailable,
 )
 from api.gateway.pending import Pending, opened, read_pending, tell_missing
-from api.gateway.progress import live_counts, progress_of
+from api.gateway.progress import live_counts, live_errors, live_history, progress_of
 from api.gateway.readiness import CannotWrite, Readiness
 from api.gateway.shared_looks import Seen
 from api.gateway.standstill import Standstill
@@ -204,6 +204,8 @@ class TemporalGateway:
         waits = waits_of(spec, status, pending, now)
         if not waits and (wait := await self._standstill.wait(spec.batch_id, status, pending, progress)):
             waits = [Told(wait)]
+        update = {"error_summary": live_errors(status, pending), "history": live_history(status, pending)}
+        record = BatchRecord(spec=spec, status=status.model_copy(update=update))
         return self._telling(record, progress, waits)
 
     async def cancel(self, tenant: str, batch_id: str) -> BatchView:
@@ -211,7 +213,7 @@ class TemporalGateway:
         was_asked = False
         if not record.status.phase.is_terminal:
             try:
-                was_asked = await self._runs.cancel(batch_id)
+                was_asked = await self._runs.cancel(batch_id, by=_by(tenant))
             except CALL_ERRORS as error:
                 raise self._unavailable(error) from error
         return await self._after_cancel(record, CANCEL_SECONDS if was_asked else 0)
@@ -236,7 +238,7 @@ class TemporalGateway:
     async def set_paused(self, tenant: str, batch_id: str, paused: bool) -> BatchView:
         record = await self._known(tenant, batch_id)
         if not record.status.phase.is_terminal:
-            await self._signal(batch_id, contract.PAUSE_SIGNAL if paused else contract.RESUME_SIGNAL)
+            await self._signal(batch_id, contract.PAUSE_SIGNAL if paused else contract.RESUME_SIGNAL, _by(tenant))
         self._looks.forget(record)
         view = await self.find(tenant, batch_id)
         if view.record.status.phase.is_terminal:
@@ -363,10 +365,10 @@ class TemporalGateway:
             log.warning("the end of batch %s cannot be read", description.id)
         return name
 
-    async def _signal(self, batch_id: str, signal: str) -> None:
+    async def _signal(self, batch_id: str, signal: str, by: str) -> None:
         """Signal the workflow of a batch, unless it has closed."""
         try:
-            await self._reader.handle(batch_id).signal(signal, rpc_timeout=CALL_LIMIT)
+            await self._reader.handle(batch_id).signal(signal, by, rpc_timeout=CALL_LIMIT)
         except CALL_ERRORS as error:
             if not is_unknown(error):
                 raise self._unavailable(error) from error
@@ -377,6 +379,10 @@ class TemporalGateway:
 
     def _temporal_wait(self, error: Exception) -> Wait:
         return unanswered_wait(error, self._address, self._client.namespace, self._reader.silent_seconds)
+
+
+def _by(tenant: str) -> str:
+    return f'by tenant "{tenant}" through the API'
 
 
 def _as_of(seen: Seen[BatchView] | None) -> int | None:
