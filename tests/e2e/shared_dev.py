@@ -18,6 +18,7 @@ class SharedDev:
     launcher: Launcher
     engine: EngineProcess
     client: AsyncOpenAI
+    process: Child
 
     async def command(self, name: str, *arguments: str) -> Child:
         """A client command of ``everbatch``, for this server."""
@@ -28,6 +29,6 @@ class SharedDev:
 async def shared_dev(folder: Path) -> AsyncGenerator[SharedDev]:
     async with EngineProcess() as engine, launcher(folder) as processes:
         processes.env["EVERBATCH_UPSTREAM_URL"] = engine.url
-        _, client = await processes.dev()
+        process, client = await processes.dev()
         async with client:
-            yield SharedDev(processes, engine, client)
+            yield SharedDev(processes, engine, client, process)

@@ -17,8 +17,7 @@ from tests.e2e.faults_table import Row
 from tests.e2e.processes import now
 from tests.integration.stack import jsonl, request, requests, until
 
-pytestmark = pytest.mark.faults
-slow = pytest.mark.slow_faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow_faults]
 both = pytest.mark.parametrize("size", [SINGLE, GROUPED], ids=str)
 
 
@@ -41,8 +40,8 @@ async def until_all_hang(it: World, fraction: float = 0.3) -> None:
 
 
 @on_s3_too
-@pytest.mark.parametrize("how", ["api", pytest.param("twice", marks=slow), pytest.param("temporal", marks=slow)])
-@pytest.mark.parametrize("size", [pytest.param(SINGLE, marks=slow), GROUPED], ids=str)
+@pytest.mark.parametrize("how", ["api", "twice", "temporal"])
+@both
 async def test_cancelled_mid_run(world: MakeWorld, temporal: str, size: Size, how: str) -> None:
     it = await world(size)
     await it.submit()
@@ -71,7 +70,6 @@ async def test_cancelled_mid_run(world: MakeWorld, temporal: str, size: Size, ho
     assert latency <= 3
 
 
-@slow
 async def test_cancelled_while_validating_a_large_file(world: MakeWorld) -> None:
     it = await world(GROUPED)
     count = 20_000
@@ -96,7 +94,6 @@ async def test_cancelled_while_validating_a_large_file(world: MakeWorld) -> None
     it.matrix.add(Row("Cancel", name, count, 0, 0, 0, None, (now() - it.started) / SECOND, note))
 
 
-@slow
 @pytest.mark.timeout(300)
 async def test_cancelled_on_a_slow_disk(world: MakeWorld) -> None:
     """Each fsync takes 0.15 s, so that the end of a batch takes seconds. Whose cancel is acknowledged is cancelled."""
@@ -136,7 +133,6 @@ async def test_cancelled_on_a_slow_disk(world: MakeWorld) -> None:
     it.matrix.add(Row("Cancel", name, 3, 0, 0, 0, None, seconds, note))
 
 
-@slow
 @both
 async def test_cancelled_while_no_worker_is_up(world: MakeWorld, size: Size) -> None:
     it = await world(size)
@@ -160,7 +156,6 @@ async def test_cancelled_while_no_worker_is_up(world: MakeWorld, size: Size) -> 
 
 
 @on_s3_too
-@slow
 @both
 async def test_expired(world: MakeWorld, size: Size) -> None:
     it = await world(size)
@@ -171,7 +166,6 @@ async def test_expired(world: MakeWorld, size: Size) -> None:
     assert it.log.count("abort") >= size.in_flight
 
 
-@slow
 @both
 async def test_expired_while_the_engine_is_down(world: MakeWorld, size: Size) -> None:
     it = await world(size)

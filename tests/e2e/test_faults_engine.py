@@ -135,7 +135,8 @@ async def test_some_answers_are_bad(world: MakeWorld, size: Size, script: dict[s
     await it.end("Engine", fault, allowed=allowed, seconds=100)
 
 
-@pytest.mark.parametrize("size", [SINGLE, pytest.param(GROUPED, marks=slow)], ids=str)
+@slow
+@both
 async def test_a_poison_request(world: MakeWorld, size: Size) -> None:
     it = await world(size, max_attempts="3")
     await it.engine.control(mode="status", status=500, match="poison")

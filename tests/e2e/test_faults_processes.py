@@ -24,8 +24,6 @@ from tests.integration.stack import requests, until
 pytestmark = pytest.mark.faults
 slow = pytest.mark.slow_faults
 both = pytest.mark.parametrize("size", [SINGLE, GROUPED], ids=str)
-either = pytest.mark.parametrize("size", [SINGLE, pytest.param(GROUPED, marks=slow)], ids=str)
-mostly_slow = pytest.mark.parametrize("size", [pytest.param(SINGLE, marks=slow), GROUPED], ids=str)
 
 
 @slow
@@ -41,7 +39,7 @@ async def test_nothing_happens(world: MakeWorld, size: Size) -> None:
 
 
 @on_s3_too
-@mostly_slow
+@pytest.mark.parametrize("size", [pytest.param(SINGLE, marks=slow), GROUPED], ids=str)
 async def test_worker_is_killed(world: MakeWorld, size: Size) -> None:
     it = await world(size)
     await it.submit()
@@ -54,8 +52,9 @@ async def test_worker_is_killed(world: MakeWorld, size: Size) -> None:
 
 
 @on_s3_too
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=slow)], ids=["TERM", "INT"])
-@either
+@slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+@both
 async def test_worker_drains(world: MakeWorld, size: Size, number: signal.Signals) -> None:
     it = await world(size)
     await it.submit()
@@ -265,7 +264,7 @@ async def test_api_is_killed_during_download(world: MakeWorld) -> None:
 
 
 @pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=[slow, pytest.mark.timeout(240)])])
-@either
+@pytest.mark.parametrize("size", [SINGLE, pytest.param(GROUPED, marks=slow)], ids=str)
 async def test_temporal_is_killed(world: MakeWorld, size: Size, seconds: int) -> None:
     it = await world(size, own_temporal=True)
     await it.submit()
@@ -309,7 +308,8 @@ async def test_temporal_is_down_while_a_batch_is_created(world: MakeWorld) -> No
 
 
 @on_s3_too
-@either
+@slow
+@both
 async def test_the_machine_goes_down(world: MakeWorld, size: Size) -> None:
     it = await world(size, own_temporal=True)
     await it.submit()

@@ -13,8 +13,11 @@ from tests.e2e.engine_log import SECOND
 from tests.e2e.faults import GROUPED, SINGLE, Size, World
 from tests.e2e.processes import now
 
-pytestmark = [pytest.mark.faults, pytest.mark.parametrize("world", ["s3"], indirect=True)]
-slow = pytest.mark.slow_faults
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.slow_faults,
+    pytest.mark.parametrize("world", ["s3"], indirect=True),
+]
 both = pytest.mark.parametrize("size", [SINGLE, GROUPED], ids=str)
 
 
@@ -25,8 +28,9 @@ async def received(it: World, seconds: float) -> int:
     return it.log.read().count("recv") - before
 
 
-@pytest.mark.parametrize("seconds", [5, pytest.param(30, marks=[slow, pytest.mark.timeout(180)])])
-@pytest.mark.parametrize("size", [pytest.param(SINGLE, marks=slow), GROUPED], ids=str)
+@pytest.mark.parametrize("seconds", [5, 30])
+@both
+@pytest.mark.timeout(180)
 async def test_the_server_is_killed(world: MakeWorld, size: Size, seconds: int) -> None:
     it = await world(size)
     assert it.s3
@@ -47,7 +51,6 @@ async def test_the_server_is_killed(world: MakeWorld, size: Size, seconds: int) 
     await it.end("Store", f"`kill -9` of the server, away for {seconds} s", seconds=90)
 
 
-@slow
 @both
 async def test_the_server_hangs(world: MakeWorld, size: Size) -> None:
     it = await world(size)
@@ -63,7 +66,6 @@ async def test_the_server_hangs(world: MakeWorld, size: Size) -> None:
     await it.end("Store", "the server hangs for 15 s")
 
 
-@slow
 @both
 async def test_the_server_starts_late(world: MakeWorld, size: Size) -> None:
     """A worker and an API that start while the store is away live, say so, and go on when it is there."""

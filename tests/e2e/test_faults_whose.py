@@ -13,8 +13,7 @@ from tests.e2e.faults import SINGLE, Size, World
 from tests.e2e.processes import now
 from tests.integration.stack import request, requests, until
 
-pytestmark = pytest.mark.faults
-slow = pytest.mark.slow_faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow_faults]
 
 STEADY = Size("steady", 1280, 0.5, 64)
 """So slow that neither the engine nor the machine that it shares with all the rest is ever the limit."""
@@ -33,16 +32,9 @@ def refused(it: World) -> list[int]:
     return [event.at for event in it.log.read().events if event.kind == "sent" and event.status != 200]
 
 
-@pytest.mark.parametrize(
-    ("name", "seconds"),
-    [
-        pytest.param(
-            name, seconds, marks=[*([] if (name, seconds) == ("500", 3) else [slow]), pytest.mark.timeout(300)]
-        )
-        for name in OUTAGES
-        for seconds in (3, 30, 120)
-    ],
-)
+@pytest.mark.parametrize("seconds", [3, 30, 120])
+@pytest.mark.parametrize("name", OUTAGES)
+@pytest.mark.timeout(300)
 async def test_everybody_gets_it(world: MakeWorld, name: str, seconds: int) -> None:
     it = await world(STEADY)
     await it.submit()
@@ -65,7 +57,6 @@ async def test_everybody_gets_it(world: MakeWorld, name: str, seconds: int) -> N
     assert full <= 8
 
 
-@slow
 @pytest.mark.parametrize("size", [SINGLE, STEADY], ids=str)
 @pytest.mark.parametrize("status", [401, 429, 502, 503])
 @pytest.mark.timeout(240)
@@ -88,7 +79,6 @@ async def test_one_gets_it(world: MakeWorld, size: Size, status: int) -> None:
     assert took <= 1.5 * ideal + 1
 
 
-@slow
 async def test_one_model_of_two_refuses(world: MakeWorld) -> None:
     it = await world(STEADY, engine={"model": ["b"]})
     count = STEADY.count
@@ -113,7 +103,6 @@ async def test_one_model_of_two_refuses(world: MakeWorld) -> None:
     assert asked <= 64 + 64
 
 
-@slow
 @pytest.mark.timeout(240)
 async def test_one_slot(world: MakeWorld) -> None:
     """One request at a time, first come first served, and a timeout that only the first ten in a queue make."""
@@ -130,7 +119,6 @@ async def test_one_slot(world: MakeWorld) -> None:
     assert took <= 1.5 * ideal
 
 
-@slow
 @pytest.mark.parametrize("latency", [0.5, 4.0])
 @pytest.mark.timeout(300)
 async def test_a_drain(world: MakeWorld, latency: float) -> None:

@@ -27,7 +27,7 @@ async def test_a_clean_stop_costs_no_heartbeat_timeout(cluster: Launcher, tempor
         _, api = await cluster.serve()
         async with api:
             batch_id = await submit(api, requests(COUNT))
-            for fraction in (0.1, 0.3, 0.5):
+            for fraction in (0.2, 0.5):
 
                 async def look(fraction: float = fraction) -> bool:
                     return len(log.read().answered) >= fraction * COUNT

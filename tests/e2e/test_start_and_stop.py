@@ -20,11 +20,11 @@ from api.cli.main import main
 from tests.e2e.engine_log import EngineLog
 from tests.e2e.processes import API_LINE, WORKER_LINE, Child, Launcher, finished, gone, submit
 from tests.e2e.restarts import left_behind, stopped
+from tests.e2e.shared_dev import SharedDev
 from tests.fakes.engine import Engine, EngineOptions
 from tests.fakes.engine_process import EngineProcess
 from tests.integration.stack import requests, until
 
-STOPS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 NOWHERE = "http://127.0.0.1:9/v1"
 
 
@@ -47,46 +47,45 @@ async def check_stops(child: Child) -> None:
     assert child.stderr == "" or "ERROR" not in child.stderr
 
 
-@STOPS
-async def test_serve_stops(cluster: Launcher, number: signal.Signals) -> None:
+# Which of the two signals it is makes a difference to none of them: the tests take turns.
+
+
+async def test_serve_stops(cluster: Launcher) -> None:
     child, client = await cluster.serve(EVERBATCH_UPSTREAM_URL=NOWHERE)
     async with client:
         await client.files.create(file=("in.jsonl", b"{}"), purpose="batch")
         family = child.family()
-        child.send(number)  # while the client holds its connection
+        child.send(signal.SIGTERM)  # while the client holds its connection
         await check_stops(child)
     await gone(family, 1)
 
 
-@STOPS
-async def test_an_idle_worker_stops(cluster: Launcher, number: signal.Signals) -> None:
+async def test_an_idle_worker_stops(cluster: Launcher) -> None:
     child = await cluster.worker(EVERBATCH_UPSTREAM_URL=NOWHERE)
     family = child.family()
-    child.send(number)
+    child.send(signal.SIGINT)
     await check_stops(child)
     await gone(family, 1)
 
 
-@STOPS
-async def test_a_worker_that_waits_for_temporal_stops(processes: Launcher, number: signal.Signals) -> None:
+async def test_a_worker_that_waits_for_temporal_stops(processes: Launcher) -> None:
     address = f"127.0.0.1:{free_port()}"
     child = await processes.start("worker", env={"TEMPORAL_ADDRESS": address, "EVERBATCH_UPSTREAM_URL": NOWHERE})
     await child.said(re.compile(f"waiting for Temporal at {address}"))
-    child.send(number)
+    child.send(signal.SIGTERM)
     await check_stops(child)
 
 
-@STOPS
-async def test_temporal_stops(processes: Launcher, number: signal.Signals) -> None:
+async def test_temporal_stops(processes: Launcher) -> None:
     child, _ = await processes.temporal()
     family = child.family()
     assert len(family) > 1
-    child.send(number)
+    child.send(signal.SIGINT)
     await check_stops(child)
     await gone(family, 1)
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "Ctrl-C"])
+@pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
 async def test_dev_stops(processes: Launcher, how: str) -> None:
     child, client = await processes.dev()
     async with client:
@@ -96,13 +95,13 @@ async def test_dev_stops(processes: Launcher, how: str) -> None:
         if how == "Ctrl-C":
             child.interrupt_group()
         else:
-            child.send(signal.Signals[how])
+            child.send(signal.SIGTERM)
         await check_stops(child)
     await gone(family, 1)
     assert "No upstream is configured" in child.stdout
 
 
-@pytest.mark.parametrize("command", ["worker", "worker --processes 2", "dev"])
+@pytest.mark.parametrize("command", ["worker --processes 2", "dev"])
 async def test_a_second_signal_drops_what_is_in_flight(
     cluster: Launcher, processes: Launcher, tmp_path: Path, command: str
 ) -> None:
@@ -193,34 +192,15 @@ async def test_everything_may_start_before_temporal(processes: Launcher) -> None
 # What keeps a process from starting is one line
 
 
-async def check_refused(child: Child, *words: str) -> None:
-    assert await child.wait(60) == 1
-    lines = child.stderr.splitlines()
-    assert len(lines) == 1, child.stderr
-    assert lines[0].startswith("Error: ")
-    for word in words:
-        assert word in lines[0]
-    assert not API_LINE.search(child.stdout)
-
-
-async def test_dev_on_a_taken_port(processes: Launcher, taken: str) -> None:
-    child = await processes.start("dev", "--port", taken, "--temporal-port", "0", "--ui-port", "0")
-    await check_refused(child, f"port {taken}", "--port")
-
-
-async def test_a_second_dev_on_the_data_folder(processes: Launcher) -> None:
-    first, client = await processes.dev()
-    second = await processes.start("dev", "--port", "0", "--temporal-port", "0", "--ui-port", "0")
-    await check_refused(second, str(processes.folder / "data"), f"process {first.pid}")
-    async with client:
-        await client.files.list()  # the first goes on
-
-
-async def test_its_own_address_is_no_inference_server(processes: Launcher) -> None:
-    port = free_port()
-    url = f"http://localhost:{port}/v1"
-    child = await processes.start("serve", "--port", port, env={"EVERBATCH_UPSTREAM_URL": url})
-    await check_refused(child, url, "own address")
+async def test_a_second_dev_on_the_data_folder(server: SharedDev) -> None:
+    second = await server.launcher.start("dev", "--port", "0", "--temporal-port", "0", "--ui-port", "0")
+    assert await second.wait(60) == 1
+    (line,) = second.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert str(server.launcher.folder / "data") in line
+    assert f"process {server.process.pid}" in line
+    assert not API_LINE.search(second.stdout)
+    await server.client.files.list()  # the first goes on
 
 
 # The rest of these in this process: a start of Python costs two seconds
@@ -275,7 +255,21 @@ def test_dev_may_not_be_its_own_inference_server(run_here: Callable[..., Result]
     check_one_line(result, "own address")
 
 
-@pytest.mark.parametrize("option", ["--temporal-port", "--ui-port"])
-def test_dev_on_a_taken_port_of_temporal(run_here: Callable[..., Result], taken: str, option: str) -> None:
+def test_its_own_address_is_no_inference_server(run_here: Callable[..., Result]) -> None:
+    url = "http://localhost:8123/v1"
+    check_one_line(run_here("serve", "--port", "8123", EVERBATCH_UPSTREAM_URL=url), url, "own address")
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_a_bad_file_of_upstreams(run_here: Callable[..., Result], tmp_path: Path, command: str) -> None:
+    path = tmp_path / "upstreams.toml"
+    path.write_text('[[upstream]]\nname = "a"\nurl = "http://127.0.0.1:9"\nkey = "sk-very-secret"\n')
+    result = run_here(command, EVERBATCH_UPSTREAMS=str(path))
+    check_one_line(result, f"{path}, line 4: upstream a: key: there is no such setting")
+    assert "sk-very-secret" not in result.output
+
+
+@pytest.mark.parametrize("option", ["--port", "--temporal-port", "--ui-port"])
+def test_dev_on_a_taken_port(run_here: Callable[..., Result], taken: str, option: str) -> None:
     ports = {"--port": "0", "--temporal-port": "0", "--ui-port": "0", option: taken}
     check_one_line(run_here("dev", *(word for pair in ports.items() for word in pair)), f"port {taken}", option)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.processes import Child, Launcher
+from tests.e2e.processes import Child
 from tests.e2e.shared_dev import SharedDev
 from tests.integration.stack import jsonl, request, requests
 
@@ -102,18 +102,6 @@ async def test_a_pipe_that_is_closed(server: SharedDev) -> None:
     child = await server.launcher.program("pipe", ["sh", "-c", command], {})
     assert await child.wait() == 0
     assert child.stderr == ""
-
-
-async def test_no_server(processes: Launcher, tmp_path: Path) -> None:
-    source = tmp_path / "in.jsonl"
-    source.write_bytes(jsonl(requests(1)))
-    url = "http://127.0.0.1:9/v1"
-    child = await processes.start("submit", "-i", str(source), "-o", str(tmp_path / "o"), "--base-url", url)
-    assert await child.wait(30) == 1
-    (line,) = child.stderr.splitlines()
-    assert line.startswith("everbatch submit: ")
-    assert url in line
-    assert not (tmp_path / "o").exists()
 
 
 async def test_a_table_comes_back_with_its_answers(server: SharedDev, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +50,3 @@ async def test_an_engine_is_killed_in_the_middle_of_a_batch_over_two(cluster: La
         assert result.answered == [f"r-{n}" for n in range(COUNT)]
         assert set(log.read().sent_again()) <= at_risk
         assert (await steady.counters()).received == counters.received
-
-
-async def test_a_bad_file_is_one_clear_error(cluster: Launcher, tmp_path: Path) -> None:
-    path = tmp_path / "upstreams.toml"
-    path.write_text('[[upstream]]\nname = "a"\nurl = "http://127.0.0.1:9"\nkey = "sk-very-secret"\n')
-    for command in ("serve", "worker"):
-        child = await cluster.start(command, env={"EVERBATCH_UPSTREAMS": os.fspath(path)})
-        assert await child.wait() == 1
-        assert f"{path}, line 4: upstream a: key: there is no such setting" in child.stderr
-        assert "sk-very-secret" not in child.stdout + child.stderr
-        assert len(child.stderr.strip().splitlines()) == 1

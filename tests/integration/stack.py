@@ -119,8 +119,8 @@ class Stack:
         self.inference = [InferenceClient(upstream) for upstream in load_upstreams(settings)]
         self._stop: asyncio.Event | None = None
         self._worker: asyncio.Task[None] | None = None
-        self.openai = self.another_api()
         self.another_http()
+        self.openai = self._openai(self.app)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -134,7 +134,7 @@ class Stack:
             "store": str(folder),
             **({} if "upstreams" in settings else only_upstream),
             "task_queue": f"test-{uuid.uuid4().hex}",
-            "completion_windows": "2s,24h",
+            "completion_windows": "1s,2s,24h",
             "drain_timeout": 0.5,
         }
         stack = cls(temporal, Settings(**{**values, **settings}), engine, port)
@@ -146,8 +146,13 @@ class Stack:
                 await inference.close()
             await engine.close()
 
-    def _transport(self, temporal: Client | None = None) -> httpx2.ASGITransport:
-        return httpx2.ASGITransport(self.app_with(temporal))
+    def _openai(self, app: FastAPI, max_retries: int = 0) -> AsyncOpenAI:
+        return AsyncOpenAI(
+            api_key="client-secret-key",
+            base_url="http://localhost/v1",
+            http_client=DefaultAsyncHttpx2Client(transport=httpx2.ASGITransport(app)),
+            max_retries=max_retries,
+        )
 
     def app_with(self, temporal: Client | None) -> FastAPI:
         """The API of another process over the same store. Args: ``temporal`` is where it looks, else as the others."""
@@ -159,18 +164,12 @@ class Stack:
 
     def another_http(self) -> None:
         """Another API process over the same store."""
-        transport = self._transport()
-        self.app = transport.app
-        self.http = httpx2.AsyncClient(transport=transport, base_url="http://localhost")
+        self.app = self.app_with(None)
+        self.http = httpx2.AsyncClient(transport=httpx2.ASGITransport(self.app), base_url="http://localhost")
 
     def another_api(self, max_retries: int = 0, temporal: Client | None = None) -> AsyncOpenAI:
         """A client of another API process over the same store."""
-        return AsyncOpenAI(
-            api_key="client-secret-key",
-            base_url="http://localhost/v1",
-            http_client=DefaultAsyncHttpx2Client(transport=self._transport(temporal)),
-            max_retries=max_retries,
-        )
+        return self._openai(self.app_with(temporal), max_retries)
 
     async def start_worker(self) -> None:
         assert self._worker is None, "a worker is running"

@@ -99,7 +99,7 @@ async def test_cancelled_while_it_waits_for_the_engine(stack: MakeStack) -> None
 async def test_what_has_ended_cannot_be_cancelled(stack: MakeStack, ended: str) -> None:
     it = await stack()
     it.script(mode="hang" if ended == "expired" else "ok")
-    finished = await it.run(b"nope" if ended == "failed" else requests(1), window="2s")
+    finished = await it.run(b"nope" if ended == "failed" else requests(1), window="1s")
     assert finished.batch.status == ended
     with pytest.raises(openai.ConflictError, match=f"Cannot cancel a batch with status '{ended}'") as caught:
         await it.openai.batches.cancel(finished.batch.id)
@@ -269,7 +269,7 @@ async def test_a_cancel_that_is_acknowledged_counts_however_slow_the_disk(
     real = os.fsync
 
     def slow(descriptor: int) -> None:
-        time.sleep(0.15)
+        time.sleep(0.05)
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", slow)
@@ -291,8 +291,8 @@ async def test_a_cancel_that_is_acknowledged_counts_however_slow_the_disk(
         return answered
 
     answers: list[str] = []
-    for wave in range(4):
-        moments = [whole * (0.4 + 0.7 * (10 * wave + number) / 40) for number in range(10)]
+    for wave in range(2):
+        moments = [whole * (0.4 + 0.7 * (10 * wave + number) / 20) for number in range(10)]
         answers += await asyncio.gather(*map(cancel_after, moments))
     assert "cancelling" in answers
 
@@ -377,7 +377,7 @@ async def test_out_of_time_while_it_waits_for_the_engine(stack: MakeStack) -> No
 
 async def test_out_of_time_before_a_worker_came(stack: MakeStack) -> None:
     it = await stack(worker=False)
-    batch_id = await it.submit(requests(2), window="2s")
+    batch_id = await it.submit(requests(2), window="1s")
     batch = await it.until(
         batch_id, lambda batch: time.time() > (batch.expires_at or 0) + 1
     )  # it is told in whole seconds

@@ -11,7 +11,7 @@ from tests.integration.conftest import MakeStack
 from tests.integration.stack import progress_of, requests
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [500, 503])
 async def test_a_long_retry_after_of_a_cancelled_batch_holds_nobody(stack: MakeStack, status: int) -> None:
     it = await stack(latency=0.02)
     it.script(mode="status", status=status, match="told", retry_after=600)
