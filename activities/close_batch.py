@@ -7,10 +7,11 @@ import time
 
 from temporalio import activity
 
+from activities.error_messages import messages_of_file
 from activities.heartbeats import run_in_thread
 from activities.records.catalog import Catalog
 from activities.records.running import RunningBatches
-from activities.store.object_store import ObjectStore
+from activities.store.object_store import ObjectNotFound, ObjectStore
 from activities.temporal.batch_runs import BatchRuns
 from workflows.contract import CLOSE_BATCH, CloseBatchStub
 from workflows.end_types import CloseBatchInput
@@ -45,12 +46,21 @@ class CloseBatch(CloseBatchStub):
         if final is None:
             status = task.status.model_copy(update={"phase": task.status.outcome, "outcome": None})
             keep_until = int(time.time()) + spec.output_expires_after if task.keep_answers else None
-            final = BatchRecord(spec=spec, status=status, keep_leftovers_until=keep_until)
+            final = BatchRecord(
+                spec=spec, status=status, error_messages=self._messages(task), keep_leftovers_until=keep_until
+            )
             self._catalog.save_final(final)
             _log_end(final)
         if spec.counted:
             self._running.remove(spec.tenant, spec.batch_id)
         return final
+
+    def _messages(self, task: CloseBatchInput) -> dict[str, str]:
+        status = task.status
+        try:
+            return messages_of_file(self._catalog.store, task.spec.tenant, status.error_file_id, status.error_summary)
+        except ObjectNotFound:  # somebody has deleted the file already
+            return {}
 
 
 def _log_end(final: BatchRecord) -> None:

@@ -31,7 +31,7 @@ from activities.store.object_store import ObjectNotFound, ObjectStore, StoreErro
 from activities.webhooks import Endpoint, Endpoints, event_body, signature
 from workflows.contract import DELIVER_WEBHOOK, DeliverWebhookStub
 from workflows.ids import event_id, webhook_id
-from workflows.types import DeliverWebhookInput, DeliverWebhookResult
+from workflows.webhook_types import DeliverWebhookInput, DeliverWebhookResult
 
 log = logging.getLogger("everbatch.webhooks")
 

@@ -21,10 +21,11 @@ from activities.records.catalog import Catalog, has_result_files
 from activities.records.feed import Feed, FeedGroup
 from activities.records.shard_keys import ShardRef
 from activities.results.output_lines import result_lines
-from activities.results.shard_log import PlaceReader, RecordReader, look_up
+from activities.results.records import RecordReader
+from activities.results.shard_lines import lines_of_shard
 from activities.store.object_store import ObjectNotFound, ObjectStore, StoreError
 from workflows.ids import ResultKind
-from workflows.types import BatchRecord, ShardResult
+from workflows.types import BatchRecord
 
 PAGE_BYTES: Final = 4 << 20
 """A page ends with the line that reaches it. Pages are held in memory, so a store that fails is an error response."""
@@ -227,7 +228,8 @@ class ResultPages:
         size = 0
         for group in feed.groups(place):
             wanted = [line for line in group.lines if kind is None or (line > 0) == (kind == "output")]
-            contents = self._contents(ShardRef(tenant, batch_id, group.cut, group.shard), [abs(n) for n in wanted])
+            shard = ShardRef(tenant, batch_id, group.cut, group.shard)
+            contents = lines_of_shard(self._store, shard, [abs(n) for n in wanted])
             kept = set(wanted)
             for line in group.lines:
                 if len(lines) == limit or size >= PAGE_BYTES:
@@ -237,35 +239,6 @@ class ResultPages:
                     size += len(lines[-1])
                 place += 1
         return lines, place
-
-    def _contents(self, shard: ShardRef, wanted: list[int]) -> Iterator[bytes]:
-        """The bytes of committed lines, given in input order.
-
-        Raises:
-            ObjectNotFound: one is not stored any more.
-        """
-        if not wanted:
-            return
-        found = look_up(self._store, shard)
-        if not isinstance(found, ShardResult):
-            for line in wanted:
-                if line not in found.places:
-                    raise ObjectNotFound(f"line {line} of {shard.batch_id}")
-            places = PlaceReader(self._store, (found.places[line] for line in wanted))
-            for line in wanted:
-                yield b"".join(places.read(found.body(line)))
-            return
-        reader = RecordReader(self._store.stream(shard_keys.result_key(shard, found.attempt)))
-        reader.shard_head()
-        left = iter(wanted)
-        line = next(left, None)
-        for record in reader.records():
-            if record.line == line:
-                yield b"".join(reader.line())
-                line = next(left, None)
-                if line is None:
-                    return
-        raise ObjectNotFound(f"line {line} of {shard.batch_id}")
 
     # After the end
 

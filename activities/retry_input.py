@@ -11,61 +11,31 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-import msgspec
+from pydantic import BaseModel
 
 from activities.input_addresses import is_address
 from activities.records import keys
 from activities.records.catalog import Catalog, FileRecord
+from activities.results.error_lines import ErrorTally, read_error
 from activities.results.output_lines import result_lines
 from activities.store.object_store import ObjectNotFound, ObjectStore
+from workflows.error_summary import ErrorCount
 from workflows.ids import ResultKind
 from workflows.types import BatchRecord, BatchSpec, Counts
 
 KINDS: Final[tuple[ResultKind, ResultKind]] = ("output", "error")
 _COUNTS: Final = "counts"
-NO_CODE: Final = "unknown"
 
 
 class RetryGoneError(Exception):
     """What a retry needs is no longer stored; the message says what, as the end of a sentence."""
 
 
-class _Coded(msgspec.Struct):
-    code: str | int | None = None
-    type: str | None = None
+class Kept(BaseModel):
+    """What a retry takes over."""
 
-
-class _Body(msgspec.Struct):
-    error: _Coded | str | None = None
-
-
-class _Response(msgspec.Struct):
-    status_code: int = 0
-    body: msgspec.Raw = msgspec.Raw(b"")
-
-
-class _ErrorLine(msgspec.Struct):
-    error: _Coded | None = None
-    response: _Response | None = None
-
-
-_decode: Final = msgspec.json.Decoder(_ErrorLine).decode
-_decode_body: Final = msgspec.json.Decoder(_Body).decode
-
-
-def error_code(line: bytes) -> str:
-    """The code of an error line; of a strict one, which leaves it out, that of the response or its status."""
-    decoded = _decode(line)
-    code = decoded.error.code if decoded.error else None
-    if code is None and decoded.response:
-        try:
-            error = _decode_body(decoded.response.body).error
-        except msgspec.DecodeError:
-            error = None
-        if isinstance(error, _Coded):
-            code = error.type if error.code is None else error.code
-        code = f"http_{decoded.response.status_code}" if code is None else code
-    return NO_CODE if code is None else str(code)
+    counts: Counts
+    errors: list[ErrorCount]
 
 
 class RetriedLines(NamedTuple):
@@ -73,6 +43,8 @@ class RetriedLines(NamedTuple):
     """A mark at each line number."""
     codes: Counter[str]
     """Of all failed requests of the first batch."""
+    kept: ErrorTally
+    """The errors of those that are not retried."""
     requests: int
     """That are retried."""
 
@@ -106,18 +78,20 @@ class RetryInput:
     def retried(self, first: BatchRecord, codes: list[str]) -> RetriedLines:
         """The failed lines of a batch that has ended, of these codes, or of all where there are none."""
         tenant, file_id = first.spec.tenant, first.status.error_file_id
-        found = RetriedLines(bytearray(), Counter(), 0)
+        found = RetriedLines(bytearray(), Counter(), ErrorTally(), 0)
         if not file_id:
             return found
         self._file(tenant, file_id, "error")
         is_retried, wanted, count = found.is_retried, set(codes), 0
         for number, line in result_lines(self._read(tenant, file_id, "error")):
-            code = error_code(line)
+            code = read_error(line).code
             found.codes[code] += 1
             if not codes or code in wanted:
                 is_retried.extend(bytes(number + 1 - len(is_retried)))
                 is_retried[number] = 1
                 count += 1
+            else:
+                found.kept.add(number, code)
         return found._replace(requests=count)
 
     def copy(self, spec: BatchSpec) -> None:
@@ -136,11 +110,12 @@ class RetryInput:
                     self._store.copy(keys.content_key(spec.tenant, file_id), target)
                 except ObjectNotFound:
                     raise _gone(kind, file_id) from None
-        kept = Counts(
+        counts = Counts(
             total=first.status.counts.total - lines.requests,
             completed=first.status.counts.completed,
             failed=first.status.counts.failed - lines.requests,
         )
+        kept = Kept(counts=counts, errors=lines.kept.summary())
         self._store.put(keys.kept_key(spec.tenant, spec.batch_id, _COUNTS), kept.model_dump_json().encode())
         source = self._read(spec.tenant, first.spec.input_file_id, "input")
         with self._store.writer(keys.input_key(spec.tenant, spec.batch_id)) as writer:
@@ -148,9 +123,9 @@ class RetryInput:
                 writer.write(piece)
             writer.commit()
 
-    def kept(self, spec: BatchSpec) -> Counts:
+    def kept(self, spec: BatchSpec) -> Kept:
         """What a retry takes over, once its copies are made."""
-        return Counts.model_validate_json(self._store.get(keys.kept_key(spec.tenant, spec.batch_id, _COUNTS)))
+        return Kept.model_validate_json(self._store.get(keys.kept_key(spec.tenant, spec.batch_id, _COUNTS)))
 
     def _first(self, spec: BatchSpec) -> BatchRecord:
         first = self._catalog.get_final(spec.tenant, spec.retry_of)

@@ -6,13 +6,13 @@ import asyncio
 import functools
 from collections import Counter
 from collections.abc import Iterable
-from datetime import timedelta
 from typing import Final
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities.heartbeats import BEAT_SECONDS, ShardHeartbeat, last_progress
+from activities.passing_failures import try_again
 from activities.results.commits import Commits
 from activities.results.first_answers import FirstAnswersOfBatches, has_output
 from activities.results.output_lines import OutputLines
@@ -65,17 +65,6 @@ class Process:
         self.first_answers = FirstAnswersOfBatches()
         self.suspect = asyncio.Lock()
         """Held while a request is sent that may be what takes workers down."""
-
-
-def try_again(task: RunRequestsInput, done: int, wait: Wait, seconds: float) -> ApplicationError:
-    total = task.shard.requests
-    return ApplicationError(
-        f"{total - done} of {total} requests to retry: {wait.text}",
-        wait.model_copy(update={"requests": total - done}),
-        type="RequestsToRetry",
-        next_retry_delay=timedelta(seconds=seconds),
-        category=ApplicationErrorCategory.BENIGN,
-    )
 
 
 class ShardRun:
@@ -247,10 +236,14 @@ class ShardRun:
             await self._end_batch(failure)
         if result:
             return result
-        await self._commits.until_stored(self._log.commit)
         if self._limiter.draining:
-            raise self._try_again(worker_wait("is stopping"))
-        raise self._try_again(stopped_by or (self._again.most_common(1)[0][0] if self._again else self._limiter.wait))
+            stopped_by = worker_wait("is stopping")
+        wait = self._again.most_common(1)[0][0] if self._again else self._limiter.wait
+        wait = stopped_by or wait or unavailable_wait(self._upstream)
+        if self._pause() and not stopped_by:  # else others are answered
+            self._log.waits.begin(wait)
+        await self._commits.until_stored(self._log.commit)
+        raise self._try_again(wait)
 
     async def _end_batch(self, failure: str) -> None:
         """All requests of the batch get the same 404. Unless another worker was luckier, this ends it."""
@@ -259,13 +252,15 @@ class ShardRun:
             return
         raise ApplicationError(failure, type=WRONG_ROUTE, non_retryable=True, category=ApplicationErrorCategory.BENIGN)
 
-    def _try_again(self, wait: Wait | None) -> ApplicationError:
+    def _pause(self) -> float:
         models = {request.model for request in self._requests.values()}
-        pause = max((self._limiter.pause_for(model, self._task.batch_id) for model in models), default=0.0)
+        return max((self._limiter.pause_for(model, self._task.batch_id) for model in models), default=0.0)
+
+    def _try_again(self, wait: Wait) -> ApplicationError:
+        pause = self._pause()
         seconds = retry_delay(self._most_tried, pause, self._task.max_attempts if self._fails_alone else None)
         if self._limiter.draining:
             seconds = AT_ONCE
-        wait = wait or unavailable_wait(self._upstream)
         if not pause:  # others are answered: this passes, if only because these requests become error lines
             wait = wait.model_copy(update={"ends_by": EndsBy.ITSELF})
         return try_again(self._task, self._log.done, wait, seconds)
@@ -349,6 +344,7 @@ class ShardRun:
             self._most_tried = max(self._most_tried, self._log.tries(line).failed)
         if self._log.has(line):
             del self._requests[line]
+            self._log.waits.end()
         self._commits.soon()
 
     def _has_failed_for_good(self, line: int, answer: Answer) -> bool:
@@ -381,14 +377,19 @@ class ShardRun:
 
     def _progress(self) -> ShardProgress:
         completed, failed = self._log.committed
+        wait = self._commits.wait or self._wait or silence_of(self._sending.values(), self._upstream)
+        if wait:
+            self._log.waits.begin(wait)
         return ShardProgress(
             completed=completed,
             failed=failed,
             in_flight=len(self._sending),
             limit=int(self._limiter.limit),
-            wait=self._commits.wait or self._wait or silence_of(self._sending.values(), self._upstream),
+            wait=wait,
             has_ended=self.heartbeat.has_ended,
             losses=self._losses,
+            errors=self._log.committed_errors,
+            waits=self._log.waits.past,
         )
 
 

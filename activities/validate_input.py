@@ -103,7 +103,8 @@ class ValidateInput(ValidateInputStub):
         chunks = self._store.stream(keys.input_key(spec.tenant, spec.batch_id))
         result, cut = scan(_hashed(chunks, digest.update, stop), spec, routes)
         if spec.retry_of and not result.errors:
-            result = result.model_copy(update={"kept": self._retry.kept(spec)})
+            kept = self._retry.kept(spec)
+            result = result.model_copy(update={"kept": kept.counts, "kept_errors": kept.errors})
         result = self._running.admit(spec, result)
         if cut and not result.errors:
             cut = cut._replace(input=digest.hexdigest()[:32])

@@ -21,13 +21,16 @@ from activities.records import keys, shard_keys
 from activities.records.catalog import Catalog, FileRecord
 from activities.records.cuts import Cut, LineDigest
 from activities.records.shard_keys import ShardRef
+from activities.results.error_lines import ErrorTally, read_error
 from activities.results.other_cuts import look_up_elsewhere
 from activities.results.output_lines import OutputLines
-from activities.results.shard_log import Committed, PlaceReader, RecordReader, look_up
+from activities.results.records import RecordReader
+from activities.results.shard_log import Committed, PlaceReader, look_up
 from activities.retry_input import KINDS, RetryInput, kept_lines
 from activities.store.object_store import ObjectNotFound, ObjectStore, ObjectWriter, StoreError
 from workflows.contract import WRITE_FILES, WriteFilesStub
 from workflows.end_types import MergedFiles, WriteFilesInput
+from workflows.events import MOST_WAITS, PastWait, merge_waits
 from workflows.ids import ResultKind, result_file_id
 from workflows.types import BatchError, BatchSpec, Counts, Shard, Usage
 
@@ -116,14 +119,15 @@ class WriteFiles(WriteFilesStub):
         cut = self._catalog.get_cut(spec.tenant, spec.batch_id, digest)
         with ExitStack() as stack:
             files, numbers, before = _ResultFiles(self._store, spec, stack), LineDigest(), 0
-            for line in self._with_kept(spec, self._lines(task, digest, cut, stop)):
+            sources = [_ShardSource(task, digest, cut, index, shard) for index, shard in enumerate(cut.shards)]
+            for line in self._with_kept(spec, self._lines(sources, cut, stop)):
                 if line.number <= before:
                     raise MergeError(f"line {line.number} of the input has two results, or one out of its place")
                 before = line.number
                 if not line.is_kept:
                     numbers.add(line.number)
                 files.copy(line)
-            total = cut.total + (self._retry.kept(spec).total if spec.retry_of else 0)
+            total = cut.total + (self._retry.kept(spec).counts.total if spec.retry_of else 0)
             counts = Counts(
                 total=total,
                 completed=files.count["output"],
@@ -137,7 +141,14 @@ class WriteFiles(WriteFilesStub):
             if self._catalog.get_final(spec.tenant, spec.batch_id):
                 raise StoreError("another attempt has ended the batch")  # and the next one finds its record
             ids = files.publish(self._catalog, time.time_ns() // 1_000_000)
-        return MergedFiles(counts=counts, usage=files.usage, output_file_id=ids["output"], error_file_id=ids["error"])
+        return MergedFiles(
+            counts=counts,
+            usage=files.usage,
+            error_summary=files.errors.summary(),
+            waits=merge_waits([wait for source in sources for wait in source.waits], MOST_WAITS)[0],
+            output_file_id=ids["output"],
+            error_file_id=ids["error"],
+        )
 
     def _with_kept(self, spec: BatchSpec, lines: Iterator[_ResultLine]) -> Iterator[_ResultLine]:
         """The lines of a retry, with those of the first batch that it takes over. Its own take their places."""
@@ -154,9 +165,8 @@ class WriteFiles(WriteFilesStub):
         for number, line in kept_lines(self._store, spec, kind):
             yield _ResultLine(number, kind, Usage(), iter([line]), is_kept=True)
 
-    def _lines(self, task: WriteFilesInput, digest: str, cut: Cut, stop: StopFlag) -> Iterator[_ResultLine]:
+    def _lines(self, sources: list[_ShardSource], cut: Cut, stop: StopFlag) -> Iterator[_ResultLine]:
         """The result lines of all shards in input order. Take the bytes of each before the next."""
-        sources = [_ShardSource(task, digest, cut, index, shard) for index, shard in enumerate(cut.shards)]
         if len(cut.upstreams) == 1:
             return self._lines_of_shards(sources, stop)
         # Shards of one upstream follow on each other; those of several lie across each other.
@@ -183,6 +193,7 @@ class WriteFiles(WriteFilesStub):
             if chunks is None:
                 found = look_up(self._store, source.ref)
                 if isinstance(found, Committed):
+                    source.waits = found.waits
                     yield from self._lines_of_unfinished(source, found)
                     continue
                 chunks = self._store.stream(shard_keys.result_key(source.ref, found.attempt))
@@ -232,6 +243,8 @@ class _ShardSource:
         self.ref = ShardRef(task.spec.tenant, task.spec.batch_id, digest, index)
         self.attempt = task.attempts[index] if task.cut and index < len(task.attempts) else None
         self._cut = cut
+        self.waits: list[PastWait] = []
+        """Of one that did not finish."""
 
     def takes(self, request: RequestLine) -> bool:
         """Whether a request within the shard's run of lines is one of its own."""
@@ -264,6 +277,7 @@ class _ResultFiles:
         self.count: dict[ResultKind, int] = {"output": 0, "error": 0}
         self.unanswered = 0
         self.usage = Usage()
+        self.errors = ErrorTally()
 
     def copy(self, line: _ResultLine) -> None:
         kind = line.kind
@@ -271,6 +285,10 @@ class _ResultFiles:
         if writer is None:
             key = keys.content_key(self._spec.tenant, self._file_id(kind))
             writer = self._writers[kind] = self._stack.enter_context(self._store.writer(key))
+        if kind == "error":
+            data = b"".join(line.data)
+            self.errors.add(line.number, read_error(data).code)
+            writer.write(data)
         for piece in line.data:
             writer.write(piece)
         self.count[kind] += 1

@@ -22,6 +22,7 @@ from api.http.schemas import Error, error_responses
 from api.http.tenant_turns import TenantTurns
 from api.routes.batches import batches_router
 from api.routes.creates import Creates
+from api.routes.events import events_router
 from api.routes.files import files_router
 from api.routes.health import health_router
 from api.routes.message_batches import message_batches_router
@@ -66,6 +67,7 @@ def create_app(
     app.include_router(uploads_router(settings, store, stored))
     creates = Creates(settings, store, gateway)
     app.include_router(batches_router(settings, store, gateway, creates, partial))
+    app.include_router(events_router(gateway))
     app.include_router(results_router(Catalog(store), pages))
     app.include_router(message_batches_router(settings, store, gateway, stored, creates))
     app.include_router(models_router(models), dependencies=[Depends(caller)])

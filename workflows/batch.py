@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -17,15 +16,15 @@ with workflow.unsafe.imports_passed_through():
     from workflows import contract, steps
     from workflows.details import batch_details, end_reason, shard_summary
     from workflows.end_types import CloseBatchInput, WriteFilesInput
+    from workflows.events import EventType, NotedEvent
     from workflows.fairness import MOST_SHARDS, fairness_key, fairness_weight, first_window
-    from workflows.ids import format_ranges
+    from workflows.tally import Tally
     from workflows.types import (
         BatchError,
         BatchMemo,
         BatchPhase,
         BatchSpec,
         BatchStatus,
-        Counts,
         MissingReason,
         PauseShardsInput,
         RunRequestsInput,
@@ -36,14 +35,14 @@ with workflow.unsafe.imports_passed_through():
 
 T = TypeVar("T")
 
-RATE_WINDOW = 30.0
-"""Seconds over which the recent rate is taken."""
-
 MEMO_STEPS = 10
 """How often in its life a run writes its counts where they can be read without a worker …"""
 
 MEMO_SECONDS = 60.0
 """… or when it finishes a shard after this time, if that comes first."""
+
+IN_TEMPORAL = "in Temporal"
+"""Who has paused, resumed or cancelled a batch and does not say so."""
 
 _END_TIMES: Final = {
     BatchPhase.COMPLETED: "completed_at",
@@ -69,9 +68,8 @@ class BatchWorkflow:
         self._cut = ""
         self._attempts: list[str | None] = []
         self._requests = 0  # to be sent
-        self._finished: set[int] = set()
+        self._tally = Tally()
         self._memo_at = 0.0
-        self._samples: deque[tuple[float, int]] = deque()
 
     @workflow.run
     async def run(self, spec: BatchSpec) -> BatchStatus:
@@ -96,19 +94,23 @@ class BatchWorkflow:
         return self._status
 
     @workflow.signal(name=contract.CANCEL_SIGNAL)
-    def cancel(self) -> None:
+    def cancel(self, by: str = IN_TEMPORAL) -> None:
         if self._status.outcome is None and not self._cancel_requested:
             self._cancel_requested = True
             self._update(cancelling_at=self._now())
+            self._note(EventType.CANCELLING, f"Cancelled {by}.")
 
     @workflow.signal(name=contract.PAUSE_SIGNAL)
-    def pause(self) -> None:
+    def pause(self, by: str = IN_TEMPORAL) -> None:
         if self._status.paused_at is None and not self._status.finalizing_at:
             self._update(paused_at=self._now())
+            self._note(EventType.PAUSED, f"Paused {by}.")
 
     @workflow.signal(name=contract.RESUME_SIGNAL)
-    def resume(self) -> None:
-        self._update(paused_at=None)
+    def resume(self, by: str = IN_TEMPORAL) -> None:
+        if self._status.paused_at is not None:
+            self._update(paused_at=None)
+            self._note(EventType.RESUMED, f"Resumed {by}.")
 
     # The way of a batch
 
@@ -160,12 +162,13 @@ class BatchWorkflow:
     def _cancelled_by_temporal(self) -> None:
         """The API asks for a cancel in this way too, as do Temporal's UI and CLI."""
         self._run_is_cancelled = True
-        self.cancel()
+        self.cancel(workflow.cancellation_reason() or IN_TEMPORAL)
 
     async def _work(self) -> None:
         if self._cancel_requested:
             return
         self._is_checked = True
+        began = workflow.time()
         try:
             result = await steps.validate_input(self._spec)
         except ActivityError as failure:
@@ -189,7 +192,9 @@ class BatchWorkflow:
             in_progress_at=result.finished_at,
             shards_total=len(result.shards),
             counts=result.counts,
+            error_summary=result.kept_errors,
         )
+        self._note(EventType.VALIDATED, f"Validated {_requests(result.total)}{_took(began)}.")
         self._set_phase(BatchPhase.IN_PROGRESS)
         await workflow.wait_condition(lambda: self._status.paused_at is None)
         self._shards_scheduled = True
@@ -282,26 +287,10 @@ class BatchWorkflow:
 
     def _shard_finished(self, index: int, result: ShardResult) -> None:
         self._attempts[index] = result.attempt
-        self._finished.add(index)
-        counts = self._status.counts
-        done = counts.completed + counts.failed
         now = workflow.time()
-        while self._samples and now - self._samples[0][0] > RATE_WINDOW:
-            self._samples.popleft()
-        if not self._samples or now - self._samples[-1][0] >= 1.0:
-            self._samples.append((now, done))
-        self._update(
-            counts=Counts(
-                total=counts.total,
-                completed=counts.completed + result.completed,
-                failed=counts.failed + result.failed,
-            ),
-            usage=self._status.usage + result.usage,
-            finished_shards=format_ranges(self._finished),
-            rate_since=self._samples[0][0],
-            rate_done=self._samples[0][1],
-        )
-        is_step = len(self._finished) % max(1, len(self._attempts) // MEMO_STEPS) == 0
+        self._status = self._tally.add(self._status, index, result, now)
+        self._describe()
+        is_step = self._tally.finished % max(1, len(self._attempts) // MEMO_STEPS) == 0
         if is_step or now - self._memo_at >= MEMO_SECONDS:
             self._write_memo()
 
@@ -315,7 +304,9 @@ class BatchWorkflow:
         task = WriteFilesInput(
             spec=self._spec, attempts=self._attempts, missing=missing, cut=self._cut, is_checked=self._is_checked
         )
+        began = workflow.time()
         merged = await self._done(steps.write_files(task, outcome))
+        self._update(history=self._status.history.with_waits(merged.waits).ended(self._now()))
         if merged.errors:
             self._update(errors=merged.errors, errors_total=len(merged.errors))
             return False
@@ -323,6 +314,7 @@ class BatchWorkflow:
             self._update(
                 counts=merged.counts,
                 usage=merged.usage,
+                error_summary=merged.error_summary,
                 output_file_id=merged.output_file_id,
                 error_file_id=merged.error_file_id,
                 finished_shards="",
@@ -330,6 +322,7 @@ class BatchWorkflow:
                 in_progress_at=self._status.in_progress_at or merged.in_progress_at,
                 finalizing_at=self._status.finalizing_at or self._now(),
             )
+            self._note(EventType.FILES_WRITTEN, f"Wrote the result files{_took(began)}.")
         return True
 
     def _decide(self, outcome: BatchPhase) -> None:
@@ -374,6 +367,10 @@ class BatchWorkflow:
         self._status = self._status.model_copy(update=changes)
         self._describe()
 
+    def _note(self, kind: EventType, message: str) -> None:
+        event = NotedEvent(at=self._now(), type=kind, message=message)
+        self._update(history=self._status.history.with_event(event))
+
     def _set_phase(self, phase: BatchPhase) -> None:
         self._update(phase=phase)
         self._show(phase)
@@ -393,3 +390,11 @@ class BatchWorkflow:
 
     def _now(self) -> int:
         return int(workflow.time())
+
+
+def _requests(count: int) -> str:
+    return f"{count:,} request{'s' if count != 1 else ''}"
+
+
+def _took(began: float) -> str:
+    return f" in {workflow.time() - began:.1f} s"

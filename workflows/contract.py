@@ -17,13 +17,12 @@ from workflows.types import (
     BatchStatus,
     DeleteExpiredInput,
     DeleteExpiredResult,
-    DeliverWebhookInput,
-    DeliverWebhookResult,
     PauseShardsInput,
     RunRequestsInput,
     ShardResult,
     ValidateResult,
 )
+from workflows.webhook_types import DeliverWebhookInput, DeliverWebhookResult
 
 BATCH_WORKFLOW = "Batch"
 JANITOR_WORKFLOW = "Janitor"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from workflows.types import BatchPhase, BatchSpec, BatchStatus, DeleteExpiredResult, WebhookInput
+from workflows.types import BatchPhase, BatchSpec, BatchStatus, DeleteExpiredResult
 from workflows.waits import finalizing_wait, validating_wait
+from workflows.webhook_types import WebhookInput
 
 SUMMARY_BYTES = 200
 """The server allows 400 after encoding; quotes and non-Latin text take more there than here."""

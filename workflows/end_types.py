@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from workflows.error_summary import ErrorCount
+from workflows.events import PastWait
 from workflows.types import BatchError, BatchSpec, BatchStatus, Counts, MissingReason, Model, Usage
 
 
@@ -23,6 +25,9 @@ class MergedFiles(Model):
 
     counts: Counts = Counts()
     usage: Usage = Usage()
+    error_summary: list[ErrorCount] = Field(default_factory=list[ErrorCount])
+    waits: list[PastWait] = Field(default_factory=list[PastWait])
+    """Of the shards that did not finish."""
     output_file_id: str | None = None
     error_file_id: str | None = None
     errors: list[BatchError] = Field(default_factory=list[BatchError])

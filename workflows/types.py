@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from workflows.error_summary import ErrorCount
+from workflows.events import History, PastWait
 from workflows.nested import SETTINGS_OF_SPEC, NestedSettings
 from workflows.waits import Wait
 
@@ -170,6 +172,7 @@ class ValidateResult(Model):
     """Requests to be sent."""
     kept: Counts = Counts()
     """Those that a retry takes over from the first batch, with what became of them."""
+    kept_errors: list[ErrorCount] = []
     finished_at: int = 0
     """Unix seconds."""
     shards: list[Shard] = []
@@ -217,6 +220,8 @@ class ShardResult(Model):
     usage: Usage = Usage()
     failures: str = ""
     """Why requests failed in the attempt that finished the shard, the most frequent reason first."""
+    errors: list[ErrorCount] = []
+    waits: list[PastWait] = []
 
 
 class ShardProgress(Model):
@@ -236,6 +241,9 @@ class ShardProgress(Model):
     """Whether this is the last word of its attempt. Where it is missing, the attempt was lost with its worker."""
     losses: int = 0
     """Attempts before this one that were lost so."""
+    errors: list[ErrorCount] = []
+    """Committed."""
+    waits: list[PastWait] = []
 
 
 class MissingReason(StrEnum):
@@ -285,50 +293,6 @@ class DeleteExpiredResult(Model):
         )
 
 
-class WebhookInput(Model):
-    """The end of a batch, for all webhooks that receive it."""
-
-    batch_id: str
-    tenant: str
-    endpoints: list[str]
-    """Their names; the worker knows addresses and secrets."""
-    event: str
-    """For example ``batch.completed``."""
-    created_at: int
-    """When it happened, in Unix seconds."""
-
-    @classmethod
-    def of(cls, spec: BatchSpec, status: BatchStatus) -> WebhookInput:
-        """Of a batch that has come to its terminal state."""
-        return cls(
-            batch_id=spec.batch_id,
-            tenant=spec.tenant,
-            endpoints=spec.webhooks,
-            event=f"batch.{status.phase}",
-            created_at=status.ended_at or 0,
-        )
-
-
-class WebhookResult(Model):
-    delivered: int = 0
-    """To so many endpoints; the others do not want events of this type."""
-
-
-class DeliverWebhookInput(Model):
-    endpoint: str
-    tenant: str
-    batch_id: str
-    event: str
-    created_at: int
-
-
-class DeliverWebhookResult(Model):
-    delivered: bool
-    """False where the endpoint does not want events of this type."""
-    status: int | None = None
-    """Of the HTTP answer."""
-
-
 class BatchStatus(Model):
     """Answer of the ``status`` query, result of the workflow, and part of the record in the store."""
 
@@ -342,6 +306,9 @@ class BatchStatus(Model):
     model: str | None = None
     errors: list[BatchError] = []
     errors_total: int = 0
+    error_summary: list[ErrorCount] = []
+    """Of the failed requests that are counted."""
+    history: History = History()
     output_file_id: str | None = None
     error_file_id: str | None = None
     in_progress_at: int | None = None
@@ -380,6 +347,7 @@ class BatchMemo(Model):
     paused_at: int | None = None
     finished_shards: str = ""
     model: str | None = None
+    error_summary: list[ErrorCount] = []
 
     @classmethod
     def of(cls, status: BatchStatus, written_at: int) -> BatchMemo:
@@ -392,6 +360,8 @@ class BatchRecord(Model):
 
     spec: BatchSpec
     status: BatchStatus
+    error_messages: dict[str, str] = {}
+    """Of each code in the error summary of a batch that has ended, one. They never enter Temporal."""
     keep_leftovers_until: int | None = None
     """Unix seconds. The objects of a run stay so long if its result files could not be written from them."""
     deleted_at: int | None = None

@@ -10,7 +10,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from workflows import contract
-    from workflows.types import DeliverWebhookInput, DeliverWebhookResult, WebhookInput, WebhookResult
+    from workflows.webhook_types import DeliverWebhookInput, DeliverWebhookResult, WebhookInput, WebhookResult
 
 
 @workflow.defn(name=contract.WEBHOOK_WORKFLOW)

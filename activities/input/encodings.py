@@ -30,6 +30,11 @@ def file_error(head: bytes) -> str | None:
     name = next((name for mark, name in _WIDE.items() if head.startswith(mark)), None) or _wide_without_mark(head)
     if name:
         return f"The file is in {name}, as some Windows programs write it. {UTF8_IS_WANTED} Save it as UTF-8."
+    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if first.startswith(b"["):
+        return f"The file is a JSON array. {UTF8_IS_WANTED} Write one object on each line, without brackets and commas."
+    if first.partition(b"\n")[0].rstrip() == b"{":
+        return f"The file has JSON over several lines (pretty-printed). {UTF8_IS_WANTED} Write one object on each line."
     return None
 
 

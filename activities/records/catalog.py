@@ -274,7 +274,7 @@ class Catalog:
         self.store.delete(webhook_key(spec.tenant, spec.batch_id))
         bare = BatchRecord(
             spec=spec.model_copy(update={"metadata": None}),
-            status=record.status.model_copy(update={"errors": []}),
+            status=record.status.model_copy(update={"errors": [], "error_summary": []}),
             deleted_at=int(self._clock()),
         )
         self.save_final(bare)

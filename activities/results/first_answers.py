@@ -9,7 +9,8 @@ from http import HTTPStatus
 from typing import Final
 
 from activities.records import shard_keys
-from activities.results.shard_log import RecordReader, shard_heads
+from activities.results.records import RecordReader
+from activities.results.shard_log import shard_heads
 from activities.store.object_store import ObjectNotFound, ObjectStore
 from activities.upstreams.answers import Answer
 

@@ -10,7 +10,8 @@ from collections.abc import Collection
 from activities.records import shard_keys
 from activities.records.catalog import Catalog
 from activities.records.shard_keys import ShardRef
-from activities.results.shard_log import HOLD_BYTES, Committed, PlaceReader, RecordReader, ShardLog, look_up
+from activities.results.records import RecordReader
+from activities.results.shard_log import HOLD_BYTES, Committed, PlaceReader, ShardLog, look_up
 from activities.store.object_store import ObjectStore
 from workflows.types import Shard, ShardResult
 
@@ -21,7 +22,7 @@ def look_up_elsewhere(store: ObjectStore, ref: ShardRef, shard: Shard) -> Commit
 
     The workflow of the batch was reset, and its input was then cut otherwise.
     """
-    found = Committed({}, {}, {}, [])
+    found = Committed({}, {}, {}, [], {}, [])
     files = Catalog(store)
     others = [cut for cut in files.cuts(ref.tenant, ref.batch_id) if cut != ref.cut]
     if not others:

@@ -1,12 +1,5 @@
-"""Committed answers: their form in the store, and the rule by which an answer counts.
-
-A part object is a run of records; a shard object is one head line and then the records of all its requests in
-input order. A record is a head line and, for an answer, the bytes of the finished output line, so that merging
-copies bytes and parses nothing::
-
-    17 output 3512 120 0 34 0       line, kind, bytes, input, cached, output and reasoning tokens
-    {"id":"batch_req_…", …}
-    19 tried 2 1 0                  line 19 has no answer yet: what was tried, see :mod:`activities.results.tries`
+"""The answers of a shard: what is committed of them, and how an attempt adds to it. Their form in the store is that of
+:mod:`activities.results.records`.
 
 A result counts once it is in the store. Parts are written as answers come; the shard object takes their place at
 the end. Every object's key carries the cut of the input that it belongs to (:mod:`activities.records.cuts`) and the
@@ -26,8 +19,13 @@ from typing import Final, NamedTuple
 from activities.records import shard_keys
 from activities.records.catalog import Catalog
 from activities.records.shard_keys import ShardRef
+from activities.results.error_lines import ErrorTally, read_error
+from activities.results.records import NO_USAGE, Record, RecordReader, encode_record, tokens_text
+from activities.results.shard_waits import ShardWaits, encode_waits
 from activities.results.tries import Tries
 from activities.store.object_store import ObjectNotFound, ObjectStore, StoreError
+from workflows.error_summary import MOST_CODES_OF_SHARD, ErrorCount
+from workflows.events import PastWait
 from workflows.ids import ResultKind
 from workflows.types import ShardResult, Usage
 
@@ -44,21 +42,7 @@ HEAD_BYTES: Final = 200
 KEEP_BYTES: Final = 2 << 20
 """Of parts that are being read back, in memory."""
 
-_NO_USAGE: Final = Usage()
 _LOOK_AGAIN: Final = 3
-
-
-class Record(NamedTuple):
-    """One answer, with its place in the object that holds it."""
-
-    line: int
-    kind: ResultKind
-    usage: Usage
-    head: bytes
-    offset: int
-    """Of the head line."""
-    length: int
-    """Of the output line that follows the head line."""
 
 
 class Place(NamedTuple):
@@ -72,94 +56,6 @@ class Place(NamedTuple):
 _NOTHING_TRIED: Final = Tries()
 
 
-class RecordReader:
-    """Reads a part or shard object as a stream. After each record take its line or it is skipped."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._buffer = b""
-        self._at: int = 0
-        self._base: int = 0  # of the buffer's first byte in the object
-        self._unread = 0  # bytes of the last record's output line
-        self.tried: dict[int, Tries] = {}
-
-    def shard_head(self) -> tuple[int, int, Usage] | None:
-        """Completed, failed and usage of a shard object. Call it first; ``None`` at the end of the object."""
-        head = self._head_line()
-        if head is None:
-            return None
-        _, completed, failed, *tokens = head.split()
-        return int(completed), int(failed), _usage(tokens)
-
-    def records(self) -> Iterator[Record]:
-        while True:
-            self._skip(self._unread)
-            self._unread = 0
-            offset = self._base + self._at
-            head = self._head_line()
-            if head is None:
-                return
-            line, kind, *numbers = head.split()
-            if kind == b"tried":
-                self.tried[int(line)] = Tries(*map(int, numbers))
-                continue
-            self._unread = int(numbers[0])
-            yield Record(
-                int(line), "output" if kind == b"output" else "error", _usage(numbers[1:]), head, offset, self._unread
-            )
-
-    def line(self) -> Iterator[bytes]:
-        """The bytes of the last record's output line."""
-        while self._unread:
-            if self._at == len(self._buffer) and not self._fill():
-                raise StoreError("a result object ends too early")
-            piece = self._buffer[self._at : self._at + self._unread]
-            self._at += len(piece)
-            self._unread -= len(piece)
-            yield piece
-
-    def _head_line(self) -> bytes | None:
-        while (end := self._buffer.find(b"\n", self._at)) < 0:
-            if not self._fill():
-                return None
-        head = self._buffer[self._at : end + 1]
-        self._at = end + 1
-        return head
-
-    def _skip(self, count: int) -> None:
-        while count:
-            if self._at == len(self._buffer) and not self._fill():
-                raise StoreError("a result object ends too early")
-            step = min(count, len(self._buffer) - self._at)
-            self._at += step
-            count -= step
-
-    def _fill(self) -> bool:
-        chunk = next(self._chunks, b"")
-        self._base += self._at
-        self._buffer = self._buffer[self._at :] + chunk
-        self._at = 0
-        return bool(chunk)
-
-
-def _usage(tokens: list[bytes]) -> Usage:
-    if tokens == [b"0", b"0", b"0", b"0"]:
-        return _NO_USAGE
-    numbers = [int(token) for token in tokens]
-    return Usage(
-        input_tokens=numbers[0], cached_tokens=numbers[1], output_tokens=numbers[2], reasoning_tokens=numbers[3]
-    )
-
-
-def _tokens(usage: Usage) -> str:
-    return f"{usage.input_tokens} {usage.cached_tokens} {usage.output_tokens} {usage.reasoning_tokens}"
-
-
-def encode_record(line: int, kind: ResultKind, data: bytes, usage: Usage = _NO_USAGE) -> bytes:
-    """``data`` is an output or error line with its line end."""
-    return f"{line} {kind} {len(data)} {_tokens(usage)}\n".encode() + data
-
-
 def shard_heads(store: ObjectStore, prefix: str) -> Iterator[tuple[str, int, int, Usage]]:
     """Key, completed, failed and usage of each finished object of a shard below a prefix."""
     for key in store.list(prefix):
@@ -171,10 +67,23 @@ def shard_heads(store: ObjectStore, prefix: str) -> Iterator[tuple[str, int, int
 
 
 def find_result(store: ObjectStore, shard: ShardRef) -> ShardResult | None:
-    """The finished object of a shard, of whichever attempt."""
+    """The finished object of a shard, of whichever attempt; its errors are not read."""
     for key, completed, failed, usage in shard_heads(store, shard_keys.results_prefix(shard)):
         return ShardResult(attempt=shard_keys.attempt_of(key), completed=completed, failed=failed, usage=usage)
     return None
+
+
+def with_errors(store: ObjectStore, shard: ShardRef, result: ShardResult) -> ShardResult:
+    """The result of another attempt, with what its object says of its errors."""
+    if not result.failed:
+        return result
+    tally = ErrorTally(shard.number)
+    reader = RecordReader(store.stream(shard_keys.result_key(shard, result.attempt)))
+    reader.shard_head()
+    for record in reader.records():
+        if record.kind == "error":
+            tally.add(record.line, read_error(b"".join(reader.line())).code)
+    return result.model_copy(update={"errors": tally.summary(MOST_CODES_OF_SHARD)})
 
 
 @dataclass(frozen=True)
@@ -185,6 +94,9 @@ class Committed:
     records: dict[int, Record]
     tried: dict[int, Tries]
     parts: list[str]
+    codes: dict[int, str]
+    """Of the errors."""
+    waits: list[PastWait]
 
     def body(self, line: int) -> Place:
         """Where the bytes of a record's output line are."""
@@ -197,8 +109,11 @@ class Committed:
             if record.line not in self.records:
                 self.records[record.line] = record
                 self.places[record.line] = Place(key, record.offset, len(record.head) + record.length)
+                if record.kind == "error":
+                    self.codes[record.line] = read_error(b"".join(reader.line())).code
         for line, tried in reader.tried.items():
             self.tried[line] = tried.merged(self.tried.get(line, _NOTHING_TRIED))
+        self.waits[:] = reader.waits or self.waits
 
 
 def look_up(store: ObjectStore, shard: ShardRef) -> ShardResult | Committed:
@@ -213,7 +128,7 @@ def look_up(store: ObjectStore, shard: ShardRef) -> ShardResult | Committed:
 
 
 def _read_parts(store: ObjectStore, shard: ShardRef) -> Committed:
-    committed = Committed({}, {}, {}, list(store.list(shard_keys.parts_prefix(shard))))
+    committed = Committed({}, {}, {}, list(store.list(shard_keys.parts_prefix(shard))), {}, [])
     for key in committed.parts:
         committed.take(key, RecordReader(store.stream(key)))
     return committed
@@ -266,10 +181,13 @@ class ShardLog:
         self._usage = [0, 0, 0, 0]
         self._failures: Counter[str] = Counter()
         self._tried: dict[int, Tries] = {}
+        self.waits = ShardWaits()
         self.completed = 0
         self.failed = 0
         self.committed = (0, 0)
         """Completed and failed, of what is in the store."""
+        self._errors = ErrorTally(shard.number)
+        self.committed_errors: list[ErrorCount] = []
 
     @property
     def done(self) -> int:
@@ -289,18 +207,23 @@ class ShardLog:
             return committed
         for record in committed.records.values():
             self._count(record.kind, record.usage)
+        for line, code in committed.codes.items():
+            self._errors.add(line, code)
+        self.committed_errors = self._errors.summary(MOST_CODES_OF_SHARD)
         self._records.update(committed.places)
         self.committed = (self.completed, self.failed)
         self._tried = committed.tried
+        self.waits.past = committed.waits
         self._parts = committed.parts
         return None
 
     def _look_up(self) -> ShardResult | Committed:
         if Catalog(self._store).get_final(self._shard.tenant, self._shard.batch_id):
             return ShardResult(attempt="", completed=0, failed=0)
-        return look_up(self._store, self._shard)
+        found = look_up(self._store, self._shard)
+        return with_errors(self._store, self._shard, found) if isinstance(found, ShardResult) else found
 
-    def add(self, line: int, kind: ResultKind, data: bytes, usage: Usage = _NO_USAGE, reason: str = "") -> None:
+    def add(self, line: int, kind: ResultKind, data: bytes, usage: Usage = NO_USAGE, reason: str = "") -> None:
         """Take in a request's final answer. It counts from the next commit on.
 
         Args: ``reason`` says why a request failed, in words that may stand in Temporal.
@@ -311,6 +234,8 @@ class ShardLog:
         self._records[line] = encoded
         self._pending.append((line, encoded))
         self._count(kind, usage)
+        if kind == "error":
+            self._errors.add(line, read_error(data).code)
 
     def tries(self, line: int) -> Tries:
         return self._tried.get(line, _NOTHING_TRIED)
@@ -326,22 +251,27 @@ class ShardLog:
         """Write what has arrived since the last commit as one part."""
         pending, self._pending = self._pending, []
         tried, self._tried_changed = self._tried_changed, set()
-        if not pending and not tried:
+        waited, self.waits.has_changed = self.waits.has_changed, False
+        if not (pending or tried or waited):
             return
         # A key of its own for each try: a put whose caller was cancelled goes on in its thread, and may end last.
         key = shard_keys.part_key(self._shard, self._attempt, self._part_number)
         self._part_number += 1
         self._parts.append(key)
         notes = ["{} tried {} {} {}\n".format(line, *self._tried[line]).encode() for line in sorted(tried)]
+        if waited:
+            notes.append(b"0 waited %b\n" % encode_waits(self.waits.past))
         data = b"".join([encoded for _, encoded in pending] + notes)
         counts = (self.completed, self.failed)
+        errors = self._errors.summary(MOST_CODES_OF_SHARD)
         try:
             await asyncio.to_thread(self._store.put, key, data)
         except BaseException:
             self._pending[:0] = pending
             self._tried_changed |= tried
+            self.waits.has_changed |= waited
             raise
-        self.committed = counts
+        self.committed, self.committed_errors = counts, errors
         offset = 0
         for line, encoded in pending:
             self._held_bytes += len(encoded)
@@ -364,7 +294,7 @@ class ShardLog:
             output_tokens=self._usage[2],
             reasoning_tokens=self._usage[3],
         )
-        head = f"shard {self.completed} {self.failed} {_tokens(usage)}\n".encode()
+        head = f"shard {self.completed} {self.failed} {tokens_text(usage)}\n".encode()
         parts = PlaceReader(self._store, (place for place in self._records.values() if isinstance(place, Place)))
         try:
             with self._store.writer(shard_keys.result_key(self._shard, self._attempt)) as writer:
@@ -377,12 +307,18 @@ class ShardLog:
         except ObjectNotFound:
             # A part went: another attempt was faster. Its object counts.
             if result := find_result(self._store, self._shard):
-                return result
+                return with_errors(self._store, self._shard, result)
             raise
         self._store.delete(*self._parts)
         failures = ", ".join(f"{count} × {reason}" for reason, count in self._failures.most_common(MOST_FAILURES))
         return ShardResult(
-            attempt=self._attempt, completed=self.completed, failed=self.failed, usage=usage, failures=failures
+            attempt=self._attempt,
+            completed=self.completed,
+            failed=self.failed,
+            usage=usage,
+            failures=failures,
+            errors=self._errors.summary(MOST_CODES_OF_SHARD),
+            waits=self.waits.past,
         )
 
     def _count(self, kind: ResultKind, usage: Usage) -> None:
@@ -390,7 +326,7 @@ class ShardLog:
             self.completed += 1
         else:
             self.failed += 1
-        if usage is not _NO_USAGE:
+        if usage is not NO_USAGE:
             self._usage[0] += usage.input_tokens
             self._usage[1] += usage.cached_tokens
             self._usage[2] += usage.output_tokens

@@ -20,7 +20,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from workflows import contract
 from workflows.details import batch_summary, webhook_summary
 from workflows.ids import webhook_workflow_id
-from workflows.types import BatchPhase, BatchRecord, BatchSpec, WebhookInput
+from workflows.types import BatchPhase, BatchRecord, BatchSpec
+from workflows.webhook_types import WebhookInput
 
 CALL_LIMIT: Final = timedelta(seconds=5)
 """For one call, with the SDK's own retries."""
@@ -80,6 +81,7 @@ class BatchRuns:
             task_queue=self._task_queue,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             start_signal=contract.CANCEL_SIGNAL,
+            start_signal_args=["because its run was terminated or lost"],
             static_summary="closes a batch whose run was terminated or lost",
             search_attributes=_attributes(spec, BatchPhase.CANCELLING),
             rpc_timeout=CALL_LIMIT,
@@ -99,10 +101,13 @@ class BatchRuns:
                 rpc_timeout=CALL_LIMIT,
             )
 
-    async def cancel(self, batch_id: str, run_id: str | None = None) -> bool:
-        """Ask the run of a batch to stop; whether there was one that had not closed."""
+    async def cancel(self, batch_id: str, run_id: str | None = None, by: str = "") -> bool:
+        """Ask the run of a batch to stop; whether there was one that had not closed.
+
+        Args: ``by`` says who asks, as the end of a sentence.
+        """
         try:
-            await self._client.get_workflow_handle(batch_id, run_id=run_id).cancel(rpc_timeout=CALL_LIMIT)
+            await self._client.get_workflow_handle(batch_id, run_id=run_id).cancel(reason=by, rpc_timeout=CALL_LIMIT)
         except RPCError as error:
             if not is_unknown(error):
                 raise

@@ -112,6 +112,8 @@ class Lane(Gate):
         self._of_batch: Counter[str] = Counter()
         self._stragglers = 0
         """Requests that hang while others are answered. A level below their number would let nothing be sent."""
+        self._answered_since = float("-inf")
+        """When the latest sent of the requests that were answered was sent."""
 
     def take(self, batch_id: str) -> None:
         """A request of a batch is in flight from now on."""
@@ -166,13 +168,13 @@ class Lane(Gate):
         """A request was done, and still counts as in flight. Args: ``work`` is what the level goes by."""
         if not self._level:
             return
+        self._answered_since = max(self._answered_since, sent.sent_at)
         if self.adaptive.is_back:  # rather than meeting that limit again and again
             self._level.cut(self.adaptive.limit)
             self.adaptive.allow(self._level.value)
         elif not self.adaptive.is_cut:
             if self._level.answered(sent.sent_at, work, max(sent.load + 1, self.in_flight) - self._stragglers):
-                old = self._clock() - self._level.straggles_after
-                self._stragglers = sum(one.sent_at < old for one in self.witnesses.in_flight)
+                self._count_stragglers(self._level)
             self.adaptive.allow(self._level.value)
 
     def timed_out(self, sent: Sent) -> None:
@@ -182,11 +184,19 @@ class Lane(Gate):
             self._level.cut(self.adaptive.limit)
             self.adaptive.allow(self._level.value)
 
-    def told(self, load: EngineLoad) -> None:
-        """The engine has told what it has to do."""
-        if self._level and not self.adaptive.is_cut:
+    def told(self, load: EngineLoad | None) -> None:
+        """Some time has passed. Args: ``load`` is what the engine tells of its queue, if it does."""
+        if not self._level:
+            return
+        self._count_stragglers(self._level)  # with a level below their number, no answer would have them counted
+        if load and not self.adaptive.is_cut:
             self._level.told(load, self.in_flight)
             self.adaptive.allow(self._level.value)
+
+    def _count_stragglers(self, level: InFlightLevel) -> None:
+        # Where nothing that was sent later is answered either, it is the engine that hangs, and more would not help.
+        old = min(self._clock() - level.straggles_after, self._answered_since)
+        self._stragglers = sum(one.sent_at < old for one in self.witnesses.in_flight)
 
 
 class Replica(Gate):

@@ -161,8 +161,8 @@ class Limiter:
         self._judge_again()
         self.on_change()
 
-    def told(self, replica: int, load: EngineLoad) -> None:
-        """A replica has told what it has to do, for all its clients."""
+    def told(self, replica: int, load: EngineLoad | None) -> None:
+        """Some time has passed; ``load`` is what a replica has to do for all its clients, where it tells."""
         for lane in self._replicas[replica].lanes.values():
             lane.told(load)
         self._dispatch()

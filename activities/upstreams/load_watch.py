@@ -1,9 +1,10 @@
-"""Asks an upstream's replicas for their queues, while requests of ours are there."""
+"""Looks after the requests in flight at an upstream's replicas, and asks these for their queues."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Final
 
 from activities.upstreams.client import InferenceClient
@@ -18,18 +19,21 @@ LONGEST_INTERVAL: Final = 300.0
 
 
 async def watch_load(client: InferenceClient, limiter: Limiter, replica: int) -> None:
-    """Tell the limiter what a replica tells of its queue, once a second, for ever."""
-    interval, tells = INTERVAL, False
+    """Look at what is in flight at a replica once a second, for ever, and at what it tells of its queue if it does."""
+    interval, asked_at, tells = INTERVAL, float("-inf"), False
     while True:
-        await asyncio.sleep(interval)
+        await asyncio.sleep(INTERVAL)
         if not limiter.in_flight_at(replica):
             continue
-        text = await client.get_metrics(replica)
-        load = read_load(text) if text else None
-        if load is None:
-            interval = min(2 * interval, LONGEST_INTERVAL)
-            continue
-        if not tells:
-            log.info("upstream %s tells its queue: it decides how many requests are in flight", client.upstream.name)
-        interval, tells = INTERVAL, True
+        load = None
+        if time.monotonic() - asked_at >= interval:
+            asked_at = time.monotonic()
+            text = await client.get_metrics(replica)
+            load = read_load(text) if text else None
+            interval = INTERVAL if load else min(2 * interval, LONGEST_INTERVAL)
+            if load and not tells:
+                log.info(
+                    "upstream %s tells its queue: it decides how many requests are in flight", client.upstream.name
+                )
+            tells |= load is not None
         limiter.told(replica, load)

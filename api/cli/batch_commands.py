@@ -6,6 +6,7 @@ Each command returns its exit status.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -19,7 +20,7 @@ import httpx2
 from openai import APIConnectionError, APIError, APIStatusError, OpenAI, OpenAIError
 from openai.types import Batch
 
-from api.cli.display import Display, counts_of, details, table
+from api.cli.display import Display, counts_of, details, events_table, other_failures, outcome, table
 from api.client import TERMINAL, BatchClient
 from api.client.errors import NotABatchServerError, message_of, problems
 from api.client.options import PATIENCE_SECONDS
@@ -130,6 +131,20 @@ def show_status(session: Session, batch_id: str, watch: bool, as_json: bool) -> 
     return exit_status(batch) if watch else ALL_SUCCEEDED
 
 
+def events(session: Session, batch_id: str, as_json: bool) -> int:
+    """What has happened to a batch."""
+    found = session.client.events(batch_id)
+    for line in map(json.dumps, found) if as_json else events_table(found):
+        click.echo(line)
+    return ALL_SUCCEEDED
+
+
+def set_paused(session: Session, batch_id: str, paused: bool, as_json: bool) -> int:
+    """Let a batch send nothing more for now, or go on."""
+    _print(session.client.set_paused(batch_id, paused), as_json)
+    return ALL_SUCCEEDED
+
+
 def cancel(session: Session, batch_id: str, wait: bool, as_json: bool) -> int:
     """Ask a batch to stop, and wait until it has."""
     batch = session.client.cancel(batch_id)
@@ -212,10 +227,9 @@ def check_targets(output: Path | None, errors: Path | None, source: Path | None 
 def say_outcome(session: Session, batch: Batch) -> None:
     """Say how a batch has ended."""
     session.waiting_for = batch
-    total, completed, failed = counts_of(batch)
-    for problem in problems(batch):
+    for problem in (*problems(batch), *other_failures(batch)):
         session.display.say(f"  {problem}")
-    session.display.say(f"{batch.status}: {total} requests, {completed} completed, {failed} failed")
+    session.display.say(f"{batch.status}: {outcome(batch)}")
 
 
 def take(session: Session, batch: Batch, output: Path | None, errors: Path | None) -> int:

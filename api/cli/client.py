@@ -14,6 +14,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 STATUSES = ("validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 INPUT = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 OUTPUT = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
+TARGET = click.Path(allow_dash=True, path_type=Path)
 SCHEMA = click.Path(exists=True, dir_okay=False, path_type=Path)
 ERRORS = click.Path(dir_okay=False, path_type=Path)
 errors_option = click.option("--errors", default=None, type=ERRORS, help="Where to write the error file.")
@@ -45,10 +46,11 @@ def server_options(command: Command) -> Command:
 
 
 @click.command(cls=ClientCommand)
-@click.argument("source", metavar="[INPUT]", required=False, type=INPUT)
-@click.option("-i", "--input", "named", default=None, type=INPUT, help="The input file; - is standard input.")
-@click.option("-o", "--output", default=None, type=OUTPUT, help="Where to write the results; - is standard output.")
-@errors_option
+@click.argument("sources", metavar="[INPUT]...", nargs=-1, type=INPUT)
+@click.option("-i", "--input", "named", multiple=True, type=INPUT, help="An input file; - is standard input.")
+@click.option("-o", "--output", default=None, type=TARGET, help="Where to write the results; - is standard output.")
+@click.option("--errors", default=None, type=TARGET, help="Where to write the error file.")
+@click.option("--dry-run", is_flag=True, help="Only check the input: say its errors, requests and estimated tokens.")
 @click.option("--wait", is_flag=True, help="Wait for the end of the batch, as with --output or --errors.")
 @click.option("--model", default=None, help="The model that a table's prompts are for.")
 @click.option("--prompt", default=None, help="The prompt for each row, or a file that has it. [{prompt}]")
@@ -60,10 +62,11 @@ def server_options(command: Command) -> Command:
 @click.option("--idempotency-key", default=None, help="The same key and input make the same batch, not another.")
 @server_options
 def submit(
-    source: Path | None,
-    named: Path | None,
+    sources: tuple[Path, ...],
+    named: tuple[Path, ...],
     output: Path | None,
     errors: Path | None,
+    dry_run: bool,
     wait: bool,
     model: str | None,
     prompt: str | None,
@@ -83,6 +86,9 @@ def submit(
     by the value of the row, and {{ and }} stand for braces. The output is then the table with a response or an error in
     each row, as CSV, JSONL or Parquet by its name. With --schema, the members of the answers are columns too.
 
+    With several inputs each becomes a batch, and --output and --errors are folders, which get NAME_output and
+    NAME_errors for each input NAME. Files appear under their names only when they are whole.
+
     Exits with 0 when all requests succeeded, 2 when some failed, 1 when the batch did not complete, 64 when the command
     was used wrongly. Without --output, --errors and --wait it prints the id of the batch and exits.
     """
@@ -90,13 +96,14 @@ def submit(
     from api.cli.submit import Submission
     from api.cli.submit import submit as run_submission
 
-    given = source or named
-    if given is None or (source and named):
-        raise WrongUsageError("give one input file: everbatch submit INPUT")
+    given = (*sources, *named)
+    if not given:
+        raise WrongUsageError("give an input file: everbatch submit INPUT")
     job = Submission(
-        source=given,
+        source=given[0],
         output=output,
         errors=errors,
+        dry_run=dry_run,
         wait=wait,
         endpoint=endpoint,
         window=completion_window,
@@ -107,7 +114,7 @@ def submit(
         error_column=error_column,
         schema=schema,
     )
-    sys.exit(do.run("submit", base_url, api_key, lambda session: run_submission(session, job)))
+    sys.exit(do.run("submit", base_url, api_key, lambda session: run_submission(session, job.each_of(given))))
 
 
 @click.command("list", cls=ClientCommand)
@@ -134,6 +141,39 @@ def status(batch_id: str, watch: bool, as_json: bool, base_url: str | None, api_
     from api.cli import batch_commands as do
 
     sys.exit(do.run("status", base_url, api_key, lambda session: do.show_status(session, batch_id, watch, as_json)))
+
+
+@click.command(cls=ClientCommand)
+@click.argument("batch_id", metavar="ID")
+@json_option
+@server_options
+def events(batch_id: str, as_json: bool, base_url: str | None, api_key: str | None) -> None:
+    """Show what has happened to a batch, and for what it has waited."""
+    from api.cli import batch_commands as do
+
+    sys.exit(do.run("events", base_url, api_key, lambda session: do.events(session, batch_id, as_json)))
+
+
+@click.command(cls=ClientCommand)
+@click.argument("batch_id", metavar="ID")
+@json_option
+@server_options
+def pause(batch_id: str, as_json: bool, base_url: str | None, api_key: str | None) -> None:
+    """Let a batch send nothing more. Requests in flight finish, and the completion window runs on."""
+    from api.cli import batch_commands as do
+
+    sys.exit(do.run("pause", base_url, api_key, lambda session: do.set_paused(session, batch_id, True, as_json)))
+
+
+@click.command(cls=ClientCommand)
+@click.argument("batch_id", metavar="ID")
+@json_option
+@server_options
+def resume(batch_id: str, as_json: bool, base_url: str | None, api_key: str | None) -> None:
+    """Let a paused batch go on."""
+    from api.cli import batch_commands as do
+
+    sys.exit(do.run("resume", base_url, api_key, lambda session: do.set_paused(session, batch_id, False, as_json)))
 
 
 @click.command(cls=ClientCommand)
@@ -197,4 +237,4 @@ def retry(
     sys.exit(do.run("retry", base_url, api_key, lambda session: do.retry(session, job)))
 
 
-CLIENT_COMMANDS: list[click.Command] = [submit, list_batches, status, cancel, results, retry]
+CLIENT_COMMANDS: list[click.Command] = [submit, list_batches, status, events, pause, resume, cancel, results, retry]

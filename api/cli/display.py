@@ -11,7 +11,7 @@ from typing import Any, Final, TextIO
 
 from openai.types import Batch
 
-from api.client.errors import problems
+from api.client.errors import failures, problems
 
 BAR: Final = 30
 NARROW: Final = 60
@@ -107,6 +107,22 @@ def counts_of(batch: Batch) -> tuple[int, int, int]:
     return (counts.total or 0, counts.completed or 0, counts.failed or 0) if counts else (0, 0, 0)
 
 
+def outcome(batch: Batch) -> str:
+    """How many requests came to what, as one sentence."""
+    total, completed, failed = counts_of(batch)
+    if not total or failed < total:
+        return f"{total} requests, {completed} completed, {failed} failed"
+    reasons = failures(batch)
+    return f"all {total} requests failed" + (f": {reasons[0]}" if len(reasons) == 1 else "")
+
+
+def other_failures(batch: Batch) -> list[str]:
+    """What failed, where :func:`outcome` does not say it."""
+    total, _, failed = counts_of(batch)
+    reasons = failures(batch)
+    return [] if failed == total and len(reasons) == 1 else reasons
+
+
 def progress_of(batch: Batch) -> dict[str, Any]:
     """What Everbatch says beside OpenAI's fields."""
     return (batch.model_extra or {}).get("progress") or {}
@@ -114,7 +130,6 @@ def progress_of(batch: Batch) -> dict[str, Any]:
 
 def details(batch: Batch) -> list[str]:
     """All that there is to say of a batch, in lines."""
-    total, completed, failed = counts_of(batch)
     progress = progress_of(batch)
     rate, eta, in_flight = (progress.get(name) for name in ("requests_per_second", "eta_seconds", "in_flight"))
     getting_on = [
@@ -126,7 +141,7 @@ def details(batch: Batch) -> list[str]:
     rows = [
         ("batch", batch.id),
         ("status", batch.status),
-        ("requests", f"{total}, {completed} completed, {failed} failed"),
+        ("requests", outcome(batch).replace(" requests, ", ", ")),
         ("progress", ", ".join(filter(None, getting_on))),
         ("waiting", waiting_reason(batch).removeprefix("Waiting: ")),
         ("endpoint", batch.endpoint),
@@ -138,11 +153,20 @@ def details(batch: Batch) -> list[str]:
         ("retry of", (batch.metadata or {}).get("retry_of")),
         ("retried by", (batch.model_extra or {}).get("retried_by")),
         *(("problem", problem) for problem in problems(batch)),
+        *(("failed", failure) for failure in other_failures(batch)),
     ]
     shown = [(name, printable(str(value))) for name, value in rows if value]
     if _columns() < NARROW:
         return [line for name, value in shown for line in _wrapped(value, f"{name}: ", "  ")]
     return [line for name, value in shown for line in _wrapped(value, f"{name:<12}", " " * 12)]
+
+
+def events_table(events: Sequence[dict[str, Any]]) -> list[str]:
+    """The life of a batch in lines."""
+    rows = [(clock(event["created_at"]), printable(event["message"])) for event in events]
+    if _columns() < NARROW:
+        return [line for at, said in rows for line in (at, *_wrapped(said, "  ", "  "))]
+    return [line for at, said in rows for line in _wrapped(said, f"{at}  ", " " * 21)]
 
 
 def table(batches: Sequence[Batch]) -> list[str]:
@@ -153,13 +177,28 @@ def table(batches: Sequence[Batch]) -> list[str]:
         ("DONE", lambda batch: "{1}/{0}".format(*counts_of(batch))),
         ("FAILED", lambda batch: str(counts_of(batch)[2])),
         ("CREATED", lambda batch: clock(batch.created_at)),
+        ("NAME", lambda batch: (batch.metadata or {}).get("name", "")),
+        ("MODEL", lambda batch: batch.model or ""),
+        ("ENDPOINT", lambda batch: batch.endpoint),
     ]
+    if _columns() < NARROW:
+        return [line for batch in batches for line in _narrow(batch, columns)]
     rows = [[heading for heading, _ in columns]]
     rows += [[printable(cell(batch)) for _, cell in columns] for batch in batches]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     reasons = [_wrapped(printable(waiting_reason(batch)), "  ", "    ") for batch in batches]
     return lines[:1] + [line for row, reason in zip(lines[1:], reasons, strict=True) for line in (row, *reason)]
+
+
+def _narrow(batch: Batch, columns: Sequence[tuple[str, Callable[[Batch], str]]]) -> list[str]:
+    """A batch below its id, what stands in columns elsewhere."""
+    cells = [f"{heading.lower()} {value}" for heading, cell in columns[1:] if (value := printable(cell(batch)))]
+    return [
+        batch.id,
+        *_wrapped(", ".join(cells), "  ", "  "),
+        *_wrapped(printable(waiting_reason(batch)), "  ", "    "),
+    ]
 
 
 def _columns() -> int:

@@ -6,19 +6,24 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Final
 
 import click
 from openai.types import Batch
 
+from activities.input.encodings import file_error
+from api.cli import dry_run
 from api.cli.answer_schema import AnswerSchema
 from api.cli.batch_commands import (
     ALL_SUCCEEDED,
+    NOT_COMPLETED,
     SOME_FAILED,
     STDIN,
     STDOUT,
+    USAGE,
     BadInputError,
     Session,
     check_targets,
@@ -37,7 +42,10 @@ from api.cli.tables import (
     write_table,
 )
 from api.client.files import replacing
-from api.client.lines import endpoint_of
+from api.client.lines import InputWriter, endpoint_of
+
+HEAD_BYTES: Final = 1 << 16
+"""Of an input, by which a wrong format is recognized."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class Submission:
     response_column: str
     error_column: str
     schema: Path | None = None
+    dry_run: bool = False
 
     @property
     def is_table(self) -> bool:
@@ -69,6 +78,32 @@ class Submission:
             return self.output.suffix.lower()
         return ".csv" if self.source.suffix.lower() == ".csv" else ".jsonl"
 
+    def each_of(self, sources: Sequence[Path]) -> list[Submission]:
+        """One for each input.
+
+        Raises:
+            BadInputError: the targets would not be one for each.
+        """
+        stems = [source.stem for source in sources]
+        targets = list(filter(None, (self.output, self.errors)))
+        if len(sources) == 1:
+            if folder := next((target for target in targets if target.is_dir()), None):
+                raise BadInputError(f"{folder} is a folder; give the name of a file")
+            return [self]
+        if len(set(stems)) < len(stems) or self.idempotency_key or STDIN in sources:
+            raise BadInputError(
+                "several inputs need different names, and can neither be standard input nor have an --idempotency-key"
+            )
+        if file := next((target for target in targets if not target.is_dir()), None):
+            raise BadInputError(f"{file} is not a folder, which the results of several inputs need")
+        return [self._of(source) for source in sources]
+
+    def _of(self, source: Path) -> Submission:
+        """With targets in the folders that were given as targets."""
+        job = replace(self, source=source)
+        output = self.output and self.output / f"{source.stem}_output{job.output_suffix}"
+        return replace(job, output=output, errors=self.errors and self.errors / f"{source.stem}_errors.jsonl")
+
     def output_columns(self) -> OutputColumns:
         """Raises ``BadInputError``: the schema cannot be used."""
         if self.schema and not self.is_table:
@@ -78,51 +113,96 @@ class Submission:
         )
 
 
-def submit(session: Session, job: Submission) -> int:
-    """Run a batch from file to file."""
-    check_targets(job.output, job.errors, job.source)
-    with tempfile.TemporaryDirectory() as folder:
-        source = _copied(job.source, Path(folder)) if job.is_table or job.source == STDIN else job.source
-        columns: list[str] = []
-        added = job.output_columns()
-        if job.is_table:
-            batch = _submit_table(session, job, source, added, columns)
-        else:
-            endpoint = job.endpoint or endpoint_of(source)
-            if not endpoint:
+def submit(session: Session, jobs: Sequence[Submission]) -> int:
+    """Run batches from file to file: all are created before the first is waited for."""
+    for job in jobs:
+        check_targets(job.output, job.errors, job.source)
+    with contextlib.ExitStack() as opened:
+        inputs = [_Input(job, Path(opened.enter_context(tempfile.TemporaryDirectory()))) for job in jobs]
+        if jobs[0].dry_run:
+            return max([given.check() for given in inputs])
+        batches = [given.create(session) for given in inputs]
+        if not (jobs[0].wait or jobs[0].output or jobs[0].errors):
+            for batch in batches:
+                click.echo(batch.id)
+            return ALL_SUCCEEDED
+        ends = [given.finish(session, batch) for given, batch in zip(inputs, batches, strict=True)]
+    return NOT_COMPLETED if NOT_COMPLETED in ends else max(ends)
+
+
+class _Input:
+    """An input that can be read: standard input is copied, as is a table, which may change while its batch runs.
+
+    Raises:
+        BadInputError: it is no input file.
+    """
+
+    def __init__(self, job: Submission, folder: Path) -> None:
+        self._job = job
+        self._folder = folder
+        self._added = job.output_columns()
+        self._columns: list[str] = []
+        self._source = _copied(job.source, folder) if job.is_table or job.source == STDIN else job.source
+        if not job.is_table:
+            with self._source.open("rb") as file:
+                head = file.read(HEAD_BYTES)
+            if problem := file_error(head) or (None if head.strip() else "The file is empty."):
+                raise BadInputError(f"{job.source}: {problem}")
+            self._endpoint = job.endpoint or endpoint_of(self._source)
+            if not self._endpoint:
                 raise BadInputError(f"{job.source}: the first line has no url; give the --endpoint")
-            key = job.idempotency_key
-            batch = session.client.submit(source, endpoint, job.window, idempotency_key=key)
+
+    def check(self) -> int:
+        """Say what a server would."""
+        path, name = self._source, str(self._job.source)
+        if self._job.is_table:
+            path = self._folder / "requests.jsonl"
+            with path.open("wb") as target:
+                writer = InputWriter(target, self._job.endpoint, self._job.model)
+                for request in _requests_of_table(self._job, self._source, self._added, self._columns):
+                    writer.add(request)
+                self._endpoint, _ = writer.end()
+        said, is_good = dry_run.check(path, name, self._endpoint)
+        for line in said:
+            click.echo(line)
+        return ALL_SUCCEEDED if is_good else USAGE
+
+    def create(self, session: Session) -> Batch:
+        job, client, key = self._job, session.client, self._job.idempotency_key
+        if job.is_table:
+            requests = _requests_of_table(job, self._source, self._added, self._columns)
+            batch = client.submit(requests, job.endpoint, job.window, model=job.model, idempotency_key=key)
+        else:
+            batch = client.submit(self._source, self._endpoint, job.window, idempotency_key=key)
         session.waiting_for = batch
         session.display.say(f"batch {batch.id}")
-        if not (job.wait or job.output or job.errors):
-            click.echo(batch.id)
-            return ALL_SUCCEEDED
+        return batch
+
+    def finish(self, session: Session, batch: Batch) -> int:
         batch = session.watch(batch)
-        if job.is_table and job.output and batch.status != "failed":
-            return _write_table(session, job, source, added, columns, batch)
-        return take(session, batch, job.output, job.errors)
+        if self._job.is_table and self._job.output and batch.status != "failed":
+            return _write_table(session, self._job, self._source, self._added, self._columns, batch)
+        return take(session, batch, self._job.output, self._job.errors)
 
 
 def _copied(source: Path, folder: Path) -> Path:
-    """A copy: standard input can be read only once, and a table may change while its batch runs."""
     copy = folder / (source.name if source != STDIN else "input.jsonl")
     with sys.stdin.buffer if source == STDIN else source.open("rb") as original, copy.open("wb") as target:
         shutil.copyfileobj(original, target)
     return copy
 
 
-def _submit_table(session: Session, job: Submission, source: Path, added: OutputColumns, columns: list[str]) -> Batch:
-    """Submit a prompt for each row; ``columns`` becomes those of the answered table."""
+def _requests_of_table(
+    job: Submission, source: Path, added: OutputColumns, columns: list[str]
+) -> Iterable[str | tuple[str, dict[str, Any]]]:
+    """A request for each row; ``columns`` becomes those of the answered table."""
     if not job.model:
         raise BadInputError("prompts need the name of a model; give the --model")
     if job.output and job.output_suffix not in OUTPUT_SUFFIXES:
         raise BadInputError(f"{job.output}: a table is written as {' or '.join(OUTPUT_SUFFIXES)}")
     template = Template(_prompt_text(job.prompt))
     prompts = _prompts(job, template, source, added, columns)
-    requests = added.schema.requests(prompts, job.endpoint) if added.schema else prompts
-    client, key = session.client, job.idempotency_key
-    return client.submit(requests, job.endpoint, job.window, model=job.model, idempotency_key=key)
+    return added.schema.requests(prompts, job.endpoint) if added.schema else prompts
 
 
 def _prompt_text(prompt: str | None) -> str:

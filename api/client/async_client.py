@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 from openai import APIError, AsyncOpenAI
 from openai.types import Batch
@@ -94,6 +94,12 @@ class AsyncBatchClient:
         self, batch_id: str, progress: Callable[[Batch], object] = lambda _: None, timeout: float | None = None
     ) -> Batch:
         return await self._batches.wait(batch_id, progress, timeout)
+
+    async def events(self, batch_id: str) -> list[dict[str, Any]]:
+        return await self._batches.events(batch_id)
+
+    async def set_paused(self, batch_id: str, paused: bool) -> Batch:
+        return await self._batches.set_paused(batch_id, paused)
 
     async def cancel(self, batch_id: str) -> Batch:
         return await self._batches.cancel(batch_id)

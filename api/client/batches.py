@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final, cast
 
 from openai import APIError, NotFoundError, OpenAI, omit
 from openai._legacy_response import HttpxBinaryResponseContent  # what `files.content` returns has no public name
@@ -162,6 +162,10 @@ class Batches:
     async def cancel(self, batch_id: str) -> Batch:
         return await self._look(lambda openai: openai.batches.cancel(batch_id, timeout=ANSWER_SECONDS))
 
+    async def set_paused(self, batch_id: str, paused: bool) -> Batch:
+        path = f"/batches/{batch_id}/{'pause' if paused else 'resume'}"
+        return await self._look(lambda openai: openai.post(path, cast_to=Batch, options={"timeout": ANSWER_SECONDS}))
+
     async def retry(self, batch_id: str, codes: Iterable[str] | None, key: str | None) -> Batch:
         body = {} if codes is None else {"codes": list(codes)}
         headers = {"Idempotency-Key": key} if key else {}
@@ -173,6 +177,16 @@ class Batches:
                 options={"headers": headers, "timeout": ANSWER_SECONDS},
             )
         )
+
+    async def events(self, batch_id: str) -> list[dict[str, Any]]:
+        answer = await self._patience.call(
+            lambda: self._calls.ask(
+                lambda openai: openai.get(
+                    f"/batches/{batch_id}/events", cast_to=object, options={"timeout": ANSWER_SECONDS}
+                )
+            )
+        )
+        return cast("dict[str, Any]", answer)["data"]
 
     async def _look(self, call: Callable[[OpenAI], Batch]) -> Batch:
         batch = self._latest(await self._patience.call(lambda: self._calls.ask(call)))

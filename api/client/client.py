@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 from openai import APIError, OpenAI
 from openai.types import Batch
@@ -146,6 +146,14 @@ class BatchClient:
             TimeoutError: the batch has not ended in time. It continues to run.
         """
         return complete(self._batches.wait(batch_id, progress, timeout))
+
+    def events(self, batch_id: str) -> list[dict[str, Any]]:
+        """What has happened to a batch, and for what it has waited: see ``docs/api.md``."""
+        return complete(self._batches.events(batch_id))
+
+    def set_paused(self, batch_id: str, paused: bool) -> Batch:
+        """Let a batch send nothing more for now, or go on. Its completion window runs on."""
+        return complete(self._batches.set_paused(batch_id, paused))
 
     def cancel(self, batch_id: str) -> Batch:
         """Ask a batch to stop. It ends only later: see :meth:`wait`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from openai import APIStatusError, OpenAIError
 from openai.types import Batch, FileObject
@@ -43,6 +43,17 @@ def problems(batch: Batch) -> list[str]:
     found = (batch.errors and batch.errors.data) or []
     return [
         (f"line {problem.line}: " if problem.line else "") + f"{problem.message} ({problem.code})" for problem in found
+    ]
+
+
+def failures(batch: Batch) -> list[str]:
+    """What requests of a batch failed with, a line of text for each code."""
+    found: list[dict[str, Any]] = (batch.model_extra or {}).get("error_summary") or []
+    return [
+        f"{one['count']} × {one['code']}"
+        + (f" (first line {one['first_lines'][0]})" if one["first_lines"] else "")
+        + (f": {one['message']}" if one["message"] else "")
+        for one in found
     ]
 
 

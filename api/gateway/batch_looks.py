@@ -11,7 +11,7 @@ from activities.store.object_store import StoreError
 from api.gateway.interface import BatchView, Progress
 from api.gateway.progress import HighWater
 from api.gateway.shared_looks import Seen, SharedLooks
-from workflows.types import BatchRecord, BatchSpec, BatchStatus, Counts
+from workflows.types import BatchRecord
 
 log = logging.getLogger("everbatch.api")
 
@@ -35,7 +35,7 @@ class BatchLooks:
     """Looks at batches: thorough ones for those who ask for one batch, and cheaper ones for lists."""
 
     def __init__(self) -> None:
-        self.counts = HighWater()
+        self.shown = HighWater()
         self._thorough: SharedLooks[Key, BatchView] = SharedLooks(FRESH_SECONDS, LOOKS_KEPT)
         self._listed: SharedLooks[Key, BatchView] = SharedLooks(LIST_FRESH_SECONDS, LOOKS_KEPT)
         self._looking = asyncio.Semaphore(LIST_LOOKS)
@@ -77,7 +77,7 @@ class BatchLooks:
             log.warning("batch %s is listed with its last known state: %s", record.spec.batch_id, error)
 
     def _last_seen(self, record: BatchRecord) -> BatchView:
-        """The batch as the newest look showed it, with counts that are no lower than any that were shown."""
+        """The batch as the newest look showed it, without taking back what was shown."""
         if record.status.phase.is_terminal:
             self.forget(record)  # who has seen it ended in a list must not find it running
             return BatchView(record, None)
@@ -86,12 +86,7 @@ class BatchLooks:
         if view.progress is None:
             return view
         status = view.record.status
-        counts = self.counts.raise_to(record.spec.batch_id, status.counts)
-        return BatchView(with_counts(record.spec, status, counts), view.progress)
-
-
-def with_counts(spec: BatchSpec, status: BatchStatus, counts: Counts) -> BatchRecord:
-    return BatchRecord(spec=spec, status=status.model_copy(update={"counts": counts}))
+        return BatchView(self.shown.record(record.spec, status, status.counts), view.progress)
 
 
 def _key(record: BatchRecord) -> Key:

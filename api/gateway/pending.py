@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from pydantic import ValidationError
@@ -15,6 +15,8 @@ from temporalio.exceptions import FailureError
 
 from workflows.contract import DEFAULT_UPSTREAM, FIRST_SUFFIX, upstream_task_queue
 from workflows.details import cut
+from workflows.error_summary import ErrorCount
+from workflows.events import PastWait
 from workflows.types import ShardProgress
 from workflows.waits import EndsBy, Wait, WaitKind, pause_wait, worker_wait
 
@@ -43,6 +45,10 @@ class Pending:
     """When one that runs last sent a heartbeat, in Unix seconds."""
     queue: str = ""
     """Its task queue: each upstream has its own."""
+    errors: list[ErrorCount] = field(default_factory=list[ErrorCount])
+    """As ``failed``."""
+    waits: list[PastWait] = field(default_factory=list[PastWait])
+    """For which it has waited so far."""
 
 
 async def opened(activities: Sequence[PendingActivityInfo], converter: DataConverter) -> Sequence[PendingActivityInfo]:
@@ -92,6 +98,8 @@ def _read(activity: PendingActivityInfo) -> Pending:
         next_attempt_at=next_attempt_at,
         heard_at=None if is_waiting else _seconds(activity, "last_heartbeat_time"),
         queue=activity.activity_options.task_queue.name.removesuffix(FIRST_SUFFIX),
+        errors=said.errors if kind == "shard" else [],
+        waits=said.waits,
     )
 
 

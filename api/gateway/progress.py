@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from typing import Final
 
 from api.gateway.interface import Progress
 from api.gateway.pending import Pending
+from workflows.error_summary import ErrorCount, summed
+from workflows.events import History
 from workflows.ids import parse_ranges
-from workflows.types import BatchStatus, Counts
+from workflows.types import BatchRecord, BatchSpec, BatchStatus, Counts
 
 REMEMBERED: Final = 10_000
-"""Batches whose last counts one API process keeps in mind."""
+"""Batches whose last shown state one API process keeps in mind."""
 
 
 def live_counts(status: BatchStatus, pending: list[Pending]) -> Counts:
     """Counts with those of running shards. Each shard counts once: finished ones are in the status already."""
-    finished = parse_ranges(status.finished_shards)
-    running = [item for item in pending if item.shard is not None and item.shard not in finished]
+    running = _running(status, pending)
     return Counts(
         total=status.counts.total,
         completed=status.counts.completed + sum(item.completed for item in running),
         failed=status.counts.failed + sum(item.failed for item in running),
     )
+
+
+def live_history(status: BatchStatus, pending: list[Pending]) -> History:
+    """With what running shards have waited for, or do."""
+    finished = parse_ranges(status.finished_shards)
+    return status.history.with_waits(wait for item in pending if item.shard not in finished for wait in item.waits)
+
+
+def _running(status: BatchStatus, pending: list[Pending]) -> list[Pending]:
+    finished = parse_ranges(status.finished_shards)
+    return [item for item in pending if item.shard is not None and item.shard not in finished]
 
 
 def progress_of(status: BatchStatus, counts: Counts, pending: list[Pending], now: float) -> Progress:
@@ -47,27 +60,53 @@ def progress_of(status: BatchStatus, counts: Counts, pending: list[Pending], now
     )
 
 
+def live_errors(status: BatchStatus, pending: list[Pending]) -> list[ErrorCount]:
+    """The errors of the requests that :func:`live_counts` counts as failed."""
+    return summed([*status.error_summary, *(error for item in _running(status, pending) for error in item.errors)])
+
+
+@dataclass(frozen=True)
+class _Shown:
+    counts: Counts = field(default_factory=Counts)
+    cancelling_at: int | None = None
+    cancel_seen: float = 0.0
+    """When the look began that showed the cancel, in Unix time."""
+
+
 class HighWater:
-    """The highest counts shown of each batch, so that counts never decrease when a less precise source answers.
+    """What was shown of each batch, so that neither counts nor a cancel are taken back when a source that knows less
+    answers later.
 
     A memory of one process, and only a nicety: it may be lost at any moment.
     """
 
     def __init__(self) -> None:
-        self._counts: OrderedDict[str, Counts] = OrderedDict()
+        self._shown: OrderedDict[str, _Shown] = OrderedDict()
 
-    def raise_to(self, batch_id: str, counts: Counts) -> Counts:
-        """The counts to show: no lower than before."""
-        before = self._counts.pop(batch_id, Counts())
+    def record(
+        self, spec: BatchSpec, status: BatchStatus, counts: Counts, seen_at: float = 0.0, is_from_workflow: bool = False
+    ) -> BatchRecord:
+        """The batch to show: with counts no lower than before, and as cancelled if it was shown so.
+
+        ``seen_at`` is when the look at it began, in Unix time. With ``is_from_workflow`` the workflow itself answered,
+        which knows better than any source that was asked before it: one that was reset to before its cancel is not
+        cancelled.
+        """
+        before = self._shown.pop(spec.batch_id, _Shown())
+        keeps_cancel = not (is_from_workflow and seen_at > before.cancel_seen)
+        cancelling_at = status.cancelling_at or (before.cancelling_at if keeps_cancel else None)
         shown = Counts(
-            total=max(counts.total, before.total),
-            completed=max(counts.completed, before.completed),
-            failed=max(counts.failed, before.failed),
+            total=max(counts.total, before.counts.total),
+            completed=max(counts.completed, before.counts.completed),
+            failed=max(counts.failed, before.counts.failed),
         )
-        self._counts[batch_id] = shown
-        if len(self._counts) > REMEMBERED:
-            self._counts.popitem(last=False)
-        return shown
+        cancel_seen = max(seen_at, before.cancel_seen) if status.cancelling_at else before.cancel_seen
+        self._shown[spec.batch_id] = _Shown(shown, cancelling_at, cancel_seen)
+        if len(self._shown) > REMEMBERED:
+            self._shown.popitem(last=False)
+        return BatchRecord(
+            spec=spec, status=status.model_copy(update={"counts": shown, "cancelling_at": cancelling_at})
+        )
 
     def forget(self, batch_id: str) -> None:
-        self._counts.pop(batch_id, None)
+        self._shown.pop(batch_id, None)

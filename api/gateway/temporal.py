@@ -21,7 +21,7 @@ from activities.records.reminders import RUN_LOOK_SECONDS
 from activities.store.object_store import ObjectNotFound, ObjectStore, StoreError
 from activities.temporal.batch_runs import CALL_LIMIT, BatchRuns, is_unknown
 from activities.temporal.payload_codec import SealedPayload
-from api.gateway.batch_looks import BatchLooks, with_counts
+from api.gateway.batch_looks import BatchLooks
 from api.gateway.interface import (
     BatchHasEnded,
     BatchIsRunning,
@@ -31,7 +31,7 @@ from api.gateway.interface import (
     TemporalUnavailable,
 )
 from api.gateway.pending import Pending, opened, read_pending, tell_missing
-from api.gateway.progress import live_counts, progress_of
+from api.gateway.progress import live_counts, live_errors, live_history, progress_of
 from api.gateway.readiness import CannotWrite, Readiness
 from api.gateway.shared_looks import Seen
 from api.gateway.standstill import Standstill
@@ -118,7 +118,7 @@ class TemporalGateway:
 
     async def _look(self, record: BatchRecord, view_running: ViewRunning) -> BatchView:
         if record.status.phase.is_terminal:
-            self._looks.counts.forget(record.spec.batch_id)
+            self._looks.shown.forget(record.spec.batch_id)
             return BatchView(record, None)
         began = time.time()
         try:
@@ -144,7 +144,8 @@ class TemporalGateway:
         if status and status.phase.is_terminal:
             return await self._ended(record, description)  # its record is written; the workflow is about to close
         if status:
-            return await self._shown(record.spec, status, await self._pending(record, description), began)
+            pending = await self._pending(record, description)
+            return await self._shown(record.spec, status, pending, began, is_from_workflow=True)
         view = await self._view_described(record, description, began)
         wait = await self._workers.wait()
         return self._gone(view, wait) if wait else view
@@ -162,7 +163,8 @@ class TemporalGateway:
         status, as_of = await self._reader.status(last.value.record if last else record, description)
         if as_of is not None:
             began = min(began, max(as_of, _as_of(last) or 0))
-        return await self._shown(record.spec, status, await self._pending(record, description), began)
+        pending = await self._pending(record, description)
+        return await self._shown(record.spec, status, pending, began, is_from_workflow=False)
 
     async def _view_listed(
         self, record: BatchRecord, description: WorkflowExecutionDescription, began: float
@@ -177,9 +179,9 @@ class TemporalGateway:
         return self._still(record.spec, last.value.record.status if last else record.status, wait, _as_of(last))
 
     def _still(self, spec: BatchSpec, status: BatchStatus, wait: Wait, as_of: int | None) -> BatchView:
-        """A batch of which no activity is known, with counts that are no lower than any that were shown."""
-        counts = self._looks.counts.raise_to(spec.batch_id, status.counts)
-        return self._telling(with_counts(spec, status, counts), Progress(as_of=as_of), [Told(wait)])
+        """A batch of which no activity is known."""
+        record = self._looks.shown.record(spec, status, status.counts)
+        return self._telling(record, Progress(as_of=as_of), [Told(wait)])
 
     def _telling(self, record: BatchRecord, progress: Progress, waits: Sequence[Told]) -> BatchView:
         status = record.status
@@ -192,21 +194,26 @@ class TemporalGateway:
             pending = tell_missing(pending, record.spec.inference_task_queue, self._upstreams)
         return pending
 
-    async def _shown(self, spec: BatchSpec, status: BatchStatus, pending: list[Pending], began: float) -> BatchView:
-        counts = self._looks.counts.raise_to(spec.batch_id, live_counts(status, pending))
+    async def _shown(
+        self, spec: BatchSpec, status: BatchStatus, pending: list[Pending], began: float, is_from_workflow: bool
+    ) -> BatchView:
+        record = self._looks.shown.record(spec, status, live_counts(status, pending), began, is_from_workflow)
+        status = record.status
         now = time.time()
-        progress = progress_of(status, counts, pending, now).model_copy(update={"as_of": int(began)})
+        progress = progress_of(status, status.counts, pending, now).model_copy(update={"as_of": int(began)})
         waits = waits_of(spec, status, pending, now)
         if not waits and (wait := await self._standstill.wait(spec.batch_id, status, pending, progress)):
             waits = [Told(wait)]
-        return self._telling(with_counts(spec, status, counts), progress, waits)
+        update = {"error_summary": live_errors(status, pending), "history": live_history(status, pending)}
+        record = BatchRecord(spec=spec, status=status.model_copy(update=update))
+        return self._telling(record, progress, waits)
 
     async def cancel(self, tenant: str, batch_id: str) -> BatchView:
         record = await self._known(tenant, batch_id)
         was_asked = False
         if not record.status.phase.is_terminal:
             try:
-                was_asked = await self._runs.cancel(batch_id)
+                was_asked = await self._runs.cancel(batch_id, by=_by(tenant))
             except CALL_ERRORS as error:
                 raise self._unavailable(error) from error
         return await self._after_cancel(record, CANCEL_SECONDS if was_asked else 0)
@@ -231,7 +238,7 @@ class TemporalGateway:
     async def set_paused(self, tenant: str, batch_id: str, paused: bool) -> BatchView:
         record = await self._known(tenant, batch_id)
         if not record.status.phase.is_terminal:
-            await self._signal(batch_id, contract.PAUSE_SIGNAL if paused else contract.RESUME_SIGNAL)
+            await self._signal(batch_id, contract.PAUSE_SIGNAL if paused else contract.RESUME_SIGNAL, _by(tenant))
         self._looks.forget(record)
         view = await self.find(tenant, batch_id)
         if view.record.status.phase.is_terminal:
@@ -358,10 +365,10 @@ class TemporalGateway:
             log.warning("the end of batch %s cannot be read", description.id)
         return name
 
-    async def _signal(self, batch_id: str, signal: str) -> None:
+    async def _signal(self, batch_id: str, signal: str, by: str) -> None:
         """Signal the workflow of a batch, unless it has closed."""
         try:
-            await self._reader.handle(batch_id).signal(signal, rpc_timeout=CALL_LIMIT)
+            await self._reader.handle(batch_id).signal(signal, by, rpc_timeout=CALL_LIMIT)
         except CALL_ERRORS as error:
             if not is_unknown(error):
                 raise self._unavailable(error) from error
@@ -372,6 +379,10 @@ class TemporalGateway:
 
     def _temporal_wait(self, error: Exception) -> Wait:
         return unanswered_wait(error, self._address, self._client.namespace, self._reader.silent_seconds)
+
+
+def _by(tenant: str) -> str:
+    return f'by tenant "{tenant}" through the API'
 
 
 def _as_of(seen: Seen[BatchView] | None) -> int | None:

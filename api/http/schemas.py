@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import Header
@@ -182,6 +182,16 @@ class BatchUsage(BaseModel):
     total_tokens: int
 
 
+class ErrorSummaryItem(BaseModel):
+    code: str
+    """`other` stands for all that are not among the most frequent."""
+    count: int
+    first_lines: list[int]
+    """Of the input."""
+    message: str | None
+    """Of one of these errors. Lists of batches have none."""
+
+
 class Batch(BaseModel):
     id: str
     object: Literal["batch"] = "batch"
@@ -205,6 +215,8 @@ class Batch(BaseModel):
     request_counts: RequestCounts
     usage: BatchUsage
     metadata: dict[str, str] | None
+    error_summary: list[ErrorSummaryItem] | None
+    """Not OpenAI's: the errors of failed requests by their codes, the most frequent first."""
     retried_by: str | None
     """Not OpenAI's: the batch that retries this one. What that one retries is in its metadata, as `retry_of`."""
     progress: Progress | None
@@ -281,8 +293,14 @@ def batch_list(
     )
 
 
-def batch_object(view: BatchView, retried_by: str | None = None, *, partial: bool = False) -> Batch:
-    """Args: ``partial`` shows the ids of result files from their first line on."""
+def batch_object(
+    view: BatchView,
+    retried_by: str | None = None,
+    *,
+    partial: bool = False,
+    messages: Mapping[str, str] | None = None,
+) -> Batch:
+    """Args: ``partial`` shows the ids of result files from their first line on; ``messages`` are of error codes."""
     spec, status = view.record.spec, view.record.status
     output_file_id, error_file_id = status.output_file_id, status.error_file_id
     if partial and not status.phase.is_terminal:
@@ -312,6 +330,16 @@ def batch_object(view: BatchView, retried_by: str | None = None, *, partial: boo
         ),
         usage=_usage(status),
         metadata=spec.metadata,
+        error_summary=[
+            ErrorSummaryItem(
+                code=one.code,
+                count=one.count,
+                first_lines=one.first_lines,
+                message=(messages or {}).get(one.code) or None,
+            )
+            for one in status.error_summary
+        ]
+        or None,
         retried_by=retried_by,
         progress=view.progress,
     )

@@ -83,35 +83,18 @@ function errorSummary(batch) {
     el("td", { class: "soft wide" }, (one.first_lines ?? []).map(number).join(", ")),
   ));
   const head = el("tr", {}, ["Requests", "Code, and one message"].map((title) => el("th", {}, title)), el("th", { class: "wide" }, "First lines"));
-  return card("What failed", el("table", { id: "error-summary" }, el("thead", {}, head), el("tbody", {}, rows)));
-}
-
-let hasEvents = true;
-
-// Null where this server has no events.
-async function events(id) {
-  if (!hasEvents) return null;
-  try {
-    const answer = await get(`v1/batches/${id}/events`);
-    return Array.isArray(answer) ? answer : answer.data;
-  } catch (error) {
-    if (error.status === 404 || error.status === 405) {
-      hasEvents = false;
-      return null;
-    }
-    throw error;
-  }
+  const { total, failed } = batch.request_counts;
+  return card("What failed", failed === total ? el("p", {}, `All ${number(total)} requests failed.`) : "", el("table", { id: "error-summary" }, el("thead", {}, head), el("tbody", {}, rows)));
 }
 
 function history(found) {
-  if (!found?.length) return null;
-  const rows = found.map((one) => el("tr", {}, el("td", {}, when(one.created_at)), el("td", { class: "grow" }, one.message ?? one.type)));
+  const rows = found.map((one) => el("tr", {}, el("td", {}, when(one.created_at)), el("td", { class: "grow" }, one.message)));
   return card("Events", el("table", { id: "events" }, el("tbody", {}, rows)));
 }
 
 // Draws into the view; true while something may change soon.
 export async function draw(view, id, act) {
-  const [batch, happened] = await Promise.all([get(`v1/batches/${id}`), events(id)]);
+  const [batch, happened] = await Promise.all([get(`v1/batches/${id}`), get(`v1/batches/${id}/events`)]);
   const named = nameOf(batch) !== id;
   view.replaceChildren(
     el("p", {}, el("a", { href: "#/" }, "← All batches")),
@@ -122,7 +105,7 @@ export async function draw(view, id, act) {
       el("p", { class: "top" }, state(batch), counts(batch)), bar(batch.request_counts), waiting(batch), facts(batch)),
     problems(batch) ?? "",
     errorSummary(batch) ?? "",
-    history(happened) ?? "",
+    history(happened.data),
   );
   return !ENDED.includes(batch.status);
 }

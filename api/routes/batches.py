@@ -11,11 +11,12 @@ from fastapi import APIRouter, BackgroundTasks, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from activities.error_messages import ErrorMessages
 from activities.input_addresses import allowed_address, is_address
 from activities.records.catalog import Catalog
 from activities.records.read_ahead import read_ahead
 from activities.settings import Settings
-from activities.store.object_store import ObjectNotFound, ObjectStore
+from activities.store.object_store import ObjectNotFound, ObjectStore, StoreError
 from api.gateway.interface import BatchHasEnded, BatchView, Gateway
 from api.http.auth import Caller, CallerOf, Tenant
 from api.http.bodies import JsonRoute
@@ -105,6 +106,7 @@ class _Batches:
         self._catalog = Catalog(store)
         self._partial = partial
         self._retries = RetryRules(self._catalog)
+        self._error_messages = ErrorMessages(self._catalog)
         self._gateway = gateway
         self.creates = creates
 
@@ -159,7 +161,15 @@ class _Batches:
         except ObjectNotFound:
             raise _no_batch(batch_id) from None
         retried_by = await asyncio.to_thread(self._retries.retried_by, view.record)
-        return _rendered(batch_object(view, retried_by, partial=self._partial.wanted(partial)))
+        messages = await asyncio.to_thread(self._messages, view.record) if view.record.status.error_summary else {}
+        is_partial = self._partial.wanted(partial)
+        return _rendered(batch_object(view, retried_by, partial=is_partial, messages=messages))
+
+    def _messages(self, record: BatchRecord) -> dict[str, str]:
+        try:
+            return self._error_messages.of(record)
+        except StoreError:  # what else is known of the batch comes from Temporal
+            return {}
 
     async def cancel_batch(self, batch_id: str, tenant: Tenant) -> Batch:
         try:

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from openai import AsyncOpenAI
 
 from api.client import TERMINAL
 from tests.e2e.cluster import free_ports
 from tests.e2e.processes import Launcher, done, finished, submit, until_batch
+from tests.engines.lines import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    LONG,
+    MESSAGES,
+    RERANK,
+    RESPONSES,
+    TOOL,
+    YES_OR_NO,
+    as_schema,
+    assert_answered_as_when_asked,
+    chat,
+    line,
+    start,
+)
 from tests.engines.llama import Kind, LlamaServer, is_installed
 from tests.integration.stack import progress_of
 
@@ -23,9 +37,6 @@ pytestmark = [
     pytest.mark.engines,
     pytest.mark.skipif(not is_installed(), reason="no llama.cpp: `make engines` installs it"),
 ]
-
-CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
-RESPONSES, RERANK, MESSAGES = "/v1/responses", "/v1/rerank", "/v1/messages"
 
 StartEngine = Callable[..., Awaitable[LlamaServer]]
 
@@ -47,29 +58,6 @@ async def engine(tmp_path: Path) -> AsyncGenerator[StartEngine]:
     yield start
     for one in engines:
         await one.kill()
-
-
-def line(custom_id: str, url: str, model: str, **body: Any) -> dict[str, Any]:
-    return {"custom_id": custom_id, "method": "POST", "url": url, "body": {"model": model, **body}}
-
-
-def chat(custom_id: str, model: str = "tiny-chat", prompt: Any = None, **body: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": prompt or f"say {custom_id}"}]
-    return line(custom_id, CHAT, model, **{"messages": messages, "max_tokens": 8, **body})
-
-
-LONG = "x " * 3000
-YES_OR_NO = {
-    "type": "object",
-    "properties": {"yes": {"type": "boolean"}},
-    "required": ["yes"],
-    "additionalProperties": False,
-}
-TOOL = {"type": "function", "function": {"name": "answer", "description": "Answers.", "parameters": YES_OR_NO}}
-
-
-def as_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
 
 
 def of_chat() -> list[dict[str, Any]]:
@@ -160,55 +148,12 @@ ENDPOINTS = {
 }
 
 
-def shape(value: Any, name: str = "") -> Any:
-    """What does not depend on the model's mood: members, kinds of values, and how many choices there are."""
-    if isinstance(value, dict):
-        return {name: shape(member, name) for name, member in cast("dict[str, Any]", value).items()}
-    if name == "bytes":
-        return name  # of a token, which may have none
-    if isinstance(value, list):
-        shapes = [json.dumps(shape(item)) for item in cast("list[Any]", value)]
-        return shapes if name in ("choices", "data", "results", "output") else sorted(set(shapes))
-    return type(value).__name__ if value is not None else None
-
-
-def seen(status: int, body: Any) -> tuple[int, Any]:
-    """What of an answer is to be the same each time: all of an error, the shape of a success."""
-    return status, shape(body) if status == 200 else body
-
-
-async def start(cluster: Launcher, tmp_path: Path, engines: list[LlamaServer], **settings: str) -> AsyncOpenAI:
-    path = tmp_path / "upstreams.toml"
-    path.write_text(
-        "".join(f'[[upstream]]\nname = "{e.model}"\nurl = "{e.url}"\nmodels = ["{e.model}"]\n\n' for e in engines)
-    )
-    cluster.env |= {
-        "EVERBATCH_UPSTREAMS": str(path),
-        "EVERBATCH_EXTRA_ENDPOINTS": RERANK,
-        **{f"EVERBATCH_{name.upper()}": value for name, value in settings.items()},
-    }
-    await cluster.worker()
-    return (await cluster.serve())[1]
-
-
 async def test_each_line_is_answered_as_the_engine_answers(
     cluster: Launcher, tmp_path: Path, engine: StartEngine
 ) -> None:
     engines = [await engine("chat"), await engine("embed"), await engine("rerank")]
-    by_model = {one.model: one for one in engines}
     async with await start(cluster, tmp_path, engines, max_attempts="1") as client:
-        batches = {url: await submit(client, lines, url) for url, lines in ENDPOINTS.items()}
-        for url, lines in ENDPOINTS.items():
-            result = await finished(client, batches[url])
-            assert result.batch.status == "completed", url
-            got = {line["custom_id"]: line["response"] for line in (*result.output, *result.errors)}
-            assert result.counts[0] == len(got) == len(lines)
-            for one in lines:
-                body = one["body"]
-                expected = seen(*await by_model[body["model"]].ask(url, body))
-                answer = got[one["custom_id"]]
-                assert seen(answer["status_code"], answer["body"]) == expected, (url, one["custom_id"])
-            assert result.refused == [one["custom_id"] for one in lines if got[one["custom_id"]]["status_code"] != 200]
+        await assert_answered_as_when_asked(client, engines, ENDPOINTS)
 
 
 async def test_an_image_is_refused_once(cluster: Launcher, tmp_path: Path, engine: StartEngine) -> None:
@@ -255,7 +200,7 @@ async def test_a_cancel_frees_its_slots(cluster: Launcher, tmp_path: Path, engin
         seconds = time.monotonic() - cancelled
         batch = await until_batch(client, batch_id, lambda batch: batch.status in TERMINAL)
         assert batch.status == "cancelled"
-        assert it.busy == 0
+        assert await it.busy() == 0
     assert seconds <= 2
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 
 import xllamacpp as llama
@@ -33,9 +32,7 @@ def main() -> None:
         params.embedding, params.pooling_type = True, pooling.LLAMA_POOLING_TYPE_MEAN
     elif args.kind == "rerank":
         params.embedding, params.pooling_type = True, pooling.LLAMA_POOLING_TYPE_RANK
-    server = llama.Server(params)
-    sys.stdout.write(f"ready {server.listening_address}\n")
-    sys.stdout.flush()
+    _server = llama.Server(params)  # listens from here on
     parent = os.getppid()
     while os.getppid() == parent:  # a killed test run leaves no engine behind
         time.sleep(0.5)

@@ -26,6 +26,7 @@ class BatchServer:
         self.versions: dict[str, list[dict[str, Any]]] = {}
         self.created: list[dict[str, Any]] = []
         self.on_create: dict[str, Any] = {}
+        self.events: list[dict[str, Any]] = []
         self.pages: list[bytes] = []
         """Of the results of a batch, each with its place as the cursor of the one before."""
 
@@ -65,6 +66,10 @@ class BatchServer:
                 batch_id = f"batch_{len(self.versions)}"
                 self.created.append({"retry_of": first, **json.loads(body)})
                 self.add(batch_id, self.on_create)
+                return _json(self.versions[batch_id][0])
+            case "GET", "batches", [batch_id, "events"] if batch_id in self.versions:
+                return _json({"object": "list", "data": self.events})
+            case "POST", "batches", [batch_id, "pause" | "resume"] if batch_id in self.versions:
                 return _json(self.versions[batch_id][0])
             case "POST", "batches", [batch_id, "cancel"] if batch_id in self.versions:
                 return _json({**self.versions[batch_id][0], "status": "cancelling"})

@@ -14,7 +14,8 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.records import keys, shard_keys
 from activities.records.shard_keys import ShardRef
-from activities.results.shard_log import Committed, RecordReader, look_up
+from activities.results.records import RecordReader
+from activities.results.shard_log import Committed, look_up
 from activities.run_requests import RunRequests
 from activities.shard_run import Process
 from activities.upstreams.limiter import Limiter

@@ -141,6 +141,7 @@ CASES: dict[str, Case] = {
     "POST /v1/batches/{batch_id}/resume": BATCHES,
     "POST /v1/batches/{batch_id}/retry": BATCHES,
     "GET /v1/batches/{batch_id}/results": BATCHES,
+    "GET /v1/batches/{batch_id}/events": BATCHES,
     "POST /v1/messages/batches": OWN,
     "GET /v1/messages/batches": LISTED,
     "GET /v1/messages/batches/{message_batch_id}": MESSAGES,

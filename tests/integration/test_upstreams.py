@@ -86,12 +86,12 @@ async def test_one_batch_over_an_engine_that_lives_and_one_that_is_down(
         lambda batch: (
             batch.request_counts
             and batch.request_counts.completed == count // 2
-            and progress_of(batch).get("waiting_reason")
+            and (progress_of(batch).get("waiting") or {}).get("requests") == count // 2
         ),
     )
     waiting = progress_of(batch)["waiting"]
     assert waiting["subject"] == f'upstream "down" (http://127.0.0.1:{port_of(it, 1)}/v1)'
-    assert (waiting["reason"], waiting["requests"]) == ("refuses connections", count // 2)
+    assert waiting["reason"] == "refuses connections"
     assert 'upstream "up"' not in progress_of(batch)["waiting_reason"]
     await dead.start(port=port_of(it, 1))
     finished = await it.finished(batch_id)

@@ -22,7 +22,7 @@ from activities.webhooks import Endpoint, Endpoints
 from tests.fakes.receiver import Received, Receiver, open_receiver
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import Stack, request, requests, until
-from workflows.types import DeliverWebhookInput, DeliverWebhookResult, WebhookResult
+from workflows.webhook_types import DeliverWebhookInput, DeliverWebhookResult, WebhookResult
 
 SECRET = "SECRET-CANARY"
 TASK = DeliverWebhookInput(

@@ -37,18 +37,33 @@ def run(server: BatchServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 def test_a_list_is_a_table(server: BatchServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "UTC")
-    server.add("batch_old", {**counts(5, 4, 1), "created_at": 1767225600})
+    monkeypatch.setenv("COLUMNS", "120")
+    described = {"metadata": {"name": "night"}, "model": "gpt-x", "endpoint": "/v1/embeddings"}
+    server.add("batch_old", {**counts(5, 4, 1), "created_at": 1767225600, **described})
     waiting = {"progress": {"waiting_reason": "Waiting: HTTP 503: \x1b[31mbusy; " + "and so on " * 20}}
     server.add("batch_new", {"status": "in_progress", **counts(500, 20), **waiting})
     heading, new, *reason, old = run("list").stdout.splitlines()
-    assert heading.split() == ["ID", "STATUS", "DONE", "FAILED", "CREATED"]
+    assert heading.split() == ["ID", "STATUS", "DONE", "FAILED", "CREATED", "NAME", "MODEL", "ENDPOINT"]
     assert new.startswith("batch_new  in_progress  20/500  0       ")
     # Whole, on lines of its own.
     assert " ".join(line.strip() for line in reason) == "Waiting: HTTP 503:  [31mbusy; " + ("and so on " * 20).strip()
-    assert len(reason) == 3
-    assert all(len(line) <= 80 for line in reason)
+    assert len(reason) == 2
+    assert all(len(line) <= 120 for line in reason)
+    assert old.split()[-3:] == ["night", "gpt-x", "/v1/embeddings"]
     assert old.startswith("batch_old  completed    4/5     1       20")
     assert old.index("20") == new.index("19")
+
+
+def test_a_list_can_be_read_at_45_columns(server: BatchServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "45")
+    described = {"metadata": {"name": "night"}, "model": "gpt-x", "endpoint": "/v1/embeddings"}
+    server.add("batch_" + "0" * 32, {"status": "in_progress", **counts(5, 4, 1), "created_at": 1767225600, **described})
+    shown = run("list").stdout.splitlines()
+    assert shown[0] == "batch_" + "0" * 32
+    assert max(map(len, shown)) <= 45
+    text = " ".join(" ".join(shown).split())
+    assert "status in_progress, done 5/5" not in text
+    assert text.endswith("name night, model gpt-x, endpoint /v1/embeddings")
 
 
 def test_a_list_may_be_of_some(server: BatchServer, run: Run) -> None:
@@ -87,6 +102,32 @@ def test_a_status_says_all_there_is(server: BatchServer, run: Run) -> None:
     assert shown[""] == "h."
     assert "results" not in shown
     assert json.loads(run("status", "batch_1", "--json").stdout) == server.versions["batch_1"][0]
+
+
+SUMMARY: list[dict[str, Any]] = [
+    {"code": "context_length_exceeded", "count": 5, "first_lines": [88, 90], "message": "Too long."},
+    {"code": "other", "count": 1, "first_lines": [], "message": None},
+]
+
+
+def test_what_failed_is_summed_up(server: BatchServer, run: Run) -> None:
+    server.add("batch_1", {**counts(9, 3, 6), "error_summary": SUMMARY})
+    shown = run("status", "batch_1").stdout.splitlines()
+    assert "failed      5 × context_length_exceeded (first line 88): Too long." in shown
+    assert "failed      1 × other" in shown
+    server.on_create = {**counts(9, 3, 6), "error_summary": SUMMARY}
+    assert said(run("submit", "in.jsonl", "--wait"))[-3:] == [
+        "  5 × context_length_exceeded (first line 88): Too long.",
+        "  1 × other",
+        "completed: 9 requests, 3 completed, 6 failed",
+    ]
+
+
+def test_a_batch_in_which_everything_failed_says_so_in_one_sentence(server: BatchServer, run: Run) -> None:
+    server.on_create = {**counts(5, 0, 5), "error_summary": SUMMARY[:1]}
+    sentence = "all 5 requests failed: 5 × context_length_exceeded (first line 88): Too long."
+    assert said(run("submit", "in.jsonl", "--wait"))[-1] == f"completed: {sentence}"
+    assert " ".join(run("status", "batch_0").stdout.split()).count(sentence) == 1
 
 
 def test_a_status_can_be_read_at_45_columns(server: BatchServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,10 +285,73 @@ def test_a_folder_without_leave_to_write_is_said_before_the_upload(
 
 
 def test_an_input_without_an_endpoint_is_refused(server: BatchServer, run: Run) -> None:
-    Path("in.jsonl").write_text("[1]\n")
+    Path("in.jsonl").write_text("{}\n")
     result = run("submit", "-i", "in.jsonl", "-o", "out")
     assert said(result) == ["everbatch submit: in.jsonl: the first line has no url; give the --endpoint"]
     assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b" \n\n", "The file is empty."),
+        (b'[\n  {"custom_id": "a"}\n]', "The file is a JSON array."),
+        (b'{\n  "custom_id": "a"\n}', "The file has JSON over several lines (pretty-printed)."),
+        ("{}".encode("utf-16"), "The file is in UTF-16 (little endian)"),
+        (b"\x1f\x8b\x08", "The file is compressed with gzip."),
+    ],
+    ids=["empty", "array", "pretty", "utf-16", "gzip"],
+)
+@pytest.mark.parametrize("source", ["in.jsonl", "-"])
+def test_what_is_no_input_is_named_before_the_upload(
+    server: BatchServer, run: Run, content: bytes, problem: str, source: str
+) -> None:
+    Path("in.jsonl").write_bytes(content)
+    result = run("submit", "-i", source, "--endpoint", "/v1/embeddings", input=content)
+    assert result.exit_code == 64
+    assert said(result)[0].startswith(f"everbatch submit: {source}: {problem}")
+    assert server.asked == []
+
+
+def line(custom_id: str, **body: Any) -> str:
+    body = {"model": "m", "messages": [{"role": "user", "content": "x" * 400}], **body}
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}) + "\n"
+
+
+def test_a_dry_run_says_requests_errors_and_tokens(server: BatchServer, run: Run) -> None:
+    Path("in.jsonl").write_text(line("a", max_tokens=50) + line("b", max_tokens=60))
+    result = run("submit", "in.jsonl", "--dry-run")
+    assert (result.exit_code, result.stdout) == (
+        0,
+        "in.jsonl: 2 requests, no errors, about 202 input tokens, at most 110 output tokens\n",
+    )
+    Path("in.jsonl").write_text(line("a") + "nope\n" + line("a"))
+    result = run("submit", "in.jsonl", "--dry-run")
+    assert result.exit_code == 64
+    heading, first, second = result.stdout.splitlines()
+    assert heading == "in.jsonl: 2 errors"
+    assert first.startswith("  line 2: ")
+    assert second.startswith("  line 3: ")
+    Path("in.csv").write_text("prompt\nhello\nworld\n")
+    result = run("submit", "in.csv", "--model", "m", "--dry-run")
+    assert result.stdout == "in.csv: 2 requests, no errors, about 4 input tokens\n"
+    assert server.asked == []
+
+
+def test_several_inputs_are_batches_of_their_own(server: BatchServer, run: Run) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        Path(name).write_text(line(name))
+    assert run("submit", "a.jsonl", "b.jsonl").stdout == "batch_0\nbatch_1\n"
+    Path("out").mkdir()
+    server.on_create = {"output_file_id": "file-out", **counts(2, 1, 1)}
+    server.files["file-out"] = b"answers\n"
+    result = run("submit", "a.jsonl", "-i", "b.jsonl", "-o", "out", "--errors", "out")
+    assert result.exit_code == 2
+    assert sorted(os.listdir("out")) == [*("a_errors.jsonl", "a_output.jsonl", "b_errors.jsonl", "b_output.jsonl")]
+    for arguments in (["-o", "file"], ["--idempotency-key", "k"], ["-i", "-"]):
+        assert run("submit", "a.jsonl", "b.jsonl", *arguments).exit_code == 64
+    assert run("submit", "a.jsonl", "-o", "out").exit_code == 64
+    assert len(server.created) == 4
 
 
 def test_a_download_that_is_always_cut_off_names_the_batch(server: BatchServer, run: Run) -> None:
@@ -350,6 +454,36 @@ def test_a_terminal_is_redrawn_and_cannot_be_taken_over(server: BatchServer) -> 
     assert drawn == [drawn[0], drawn[0] + "\ndone \n"]
     assert printable(drawn[0]) == drawn[0]
     assert not any("\x1b" in line for line in details(batch))
+
+
+# Events, pause and resume
+
+
+def test_events_are_a_line_each_and_can_be_read_at_45_columns(
+    server: BatchServer, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    server.add("batch_1", {"status": "in_progress"})
+    said_of = {
+        "created_at": 1767225600,
+        "message": "Waited 14 min: gpu refuses connections.\x1b[2J " + "and so on " * 9,
+    }
+    server.events = [{"created_at": 1767225599, "message": "Created."}, said_of]
+    first, second, *_ = run("events", "batch_1").stdout.splitlines()
+    assert (first[21:], second[21:60]) == ("Created.", "Waited 14 min: gpu refuses connections.")
+    assert json.loads(run("events", "batch_1", "--json").stdout.splitlines()[1]) == said_of
+    monkeypatch.setenv("COLUMNS", "45")
+    assert max(map(len, run("events", "batch_1").stdout.splitlines())) <= 45
+    assert run("events", "batch_x").exit_code == 1
+
+
+def test_a_batch_is_paused_and_resumed(server: BatchServer, run: Run) -> None:
+    server.add("batch_1", {"status": "in_progress"})
+    assert run("pause", "batch_1").exit_code == run("resume", "batch_1").exit_code == 0
+    assert [asked for asked in server.asked if asked.startswith("POST")] == [
+        "POST /batches/batch_1/pause",
+        "POST /batches/batch_1/resume",
+    ]
 
 
 # Results as they come

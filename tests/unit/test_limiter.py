@@ -113,6 +113,24 @@ async def test_a_batch_with_nothing_in_flight_need_not_wait_for_an_answer_of_a_s
     assert it.order[START + SPARE :] == ["late"]
 
 
+async def test_more_hang_than_a_level_allows_that_fell_while_others_were_answered() -> None:
+    it = Upstream(maximum=100, finds_level=True)
+    it.shard("hanging", 11)
+    it.clock.now += 0.01
+    it.shard("others", START - 11)
+    it.clock.now += 0.1
+    for _, _, flight in it.flying[11:]:
+        it.limiter.finished(flight, Outcome.ANSWERED, work=1.0)
+    del it.flying[11:]
+    hanging = it.flying[0][2]
+    hanging.lane.timed_out(hanging.sent)
+    it.shard("more", 5)
+    assert "more" not in it.order
+    it.clock.now += 2
+    it.limiter.told(0, None)
+    assert it.order.count("more") == 5
+
+
 @pytest.mark.parametrize("finds_level", [False, True])
 async def test_what_the_operator_or_the_upstream_allows_is_not_exceeded(finds_level: bool) -> None:
     it = Upstream(maximum=12, finds_level=finds_level)

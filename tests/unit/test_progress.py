@@ -179,11 +179,25 @@ def test_rate_and_time_left_are_of_the_last_moments() -> None:
 
 
 def test_counts_shown_never_go_back() -> None:
-    marks = HighWater()
-    assert marks.raise_to("batch_1", Counts(total=10, completed=5, failed=1)).completed == 5
-    assert marks.raise_to("batch_1", Counts(total=10, completed=3)) == Counts(total=10, completed=5, failed=1)
-    marks.forget("batch_1")
-    assert marks.raise_to("batch_1", Counts(total=10, completed=3)) == Counts(total=10, completed=3)
+    marks, status = HighWater(), BatchStatus()
+    assert marks.record(SPEC, status, Counts(total=10, completed=5, failed=1)).status.counts.completed == 5
+    counts = marks.record(SPEC, status, Counts(total=10, completed=3)).status.counts
+    assert counts == Counts(total=10, completed=5, failed=1)
+    marks.forget(SPEC.batch_id)
+    assert marks.record(SPEC, status, Counts(total=10, completed=3)).status.counts == Counts(total=10, completed=3)
+
+
+def test_a_cancel_that_was_shown_is_taken_back_only_by_the_workflow_itself() -> None:
+    marks, running, cancelling = HighWater(), BatchStatus(), BatchStatus(cancelling_at=7)
+
+    def shown(status: BatchStatus, seen_at: float, is_from_workflow: bool = False) -> int | None:
+        return marks.record(SPEC, status, Counts(), seen_at, is_from_workflow).status.cancelling_at
+
+    assert shown(running, seen_at=1.0) is None
+    assert shown(cancelling, seen_at=2.0) == 7
+    assert shown(running, seen_at=3.0) == 7, "a description may not know of a cancel that a task under way takes in"
+    assert shown(running, seen_at=1.5, is_from_workflow=True) == 7, "it was asked before the cancel"
+    assert shown(running, seen_at=3.0, is_from_workflow=True) is None, "it was reset"
 
 
 def test_a_heartbeat_of_another_version_is_none() -> None:

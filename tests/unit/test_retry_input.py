@@ -11,8 +11,9 @@ from activities.input.jsonl import read_lines
 from activities.records import keys
 from activities.records.catalog import Catalog, FileRecord
 from activities.records.retries import Retries, Retry
+from activities.results.error_lines import read_error
 from activities.results.output_lines import OutputLines
-from activities.retry_input import RetryGoneError, RetryInput, error_code
+from activities.retry_input import RetryGoneError, RetryInput
 from tests.fakes.worker import BATCH, TENANT, ShakyStore, make_spec, refusal, save_input
 from workflows.ids import result_file_id
 from workflows.types import BatchPhase, BatchRecord, BatchStatus, Counts, MissingReason
@@ -36,7 +37,7 @@ LINES = OutputLines(BATCH)
     ],
 )
 def test_codes_of_error_lines(line: bytes, code: str) -> None:
-    assert error_code(line) == code
+    assert read_error(line).code == code
 
 
 class Chopped(ShakyStore):

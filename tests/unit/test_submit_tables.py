@@ -221,8 +221,8 @@ def test_lines_may_come_from_standard_input(server: BatchServer, run: Run) -> No
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "give one input file: everbatch submit INPUT"),
-        (["in.txt", "-i", "in.txt"], "give one input file"),
+        ([], "give an input file: everbatch submit INPUT"),
+        (["in.txt", "-i", "in.txt"], "several inputs need different names"),
         (["nothing.csv"], "'nothing.csv' does not exist"),
         (["in.txt", "--no-such"], "No such option"),
     ],

@@ -18,7 +18,8 @@ from activities.webhooks import Endpoints, event_body, load_endpoints, signature
 from tests.fakes.worker import BATCH, make_spec
 from workflows.contract import WEBHOOK_EVENTS
 from workflows.ids import event_id, webhook_id
-from workflows.types import BatchPhase, BatchStatus, WebhookInput
+from workflows.types import BatchPhase, BatchStatus
+from workflows.webhook_types import WebhookInput
 
 NO_SECRET = SecretStr("")
 WHSEC = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()

@@ -1,4 +1,4 @@
-"""How an activity fails that cannot use the store: with what it waits for, in words without an object's key."""
+"""How an activity fails that is to be tried again: with what it waits for, in words without an object's key."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import logging
 from datetime import timedelta
 from typing import Any
 
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
 from activities.store.object_store import StoreError
+from workflows.types import RunRequestsInput
+from workflows.waits import Wait
 
 log = logging.getLogger("everbatch")
 
@@ -19,6 +21,17 @@ def store_failure(error: StoreError, next_retry_delay: timedelta | None = None) 
     log.warning("%s", error)
     wait = error.wait
     return ApplicationError(wait.text, wait, type="StoreError", next_retry_delay=next_retry_delay)
+
+
+def try_again(task: RunRequestsInput, done: int, wait: Wait, seconds: float) -> ApplicationError:
+    total = task.shard.requests
+    return ApplicationError(
+        f"{total - done} of {total} requests to retry: {wait.text}",
+        wait.model_copy(update={"requests": total - done}),
+        type="RequestsToRetry",
+        next_retry_delay=timedelta(seconds=seconds),
+        category=ApplicationErrorCategory.BENIGN,
+    )
 
 
 class StoreFailures(Interceptor):

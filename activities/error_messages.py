@@ -1,0 +1,79 @@
+"""One message for each code of errors: what the store has of it. Messages never enter Temporal."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Final
+
+from activities.records import keys
+from activities.records.catalog import Catalog
+from activities.records.shard_keys import ShardRef
+from activities.results.error_lines import read_error
+from activities.results.output_lines import result_lines
+from activities.results.shard_lines import lines_of_shard
+from activities.store.object_store import ObjectNotFound, ObjectStore
+from workflows.error_summary import OTHER, ErrorCount
+from workflows.types import BatchRecord
+
+REMEMBERED: Final = 10_000
+"""Messages that one process keeps, so that each is read once however often a batch is asked for."""
+
+
+def messages_of_file(
+    store: ObjectStore, tenant: str, file_id: str | None, errors: Sequence[ErrorCount]
+) -> dict[str, str]:
+    """The message of the first line of each code in an error file. Blocks."""
+    wanted = {one.first_lines[0]: one.code for one in errors if one.first_lines and one.code != OTHER}
+    found: dict[str, str] = {}
+    if not (file_id and wanted):
+        return found
+    for number, line in result_lines(store.stream(keys.content_key(tenant, file_id))):
+        if code := wanted.pop(number, None):
+            found[code] = read_error(line).message or ""
+        if not wanted:
+            break
+    return found
+
+
+class ErrorMessages:
+    """Reads messages of batches that run from what they have committed."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._lock = threading.Lock()
+        self._known: OrderedDict[tuple[str, str, str], str] = OrderedDict()
+
+    def of(self, record: BatchRecord) -> dict[str, str]:
+        """One message for each code in the error summary of a batch, where it can be read. Blocks.
+
+        Raises:
+            StoreError: the store cannot be used.
+        """
+        if record.status.phase.is_terminal:
+            return record.error_messages
+        tenant, batch_id = record.spec.tenant, record.spec.batch_id
+        found: dict[str, str] = {}
+        for one in record.status.error_summary:
+            key = (tenant, batch_id, one.code)
+            with self._lock:
+                message = self._known.get(key)
+            if message is None and one.code != OTHER and one.shard is not None:
+                message = self._read(tenant, batch_id, one.shard, one.first_lines[0])
+            if message is not None:
+                found[one.code] = message
+                with self._lock:
+                    self._known[key] = message
+                    self._known.move_to_end(key)
+                    if len(self._known) > REMEMBERED:
+                        self._known.popitem(last=False)
+        return found
+
+    def _read(self, tenant: str, batch_id: str, shard: int, line: int) -> str | None:
+        for cut in self._catalog.cuts(tenant, batch_id):
+            with contextlib.suppress(ObjectNotFound):
+                ref = ShardRef(tenant, batch_id, cut, shard)
+                return read_error(next(lines_of_shard(self._catalog.store, ref, [line]))).message or ""
+        return None

@@ -1,0 +1,131 @@
+"""The form in which committed answers are stored.
+
+A part object is a run of records; a shard object is one head line and then the records of all its requests in
+input order. A record is a head line and, for an answer, the bytes of the finished output line, so that merging
+copies bytes::
+
+    17 output 3512 120 0 34 0       line, kind, bytes, input, cached, output and reasoning tokens
+    {"id":"batch_req_…", …}
+    19 tried 2 1 0                  line 19 has no answer yet: what was tried, see :mod:`activities.results.tries`
+    0 waited […]                    for what the shard has waited, see :mod:`activities.results.shard_waits`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from activities.results.shard_waits import decode_waits
+from activities.results.tries import Tries
+from activities.store.object_store import StoreError
+from workflows.events import PastWait
+from workflows.ids import ResultKind
+from workflows.types import Usage
+
+NO_USAGE: Final = Usage()
+
+
+class Record(NamedTuple):
+    """One answer, with its place in the object that holds it."""
+
+    line: int
+    kind: ResultKind
+    usage: Usage
+    head: bytes
+    offset: int
+    """Of the head line."""
+    length: int
+    """Of the output line that follows the head line."""
+
+
+class RecordReader:
+    """Reads a part or shard object as a stream. After each record take its line or it is skipped."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._buffer = b""
+        self._at: int = 0
+        self._base: int = 0  # of the buffer's first byte in the object
+        self._unread = 0  # bytes of the last record's output line
+        self.tried: dict[int, Tries] = {}
+        self.waits: list[PastWait] = []
+
+    def shard_head(self) -> tuple[int, int, Usage] | None:
+        """Completed, failed and usage of a shard object. Call it first; ``None`` at the end of the object."""
+        head = self._head_line()
+        if head is None:
+            return None
+        _, completed, failed, *tokens = head.split()
+        return int(completed), int(failed), _usage(tokens)
+
+    def records(self) -> Iterator[Record]:
+        while True:
+            self._skip(self._unread)
+            self._unread = 0
+            offset = self._base + self._at
+            head = self._head_line()
+            if head is None:
+                return
+            line, kind, rest = head.split(maxsplit=2)
+            if kind == b"waited":
+                self.waits = decode_waits(rest)
+                continue
+            numbers = rest.split()
+            if kind == b"tried":
+                self.tried[int(line)] = Tries(*map(int, numbers))
+                continue
+            self._unread = int(numbers[0])
+            yield Record(
+                int(line), "output" if kind == b"output" else "error", _usage(numbers[1:]), head, offset, self._unread
+            )
+
+    def line(self) -> Iterator[bytes]:
+        """The bytes of the last record's output line."""
+        while self._unread:
+            if self._at == len(self._buffer) and not self._fill():
+                raise StoreError("a result object ends too early")
+            piece = self._buffer[self._at : self._at + self._unread]
+            self._at += len(piece)
+            self._unread -= len(piece)
+            yield piece
+
+    def _head_line(self) -> bytes | None:
+        while (end := self._buffer.find(b"\n", self._at)) < 0:
+            if not self._fill():
+                return None
+        head = self._buffer[self._at : end + 1]
+        self._at = end + 1
+        return head
+
+    def _skip(self, count: int) -> None:
+        while count:
+            if self._at == len(self._buffer) and not self._fill():
+                raise StoreError("a result object ends too early")
+            step = min(count, len(self._buffer) - self._at)
+            self._at += step
+            count -= step
+
+    def _fill(self) -> bool:
+        chunk = next(self._chunks, b"")
+        self._base += self._at
+        self._buffer = self._buffer[self._at :] + chunk
+        self._at = 0
+        return bool(chunk)
+
+
+def _usage(tokens: list[bytes]) -> Usage:
+    if tokens == [b"0", b"0", b"0", b"0"]:
+        return NO_USAGE
+    numbers = [int(token) for token in tokens]
+    return Usage(
+        input_tokens=numbers[0], cached_tokens=numbers[1], output_tokens=numbers[2], reasoning_tokens=numbers[3]
+    )
+
+
+def tokens_text(usage: Usage) -> str:
+    return f"{usage.input_tokens} {usage.cached_tokens} {usage.output_tokens} {usage.reasoning_tokens}"
+
+
+def encode_record(line: int, kind: ResultKind, data: bytes, usage: Usage = NO_USAGE) -> bytes:
+    """``data`` is an output or error line with its line end."""
+    return f"{line} {kind} {len(data)} {tokens_text(usage)}\n".encode() + data

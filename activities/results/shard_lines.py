@@ -1,0 +1,42 @@
+"""Reads committed lines of a shard back, whether it runs or has finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from activities.records import shard_keys
+from activities.records.shard_keys import ShardRef
+from activities.results.records import RecordReader
+from activities.results.shard_log import PlaceReader, look_up
+from activities.store.object_store import ObjectNotFound, ObjectStore
+from workflows.types import ShardResult
+
+
+def lines_of_shard(store: ObjectStore, shard: ShardRef, wanted: list[int]) -> Iterator[bytes]:
+    """The bytes of committed lines, given in input order.
+
+    Raises:
+        ObjectNotFound: one is not stored any more.
+    """
+    if not wanted:
+        return
+    found = look_up(store, shard)
+    if not isinstance(found, ShardResult):
+        for line in wanted:
+            if line not in found.places:
+                raise ObjectNotFound(f"line {line} of {shard.batch_id}")
+        places = PlaceReader(store, (found.places[line] for line in wanted))
+        for line in wanted:
+            yield b"".join(places.read(found.body(line)))
+        return
+    reader = RecordReader(store.stream(shard_keys.result_key(shard, found.attempt)))
+    reader.shard_head()
+    left = iter(wanted)
+    line = next(left, None)
+    for record in reader.records():
+        if record.line == line:
+            yield b"".join(reader.line())
+            line = next(left, None)
+            if line is None:
+                return
+    raise ObjectNotFound(f"line {line} of {shard.batch_id}")

@@ -1,0 +1,78 @@
+"""What ``everbatch submit --dry-run`` says of an input, without a server."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, cast
+
+from activities.input.scan import scan_input
+from activities.upstreams.config import Upstream
+from activities.upstreams.routes import ModelRoutes
+from workflows.types import BatchSpec
+
+CHUNK_BYTES: Final = 1 << 20
+BYTES_A_TOKEN: Final = 4
+_PROMPTS: Final = ("messages", "prompt", "input", "instructions", "system", "tools")
+_MOST_OUTPUT: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+
+
+def check(path: Path, name: str, endpoint: str) -> tuple[list[str], bool]:
+    """What there is to say of an input file, in lines; and whether a server of default settings would take it.
+
+    Args: ``name`` is what it is called.
+    """
+    spec = BatchSpec(
+        batch_id="",
+        tenant="",
+        input_file_id=name,
+        endpoint=endpoint,
+        completion_window="24h",
+        window_seconds=86_400,
+        created_ms=time.time_ns() // 1_000_000,
+        digest="",
+        unknown_model="line",  # which models there are, only a server knows
+    )
+    result, _ = scan_input(_chunks(path), spec, ModelRoutes([Upstream(name="", urls=("",))], [None]))
+    errors = [
+        f"  line {error.line}: {error.message} ({error.code})" if error.line else f"  {error.message} ({error.code})"
+        for error in result.errors
+    ]
+    if result.errors:
+        more = result.errors_total - len(result.errors)
+        errors += [f"  and {more:,} more"] if more else []
+        return [f"{name}: {result.errors_total:,} error{'s' if result.errors_total > 1 else ''}", *errors], False
+    given, asked = _tokens(path)
+    most = f", at most {asked:,} output tokens" if asked is not None else ""
+    return [f"{name}: {result.total:,} requests, no errors, about {given:,} input tokens{most}"], True
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _tokens(path: Path) -> tuple[int, int | None]:
+    """An estimate of the input tokens, and how many output tokens the requests allow, where each says so."""
+    size, asked, is_limited = 0, 0, True
+    with path.open(encoding="utf-8-sig") as file:
+        for line in filter(str.strip, file):
+            body = json.loads(line)["body"]
+            size += sum(_text_bytes(body.get(name)) for name in _PROMPTS)
+            limit = next((body[name] for name in _MOST_OUTPUT if isinstance(body.get(name), int)), None)
+            is_limited = is_limited and limit is not None
+            asked += limit or 0
+    return size // BYTES_A_TOKEN, asked if is_limited else None
+
+
+def _text_bytes(value: Any) -> int:
+    if isinstance(value, str):
+        return 0 if value.startswith("data:") else len(value.encode("utf-8", "replace"))
+    if isinstance(value, list):
+        return sum(map(_text_bytes, cast("list[Any]", value)))
+    if isinstance(value, dict):
+        return sum(map(_text_bytes, cast("dict[str, Any]", value).values()))
+    return 0

@@ -1,0 +1,144 @@
+"""The life of a batch as a list. Ours, beyond OpenAI's API."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from typing import Annotated, Final, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+
+from activities.store.object_store import ObjectNotFound
+from api.gateway.interface import BatchView, Gateway
+from api.gateway.waits import duration
+from api.http.auth import Tenant
+from api.http.errors import ApiError, shown
+from api.http.schemas import error_responses
+from workflows.details import end_reason
+from workflows.events import PastWait
+from workflows.types import BatchPhase, BatchRecord
+
+MAX_EVENTS: Final = 1000
+SHORTEST_WAIT: Final = 1
+"""Seconds; shorter ones are no event."""
+
+_ID: Final = re.compile(r"evt_([0-9]{10})_([0-9])_([0-9]{3})")
+
+
+class BatchEvent(BaseModel):
+    id: str
+    object: Literal["batch.event"] = "batch.event"
+    created_at: int
+    """When it was, or began."""
+    ended_at: int | None
+    """Of a wait that is over."""
+    type: str
+    message: str
+
+
+class BatchEventList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[BatchEvent]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def events_router(gateway: Gateway) -> APIRouter:
+    router = APIRouter(prefix="/v1/batches", tags=["Batches"], responses=error_responses(401))
+
+    async def list_events(
+        batch_id: str,
+        tenant: Tenant,
+        limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
+        after: str | None = None,
+    ) -> BatchEventList:
+        """Ours: what has happened to a batch, and for what it has waited, the first first."""
+        if after is not None and not _ID.fullmatch(after):
+            raise ApiError(400, f"No event found with id '{shown(after)}'.", param="after")
+        try:
+            view = await gateway.find(tenant, batch_id)
+        except ObjectNotFound:
+            raise ApiError(404, f"No batch found with id '{shown(batch_id)}'.") from None
+        found = [event for event in events_of(view, time.time()) if after is None or event.id > after]
+        data = found[:limit]
+        first_id, last_id = (data[0].id, data[-1].id) if data else (None, None)
+        return BatchEventList(data=data, first_id=first_id, last_id=last_id, has_more=len(found) > limit)
+
+    router.add_api_route(
+        "/{batch_id}/events",
+        list_events,
+        methods=["GET"],
+        response_model=BatchEventList,
+        responses=error_responses(404, 503),
+    )
+    return router
+
+
+def events_of(view: BatchView, now: float) -> list[BatchEvent]:
+    """The events of a batch, the first first. An id says when its event was, so that it is a place in the list also
+    where the event itself has become part of another.
+
+    Args: ``now`` is Unix time.
+    """
+    groups = (_created, _noted, _waits, _errors, _dropped, _ended)
+    found = [
+        event.model_copy(update={"id": f"evt_{event.created_at:010d}_{rank}_{number:03d}"})
+        for rank, group in enumerate(groups)
+        for number, event in enumerate(group(view.record, int(now)))
+    ]
+    return sorted(found, key=lambda event: event.id)
+
+
+def _event(at: int, kind: str, message: str, ended_at: int | None = None) -> BatchEvent:
+    return BatchEvent(id="", created_at=at, ended_at=ended_at, type=kind, message=message)
+
+
+def _created(record: BatchRecord, now: int) -> Iterator[BatchEvent]:
+    first = record.spec.retry_of
+    yield _event(record.spec.created_at, "created", f"Created to retry {first}." if first else "Created.")
+
+
+def _noted(record: BatchRecord, now: int) -> Iterator[BatchEvent]:
+    for event in record.status.history.events:
+        yield _event(event.at, event.type.value, event.message)
+
+
+def _waits(record: BatchRecord, now: int) -> Iterator[BatchEvent]:
+    for wait in record.status.history.waits:
+        if wait.times > 1 or (wait.ended or now) - wait.began >= SHORTEST_WAIT:
+            yield _event(wait.began, "wait", _told(wait, now), wait.ended)
+
+
+def _told(wait: PastWait, now: int) -> str:
+    lasted = duration((wait.ended or now) - wait.began)
+    if wait.ended is None:
+        return f"Waiting for {lasted} by now: {wait.text}."
+    return f"Waited {f'{wait.times} times within ' if wait.times > 1 else ''}{lasted}: {wait.text}."
+
+
+def _errors(record: BatchRecord, now: int) -> Iterator[BatchEvent]:
+    for one in record.status.error_summary:
+        line = f" (first line {one.first_lines[0]})" if one.first_lines else ""
+        yield _event(record.status.ended_at or now, "errors", f"{one.count:,} × {one.code}{line}")
+
+
+def _dropped(record: BatchRecord, now: int) -> Iterator[BatchEvent]:
+    if dropped := record.status.history.dropped:
+        yield _event(record.status.ended_at or now, "dropped", f"{dropped:,} more events and waits are not listed.")
+
+
+def _ended(record: BatchRecord, now: int) -> Iterator[BatchEvent]:
+    spec, status, counts = record.spec, record.status, record.status.counts
+    if status.ended_at is None or not status.phase.is_terminal:
+        return
+    if status.phase in (BatchPhase.FAILED, BatchPhase.EXPIRED):
+        said = end_reason(spec, status)
+    elif counts.total and counts.failed == counts.total:
+        said = f"All {counts.total:,} requests failed."
+    else:
+        said = f"{counts.total:,} requests, {counts.completed:,} completed, {counts.failed:,} failed."
+    lasted = duration(status.ended_at - spec.created_at)
+    yield _event(status.ended_at, status.phase.value, f"{status.phase.capitalize()} after {lasted}. {said}")

@@ -1,0 +1,125 @@
+"""Waits that are the same become one, and nothing of the life of a batch grows without a bound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from activities.records.shard_keys import ShardRef
+from activities.results.shard_log import Committed, ShardLog, look_up
+from activities.results.shard_waits import ShardWaits
+from api.gateway.interface import BatchView
+from api.routes.events import events_of
+from tests.fakes.worker import BATCH, TENANT, ShakyStore, make_spec
+from workflows.error_summary import ErrorCount
+from workflows.events import MOST_EVENTS, MOST_WAITS, EventType, History, NotedEvent, PastWait, merge_waits
+from workflows.types import BatchError, BatchPhase, BatchRecord, BatchStatus, Counts
+from workflows.waits import Wait, WaitKind
+
+NOW = 1_800_000_000
+
+
+def away(reason: str = "is away", subject: str = "gpu") -> Wait:
+    return Wait(kind=WaitKind.UPSTREAM, subject=subject, reason=reason)
+
+
+def past(began: int, ended: int | None, reason: str = "is away", subject: str = "gpu") -> PastWait:
+    return PastWait.of(away(reason, subject), NOW + began, None if ended is None else NOW + ended)
+
+
+def spans(waits: list[PastWait]) -> list[tuple[int, int | None, int]]:
+    return [(wait.began - NOW, None if wait.ended is None else wait.ended - NOW, wait.times) for wait in waits]
+
+
+def test_the_waits_of_many_shards_for_one_outage_are_one() -> None:
+    waits, dropped = merge_waits([past(2, 90), past(0, 80), past(5, 95), past(3, 4, subject="other")], 9)
+    assert (spans(waits), dropped) == ([(0, 95, 1), (3, 4, 1)], 0)
+
+
+def test_short_waits_soon_after_each_other_are_one_that_came_several_times() -> None:
+    waits, _ = merge_waits([past(0, 10), past(20, 30), past(85, None), past(300, 301, subject="other")], 9)
+    assert spans(waits) == [(0, None, 3), (300, 301, 1)]
+    waits, _ = merge_waits([past(0, 10), past(80, 90)], 9)
+    assert spans(waits) == [(0, 10, 1), (80, 90, 1)]
+
+
+def test_of_too_many_the_shortest_are_dropped_and_counted() -> None:
+    history = History().with_waits(past(1000 * n, 1000 * n + 1 + n) for n in range(MOST_WAITS))
+    history = history.with_waits([past(-1000, None, subject="store")]).with_waits(
+        [past(-3000, -2000), past(-500, -499)]
+    )
+    assert (len(history.waits), history.dropped) == (MOST_WAITS, 3)
+    assert spans(history.waits)[:2] == [(-3000, -2000, 1), (-1000, None, 1)]
+
+
+def test_of_too_many_events_the_first_and_the_last_stay() -> None:
+    history = History()
+    for number in range(MOST_EVENTS + 5):
+        history = history.with_event(NotedEvent(at=NOW, type=EventType.PAUSED, message=str(number)))
+    assert (len(history.events), history.dropped) == (MOST_EVENTS, 5)
+    assert [history.events[place].message for place in (0, 1, -1)] == ["0", "6", str(MOST_EVENTS + 4)]
+
+
+def test_a_wait_keeps_its_begin_and_its_latest_numbers_until_an_answer_comes() -> None:
+    now = [float(NOW)]
+    waits = ShardWaits(lambda: now[0])
+    waits.begin(away("has answered none for 10 s"))
+    waits.has_changed = False
+    now[0] += 7
+    waits.begin(away("has answered none for 17 s"))
+    assert not waits.has_changed  # nothing that would have to be stored
+    waits.end()
+    waits.end()
+    assert [(wait.reason, *span) for wait, span in zip(waits.past, spans(waits.past), strict=True)] == [
+        ("has answered none for 17 s", 0, 7, 1)
+    ]
+
+
+async def test_the_next_attempt_takes_the_waits_up_and_the_batch_has_them_at_its_end(tmp_path: Path) -> None:
+    store = ShakyStore(str(tmp_path))
+    shard = ShardRef(TENANT, BATCH, "c1", 0)
+    first = ShardLog(store, shard, "000001-a")
+    first.waits.begin(away())
+    await first.commit()
+    second = ShardLog(store, shard, "000002-a")
+    await second.load()
+    assert second.waits.past == first.waits.past
+    await second.commit()
+    assert len(store.written) == 1  # an outage costs one object for each shard, not one for each attempt
+    second.waits.begin(away())
+    second.waits.end()
+    second.add(1, "output", b"{}\n")
+    await second.commit()
+    found = look_up(store, shard)
+    assert isinstance(found, Committed)
+    assert found.waits == second.waits.past
+    assert (await second.finish()).waits == second.waits.past
+
+
+def test_the_end_is_told_as_it_was() -> None:
+    spec = make_spec(created_ms=NOW * 1000)
+    errors = [ErrorCount(code="context_length_exceeded", count=312, first_lines=[88])]
+    status = BatchStatus(
+        phase=BatchPhase.COMPLETED,
+        completed_at=NOW + 900,
+        counts=Counts(total=312, failed=312),
+        error_summary=errors,
+        history=History(waits=[past(0, 0), past(60, 900, subject="store")], dropped=4),
+    )
+
+    def told(status: BatchStatus) -> list[str]:
+        record = BatchRecord(spec=spec, status=status)
+        return [event.message for event in events_of(BatchView(record, None), NOW + 9999)]
+
+    assert told(status) == [
+        "Created.",
+        "Waited 14 min: store is away.",
+        "312 × context_length_exceeded (first line 88)",
+        "4 more events and waits are not listed.",
+        "Completed after 15 min. All 312 requests failed.",
+    ]
+    failed = BatchStatus(
+        phase=BatchPhase.FAILED, failed_at=NOW + 2, errors=[BatchError(code="c", message="Bad.", line=2)]
+    )
+    assert told(failed)[-1] == "Failed after 2 s. Bad. (line 2)"
+    running = BatchStatus(phase=BatchPhase.IN_PROGRESS, history=History(waits=[past(9999 - 125, None)]))
+    assert told(running) == ["Created.", "Waiting for 2 min by now: gpu is away."]
