@@ -11,7 +11,7 @@ from activities.error_messages import messages_of_file
 from activities.heartbeats import run_in_thread
 from activities.records.catalog import Catalog
 from activities.records.running import RunningBatches
-from activities.store.object_store import ObjectNotFound, ObjectStore
+from activities.store.object_store import ObjectNotFoundError, ObjectStore
 from activities.temporal.batch_runs import BatchRuns
 from workflows.contract import CLOSE_BATCH, CloseBatchStub
 from workflows.end_types import CloseBatchInput
@@ -59,7 +59,7 @@ class CloseBatch(CloseBatchStub):
         status = task.status
         try:
             return messages_of_file(self._catalog.store, task.spec.tenant, status.error_file_id, status.error_summary)
-        except ObjectNotFound:  # somebody has deleted the file already
+        except ObjectNotFoundError:  # somebody has deleted the file already
             return {}
 
 

@@ -27,7 +27,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from yarl import URL
 
 from activities.records.batch_webhooks import BATCH_WEBHOOK, BatchWebhooks
-from activities.store.object_store import ObjectNotFound, ObjectStore, StoreError
+from activities.store.object_store import ObjectNotFoundError, ObjectStore, StoreError
 from activities.webhooks import Endpoint, Endpoints, event_body, signature
 from workflows.contract import DELIVER_WEBHOOK, DeliverWebhookStub
 from workflows.ids import event_id, webhook_id
@@ -48,7 +48,7 @@ _SPECIAL: Final = [ipaddress.ip_network(name) for name in ("192.0.0.0/24", "192.
 """Of IANA's special-purpose registries; what Python says of these differs between its versions."""
 
 
-class TargetRefused(Exception):
+class TargetRefusedError(Exception):
     """The endpoint's host leads to an address that is not on the public internet."""
 
 
@@ -74,11 +74,11 @@ def public_socket(address: tuple[Any, ...]) -> socket.socket:
     """A socket for an address as ``getaddrinfo`` gives it.
 
     Raises:
-        TargetRefused: it is not of the public internet.
+        TargetRefusedError: it is not of the public internet.
     """
     family, kind, protocol, _, (host, *_) = address
     if not is_public(host):
-        raise TargetRefused
+        raise TargetRefusedError
     return socket.socket(family, kind, protocol)
 
 
@@ -132,7 +132,7 @@ class DeliverWebhook(DeliverWebhookStub):
             return DeliverWebhookResult(delivered=False)
         try:
             status = await self._send(endpoint, task)
-        except TargetRefused:
+        except TargetRefusedError:
             raise ApplicationError(
                 "the endpoint's address is private, loopback or otherwise not public (EVERBATCH_WEBHOOK_ALLOW_PRIVATE)",
                 type="TargetRefused",
@@ -156,7 +156,7 @@ class DeliverWebhook(DeliverWebhookStub):
             return self._endpoints.find(task.endpoint, task.tenant)
         try:
             own = await asyncio.to_thread(self._of_batches.get, task.tenant, task.batch_id)
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             text = "the batch's own webhook is no longer stored"
             raise ApplicationError(text, type="UnknownWebhook", non_retryable=True) from None
         except StoreError as error:

@@ -14,7 +14,7 @@ from activities.records.shard_keys import ShardRef
 from activities.results.error_lines import read_error
 from activities.results.output_lines import result_lines
 from activities.results.shard_lines import lines_of_shard
-from activities.store.object_store import ObjectNotFound, ObjectStore
+from activities.store.object_store import ObjectNotFoundError, ObjectStore
 from workflows.error_summary import OTHER, ErrorCount
 from workflows.types import BatchRecord
 
@@ -73,7 +73,7 @@ class ErrorMessages:
 
     def _read(self, tenant: str, batch_id: str, shard: int, line: int) -> str | None:
         for cut in self._catalog.cuts(tenant, batch_id):
-            with contextlib.suppress(ObjectNotFound):
+            with contextlib.suppress(ObjectNotFoundError):
                 ref = ShardRef(tenant, batch_id, cut, shard)
                 return read_error(next(lines_of_shard(self._catalog.store, ref, [line]))).message or ""
         return None

@@ -25,7 +25,7 @@ HEARTBEAT_THROTTLE: Final = timedelta(seconds=1.5)
 T = TypeVar("T")
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """The activity was cancelled while it was working."""
 
 
@@ -42,10 +42,10 @@ class StopFlag:
         """Call it at every step of a long loop.
 
         Raises:
-            Stopped: the activity was cancelled.
+            StoppedError: the activity was cancelled.
         """
         if self._event.is_set():
-            raise Stopped
+            raise StoppedError
 
 
 async def run_in_thread(work: Callable[[StopFlag], T]) -> T:
@@ -57,7 +57,7 @@ async def run_in_thread(work: Callable[[StopFlag], T]) -> T:
     except asyncio.CancelledError:
         flag.set()
         await asyncio.wait({task})
-        task.exception()  # Stopped, or what came first; either way the cancel is the news
+        task.exception()  # StoppedError, or what came first; either way the cancel is the news
         raise
 
 

@@ -109,19 +109,19 @@ def raw_items(data: bytes | msgspec.Raw | None) -> list[msgspec.Raw] | None:
         return None
 
 
-def has_more_members(data: bytes | msgspec.Raw, most: int) -> bool:
-    """Whether an object has more than ``most`` members."""
+def has_more_members(data: bytes | msgspec.Raw, maximum: int) -> bool:
+    """Whether an object has more than ``maximum`` members."""
     data = bytes(data)
-    return data.count(b":") > most and count_items(data, most) > most
+    return data.count(b":") > maximum and count_items(data, maximum) > maximum
 
 
-def _has_more_items(data: bytes | msgspec.Raw, most: int) -> bool:
+def _has_more_items(data: bytes | msgspec.Raw, maximum: int) -> bool:
     data = bytes(data)
-    return data.count(b",") >= most and count_items(data, most) > most
+    return data.count(b",") >= maximum and count_items(data, maximum) > maximum
 
 
-def count_items(data: bytes, most: int) -> int:
-    """Items of an array or object that has some, without making objects of them; counting ends above ``most``."""
+def count_items(data: bytes, maximum: int) -> int:
+    """Items of an array or object that has some, without making objects of them; counting ends above ``maximum``."""
     depth, items = 1, 1
     for found in _TOKEN.finditer(data, len(data) - len(data.lstrip()) + 1):
         token = data[found.start()]
@@ -131,14 +131,14 @@ def count_items(data: bytes, most: int) -> int:
             depth -= 1
         elif token == _COMMA and depth == 1:
             items += 1
-            if items > most:
+            if items > maximum:
                 break
     return items
 
 
-def is_deeper(data: bytes, most: int) -> bool:
-    """Whether a JSON text has arrays and objects in each other, more than ``most`` of them."""
-    if data.count(b"[") + data.count(b"{") <= most:
+def is_deeper(data: bytes, maximum: int) -> bool:
+    """Whether a JSON text has arrays and objects in each other, more than ``maximum`` of them."""
+    if data.count(b"[") + data.count(b"{") <= maximum:
         return False
     if b"\\" in data:
         data = data.replace(_BACKSLASH, _NO_BACKSLASH).replace(b'\\"', _NO_BACKSLASH)
@@ -148,7 +148,7 @@ def is_deeper(data: bytes, most: int) -> bool:
         brackets = b"".join(pieces[in_string::2]).translate(_BRACKETS, _NO_BRACKETS)
         in_string ^= (len(pieces) - 1) & 1
         depths = array("h", accumulate(array("b", brackets), initial=depth))
-        if max(depths) > most:
+        if max(depths) > maximum:
             return True
         depth = depths[-1]
     return False

@@ -23,7 +23,7 @@ from activities.records.shard_keys import ShardRef
 from activities.results.output_lines import result_lines
 from activities.results.records import RecordReader
 from activities.results.shard_lines import lines_of_shard
-from activities.store.object_store import ObjectNotFound, ObjectStore, StoreError
+from activities.store.object_store import ObjectNotFoundError, ObjectStore, StoreError
 from workflows.ids import ResultKind
 from workflows.types import BatchRecord
 
@@ -125,7 +125,7 @@ class ResultPages:
                 raise BadCursorError
             try:
                 lines, place = self._read_feed(tenant, batch_id, known.feed, cursor.place, limit, kind)
-            except ObjectNotFound:
+            except ObjectNotFoundError:
                 if final:
                     raise ResultsGoneError from None
                 continue  # the batch has ended meanwhile
@@ -211,7 +211,7 @@ class ResultPages:
     def _lines_of(self, key: str, *, is_part: bool) -> Iterator[tuple[int, ResultKind]]:
         try:
             reader = RecordReader(self._store.stream(key))
-        except ObjectNotFound:  # a part whose shard has ended
+        except ObjectNotFoundError:  # a part whose shard has ended
             return
         if not is_part:
             reader.shard_head()
@@ -289,7 +289,7 @@ class _ResultFile:
                 raise BadCursorError
             try:
                 chunks = catalog.store.stream(keys.content_key(tenant, file_id), offset)
-            except ObjectNotFound:
+            except ObjectNotFoundError:
                 raise ResultsGoneError from None
         self._lines = result_lines(chunks)
         self._next()

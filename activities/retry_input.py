@@ -18,7 +18,7 @@ from activities.records import keys
 from activities.records.catalog import Catalog, FileRecord
 from activities.results.error_lines import ErrorTally, read_error
 from activities.results.output_lines import result_lines
-from activities.store.object_store import ObjectNotFound, ObjectStore
+from activities.store.object_store import ObjectNotFoundError, ObjectStore
 from workflows.error_summary import ErrorCount
 from workflows.ids import ResultKind
 from workflows.types import BatchRecord, BatchSpec, Counts
@@ -108,7 +108,7 @@ class RetryInput:
                 try:
                     target = keys.kept_key(spec.tenant, spec.batch_id, kind)
                     self._store.copy(keys.content_key(spec.tenant, file_id), target)
-                except ObjectNotFound:
+                except ObjectNotFoundError:
                     raise _gone(kind, file_id) from None
         counts = Counts(
             total=first.status.counts.total - lines.requests,
@@ -142,7 +142,7 @@ class RetryInput:
     def _read(self, tenant: str, file_id: str, name: str) -> Iterator[bytes]:
         try:
             return self._store.stream(keys.content_key(tenant, file_id))
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             raise _gone(name, file_id) from None
 
 
@@ -150,7 +150,7 @@ def kept_lines(store: ObjectStore, spec: BatchSpec, kind: ResultKind) -> Iterato
     """The lines of a file of the first batch, with their numbers, as a retry has copied it."""
     try:
         chunks = store.stream(keys.kept_key(spec.tenant, spec.batch_id, kind))
-    except ObjectNotFound:  # the first batch had no such file
+    except ObjectNotFoundError:  # the first batch had no such file
         return iter(())
     return result_lines(chunks)
 

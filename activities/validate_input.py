@@ -22,8 +22,8 @@ from activities.records import keys
 from activities.records.catalog import Catalog, FileRecord
 from activities.records.running import RunningBatches
 from activities.retry_input import RetryGoneError, RetryInput
-from activities.store.object_store import ObjectNotFound, ObjectStore
-from activities.upstreams.client import InferenceClient, UpstreamUnavailable
+from activities.store.object_store import ObjectNotFoundError, ObjectStore
+from activities.upstreams.client import InferenceClient, UpstreamUnavailableError
 from activities.upstreams.routes import ModelRoutes, model_routes
 from workflows.contract import VALIDATE_INPUT, ValidateInputStub
 from workflows.types import BatchError, BatchPhase, BatchRecord, BatchSpec, BatchStatus, ValidateResult
@@ -76,7 +76,7 @@ class ValidateInput(ValidateInputStub):
         routes = await run_beside_heartbeats(model_routes(self._clients, any_model=spec.unknown_model == "line"))
         try:
             return await self._validate(spec, routes)
-        except UpstreamUnavailable as error:
+        except UpstreamUnavailableError as error:
             wait = Wait(kind=WaitKind.MODEL, subject="a model that the batch names", reason=str(error))
             raise ApplicationError(
                 wait.text,
@@ -125,7 +125,7 @@ class ValidateInput(ValidateInputStub):
         # Once more what the API does: it may have been killed between starting this run and writing its record.
         self._catalog.create_batch(spec)
         target = keys.input_key(spec.tenant, spec.batch_id)
-        with contextlib.suppress(ObjectNotFound):
+        with contextlib.suppress(ObjectNotFoundError):
             next(self._store.stream(target, 0, 0), b"")
             return None
         if spec.retry_of:
@@ -137,7 +137,7 @@ class ValidateInput(ValidateInputStub):
             error = _file_error(record, spec)
             if not error:
                 self._store.copy(keys.content_key(spec.tenant, record.id), target)
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             return _missing_file(spec)
         return error
 
@@ -145,7 +145,7 @@ class ValidateInput(ValidateInputStub):
         address = allowed_address(spec.input_file_id, self._prefixes, spec.tenant)
         try:
             if not address or not self._inputs:
-                raise ObjectNotFound(target)
+                raise ObjectNotFoundError(target)
             with self._store.writer(target) as writer:
                 for chunk in self._inputs.stream(*address):
                     stop.check()
@@ -153,7 +153,7 @@ class ValidateInput(ValidateInputStub):
                         return _too_large(spec, "more")
                     writer.write(chunk)
                 writer.commit()
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             message = f"Cannot read {spec.input_file_id}: there is no such object, or this server may not read it."
             return BatchError(code="invalid_request", message=message, param="input_file_id")
         return None

@@ -27,10 +27,10 @@ from activities.results.output_lines import OutputLines
 from activities.results.records import RecordReader
 from activities.results.shard_log import Committed, PlaceReader, look_up
 from activities.retry_input import KINDS, RetryInput, kept_lines
-from activities.store.object_store import ObjectNotFound, ObjectStore, ObjectWriter, StoreError
+from activities.store.object_store import ObjectNotFoundError, ObjectStore, ObjectWriter, StoreError
 from workflows.contract import WRITE_FILES, WriteFilesStub
 from workflows.end_types import MergedFiles, WriteFilesInput
-from workflows.events import MOST_WAITS, PastWait, merge_waits
+from workflows.events import MAX_WAITS, PastWait, merge_waits
 from workflows.ids import ResultKind, result_file_id
 from workflows.types import BatchError, BatchSpec, Counts, Shard, Usage
 
@@ -103,7 +103,7 @@ class WriteFiles(WriteFilesStub):
             merged = self._merge_cut(task, next(iter(self._catalog.cuts(tenant, batch_id)), "missing"), stop)
             before = self._catalog.get_batch(tenant, batch_id).status
             return merged.model_copy(update={"model": before.model, "in_progress_at": before.in_progress_at})
-        except (ObjectNotFound, MergeError) as error:
+        except (ObjectNotFoundError, MergeError) as error:
             if self._catalog.get_final(tenant, batch_id):
                 raise StoreError("another attempt has ended the batch") from None  # and the next one finds its record
             if isinstance(error, MergeError):
@@ -145,7 +145,7 @@ class WriteFiles(WriteFilesStub):
             counts=counts,
             usage=files.usage,
             error_summary=files.errors.summary(),
-            waits=merge_waits([wait for source in sources for wait in source.waits], MOST_WAITS)[0],
+            waits=merge_waits([wait for source in sources for wait in source.waits], MAX_WAITS)[0],
             output_file_id=ids["output"],
             error_file_id=ids["error"],
         )
@@ -206,7 +206,7 @@ class WriteFiles(WriteFilesStub):
         """The object that is to count; ``None`` if it is gone, and then the shard is as one that never finished."""
         try:
             return self._store.stream(shard_keys.result_key(shard, attempt))
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             return None
 
     def _lines_of_unfinished(self, source: _ShardSource, committed: Committed) -> Iterator[_ResultLine]:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from activities.store.object_store import CHUNK, ObjectNotFound, ObjectStore, StoreError
+from activities.store.object_store import CHUNK, ObjectNotFoundError, ObjectStore, StoreError
 
 KEYS = ["a-b", "a.b/x", "a/0", "a/b", "a/b-c/d", "a/b.c", "a/c/d/e/f", "a/c/d/g", "a/d", "a0", "aa/z"]
 
@@ -30,15 +30,15 @@ class StoreContract:
     def test_check(self, store: ObjectStore) -> None:
         store.check()
         store.check()
-        with pytest.raises(ObjectNotFound):
+        with pytest.raises(ObjectNotFoundError):
             store.get("check")
 
     @pytest.mark.parametrize("key", ["a", "a/b", "a/b/c", "a.b/c-d_e.9"])
     def test_what_is_not_there_is_not_found(self, store: ObjectStore, key: str) -> None:
         for read in (store.get, store.stream):
-            with pytest.raises(ObjectNotFound):
+            with pytest.raises(ObjectNotFoundError):
                 read(key)
-        with pytest.raises(ObjectNotFound):
+        with pytest.raises(ObjectNotFoundError):
             store.copy(key, "target")
         store.delete(key)
         store.delete_prefix(key + "/")
@@ -47,9 +47,9 @@ class StoreContract:
     def test_a_prefix_is_no_object(self, store: ObjectStore) -> None:
         store.put("a/b", b"x")
         for read in (store.get, store.stream):
-            with pytest.raises(ObjectNotFound):
+            with pytest.raises(ObjectNotFoundError):
                 read("a")
-        with pytest.raises(ObjectNotFound):
+        with pytest.raises(ObjectNotFoundError):
             store.get("a/b/c")
         store.delete("a")
         assert store.get("a/b") == b"x"
@@ -189,7 +189,7 @@ class StoreContract:
     def test_nothing_is_composed_of_what_is_not_there(self, store: ObjectStore, sources: list[str]) -> None:
         store.put("a", b"x")
         store.put("target", b"old")
-        with pytest.raises(ObjectNotFound):
+        with pytest.raises(ObjectNotFoundError):
             store.compose(sources, "target")
         assert store.get("target") == b"old"
 

@@ -17,7 +17,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.details import batch_details, end_reason, shard_summary
     from workflows.end_types import CloseBatchInput, WriteFilesInput
     from workflows.events import EventType, NotedEvent
-    from workflows.fairness import MOST_SHARDS, fairness_key, fairness_weight, first_window
+    from workflows.fairness import MAX_SHARDS, fairness_key, fairness_weight, first_window
     from workflows.tally import Tally
     from workflows.types import (
         BatchError,
@@ -222,7 +222,7 @@ class BatchWorkflow:
                 await workflow.wait_condition(lambda: may_start() or any(task.done() for task in running.values()))
                 for index in [index for index, task in running.items() if task.done()]:
                     running.pop(index).result()  # a bug of ours
-                    window = min(window + 1, MOST_SHARDS)
+                    window = min(window + 1, MAX_SHARDS)
                 if self._status.errors:  # a shard has found that the rest is not worth sending
                     return await stop()
                 while may_start():

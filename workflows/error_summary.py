@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict
 
-MOST_CODES = 20
+MAX_CODES = 20
 """Different ones that are named; what is left is counted as ``other``."""
-MOST_CODES_OF_SHARD = 8
+MAX_CODES_OF_SHARD = 8
 FIRST_LINES = 5
 OTHER = "other"
 
@@ -35,10 +35,10 @@ class ErrorCount(BaseModel):
         return ErrorCount(code=self.code, count=self.count + other.count, first_lines=lines, shard=first.shard)
 
 
-def summed(counts: Iterable[ErrorCount], most: int = MOST_CODES) -> list[ErrorCount]:
+def summed(counts: Iterable[ErrorCount], maximum: int = MAX_CODES) -> list[ErrorCount]:
     """One entry for each code, the most frequent first, and the rest as ``other``.
 
-    A code that was once counted as ``other`` stays so: where there are more than ``most``, the sums of a batch that
+    A code that was once counted as ``other`` stays so: where there are more than ``maximum``, the sums of a batch that
     runs are not exact.
     """
     found: dict[str, ErrorCount] = {}
@@ -47,7 +47,7 @@ def summed(counts: Iterable[ErrorCount], most: int = MOST_CODES) -> list[ErrorCo
         found[count.code] = before.merged(count) if before else count
     rest = found.pop(OTHER, None)
     ordered = sorted(found.values(), key=lambda one: (-one.count, one.code))
-    for count in ordered[most:]:
+    for count in ordered[maximum:]:
         one = count.model_copy(update={"code": OTHER})
         rest = rest.merged(one) if rest else one
-    return ordered[:most] + ([rest] if rest else [])
+    return ordered[:maximum] + ([rest] if rest else [])

@@ -13,10 +13,10 @@ from workflows.waits import Wait, WaitKind
 
 SAME_SECONDS: Final = 60
 """Waits for the same thing that are no further apart are one, which came several times."""
-MOST_WAITS: Final = 50
+MAX_WAITS: Final = 50
 """Of a batch; the shortest are dropped."""
-MOST_WAITS_OF_SHARD: Final = 5
-MOST_EVENTS: Final = 100
+MAX_WAITS_OF_SHARD: Final = 5
+MAX_EVENTS: Final = 100
 
 _DIGITS: Final = re.compile(r"[0-9.]+")
 
@@ -90,7 +90,7 @@ class History(BaseModel):
     """Events and waits that there was no room for."""
 
     def with_event(self, event: NotedEvent) -> History:
-        if len(self.events) < MOST_EVENTS:
+        if len(self.events) < MAX_EVENTS:
             return self.model_copy(update={"events": [*self.events, event]})
         kept = [self.events[0], *self.events[2:], event]
         return self.model_copy(update={"events": kept, "dropped": self.dropped + 1})
@@ -99,7 +99,7 @@ class History(BaseModel):
         more = list(waits)
         if not more:
             return self
-        kept, dropped = merge_waits([*self.waits, *more], MOST_WAITS)
+        kept, dropped = merge_waits([*self.waits, *more], MAX_WAITS)
         return self.model_copy(update={"waits": kept, "dropped": self.dropped + dropped})
 
     def ended(self, now: int) -> History:
@@ -111,7 +111,7 @@ def ended(wait: PastWait, now: int) -> PastWait:
     return wait if wait.ended is not None else wait.model_copy(update={"ended": now})
 
 
-def merge_waits(waits: Iterable[PastWait], most: int) -> tuple[list[PastWait], int]:
+def merge_waits(waits: Iterable[PastWait], maximum: int) -> tuple[list[PastWait], int]:
     """These waits in order, those that are the same as one; and how many were dropped, the shortest first."""
     found: list[PastWait] = []
     for wait in sorted(waits, key=lambda wait: wait.began):
@@ -121,5 +121,5 @@ def merge_waits(waits: Iterable[PastWait], most: int) -> tuple[list[PastWait], i
         else:
             found[place] = found[place].merged(wait)
     longest = sorted(found, key=lambda wait: (wait.ended is not None, wait.began - (wait.ended or 0)))
-    dropped = longest[most:]
+    dropped = longest[maximum:]
     return [wait for wait in found if wait not in dropped], sum(wait.times for wait in dropped)

@@ -20,15 +20,15 @@ KEY_BYTES: Final = 64
 
 FIRST_SHARDS: Final = 8
 FIRST_REQUESTS: Final = 4_000
-MOST_FIRST_SHARDS: Final = 128
+MAX_FIRST_SHARDS: Final = 128
 """A batch begins with so many shards queued: enough for these requests, within these bounds. With 1,024 in flight half
 of them may belong to shards that only wait for their slowest."""
-MOST_SHARDS: Final = 256
+MAX_SHARDS: Final = 256
 
 
 def fairness_key(tenant: str, requests: int) -> str:
     """Args: ``requests`` are those of the batch."""
-    lane = sum(requests > most for most in LANES)
+    lane = sum(requests > maximum for maximum in LANES)
     key = f"{tenant}/{lane}"
     return key if len(key.encode()) <= KEY_BYTES else f"{hashlib.sha256(tenant.encode()).hexdigest()[:40]}/{lane}"
 
@@ -54,4 +54,4 @@ def first_window(shards: list[Shard]) -> int:
     time. Workers that can take in more have it after one round.
     """
     average = sum(shard.requests for shard in shards) / max(1, len(shards))
-    return min(MOST_FIRST_SHARDS, max(FIRST_SHARDS, round(FIRST_REQUESTS / max(1.0, average))))
+    return min(MAX_FIRST_SHARDS, max(FIRST_SHARDS, round(FIRST_REQUESTS / max(1.0, average))))

@@ -13,7 +13,7 @@ from activities.input.encodings import line_error
 from activities.input.jsonl import Line, RequestLine, custom_id_of, parse_line
 from activities.input.quick_lines import quick_line
 from activities.raw_json import MAX_DEPTH, MAX_ITEMS, count_items, has_more_members, is_deeper, raw_object
-from activities.upstreams.client import UpstreamUnavailable
+from activities.upstreams.client import UpstreamUnavailableError
 from activities.upstreams.routes import ModelRoutes
 from workflows.types import BatchError, BatchSpec
 
@@ -44,7 +44,7 @@ MAX_MODELS: Final = 1000
 """In one batch. Each attempt at a shard of a batch over several upstreams reads which model goes where."""
 MODELS_NAMED: Final = 20
 """Of those that are served, in the error of a model that is not."""
-MOST_ADVISED: Final = 20
+MAX_ADVISED: Final = 20
 """Unknown models of one input that are compared with those that are served."""
 MAX_BODY_MEMBERS: Final = 10_000
 NOT_JSON: Final = "invalid_json_line"
@@ -76,12 +76,12 @@ _decode_string = msgspec.json.Decoder(str).decode
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     def __init__(self, code: str, message: str, param: str | None) -> None:
         self.code, self.message, self.param = code, message, param
 
 
-class _WrongEncoding(_Refused):
+class _WrongEncodingError(_RefusedError):
     """Said once of a file: each of its lines may have it."""
 
 
@@ -123,7 +123,7 @@ class LineChecker:
         return next(iter(self.models)) if len(self.models) == 1 else None
 
     def check(self, line: Line) -> CheckedLine:
-        """Raises ``UpstreamUnavailable``: only upstreams that do not answer could say who takes it."""
+        """Raises ``UpstreamUnavailableError``: only upstreams that do not answer could say who takes it."""
         return (line.data and self._check_quickly(line.data)) or self._check_closely(line)
 
     def _check_quickly(self, data: bytes) -> CheckedLine | None:
@@ -152,18 +152,18 @@ class LineChecker:
             request = _parse(line.data)
             custom_id = _string(request.custom_id, "custom_id")
             if not custom_id:
-                raise _Refused("invalid_value", "Invalid 'custom_id': it must not be empty.", "custom_id")
+                raise _RefusedError("invalid_value", "Invalid 'custom_id': it must not be empty.", "custom_id")
             self._check_target(request)
             self._check_unique(custom_id)
             upstream = self._check_body(request.body)
-        except _Refused as refused:
-            if isinstance(refused, _WrongEncoding):
+        except _RefusedError as refused:
+            if isinstance(refused, _WrongEncodingError):
                 if self._encoding_is_named:  # once is enough for the file
                     return CheckedLine(custom_id, None)
                 self._encoding_is_named = True
             error = BatchError(code=refused.code, message=refused.message, param=refused.param, line=line.number)
             return CheckedLine(custom_id, error)
-        except (UpstreamUnavailable, MemoryError):
+        except (UpstreamUnavailableError, MemoryError):
             raise
         except Exception as error:
             # A bug of ours. Raised, it would have the input checked again and again until the batch expires.
@@ -184,12 +184,12 @@ class LineChecker:
         method = _string(request.method, "method")
         if method != "POST":
             message = f"Invalid value: '{_quoted(method)}'. Supported values are: 'POST'."
-            raise _Refused("invalid_value", message, "method")
+            raise _RefusedError("invalid_value", message, "method")
         url = _string(request.url, "url")
         # Azure's clients leave the version out.
         if url != self._endpoint and f"/v1{url}" != self._endpoint:
             message = f"The URL '{_quoted(url)}' does not match the batch endpoint '{self._endpoint}'."
-            raise _Refused("invalid_url", message, "url")
+            raise _RefusedError("invalid_url", message, "url")
 
     def _is_known(self, custom_id: str) -> bool:
         """Whether an earlier line has this id. From now on one has."""
@@ -206,7 +206,7 @@ class LineChecker:
                 f"The custom_id '{_quoted(custom_id)}' duplicates that of another request in the file; "
                 "each must be unique."
             )
-            raise _Refused("duplicate_custom_id", message, "custom_id")
+            raise _RefusedError("duplicate_custom_id", message, "custom_id")
 
     def _check_body(self, raw: msgspec.Raw) -> int:
         """The place of the upstream that takes it."""
@@ -216,7 +216,7 @@ class LineChecker:
             raise _wrong_type("body", "object", raw)
         if has_more_members(raw, MAX_BODY_MEMBERS):
             message = f"Invalid 'body': too many properties. Expected at most {MAX_BODY_MEMBERS}."
-            raise _Refused("object_above_max_properties", message, "body")
+            raise _RefusedError("object_above_max_properties", message, "body")
         body = _decode_body(raw)
         for name, expected in REQUIRED_FIELDS.get(self._endpoint, ()):
             if not body.has(name):
@@ -229,13 +229,13 @@ class LineChecker:
         if body.stream and bytes(body.stream) not in _NO_STREAM:  # engines take 1 and "true" for true
             prefix = "Chat Completions: " if self._endpoint == "/v1/chat/completions" else ""
             message = f"{prefix}Streaming is not supported in the Batch API."
-            raise _Refused("streaming_unsupported", message, "body.stream")
+            raise _RefusedError("streaming_unsupported", message, "body.stream")
         model = _model_of(body)
         upstream = self._check_model(model) if model is not None else self._routes.stand_in
         if self._routes.has_refusals(upstream):
             refusal = self._routes.refusal(upstream, self._endpoint, raw_object(raw) or {})
             if refusal:
-                raise _Refused("invalid_value", refusal.message, f"body.{refusal.param}")
+                raise _RefusedError("invalid_value", refusal.message, f"body.{refusal.param}")
         if self._endpoint == "/v1/embeddings":
             self.embedding_inputs += _count_inputs(body.input, self._max_requests)
         return upstream
@@ -244,21 +244,21 @@ class LineChecker:
         if len(model) > MAX_MODEL_LENGTH:
             text = f"a string with maximum length {MAX_MODEL_LENGTH}, but got a string with length {len(model)}"
             message = f"Invalid 'body.model': string too long. Expected {text} instead."
-            raise _Refused("string_above_max_length", message, "body.model")
+            raise _RefusedError("string_above_max_length", message, "body.model")
         upstream = self._routes.find(model)
         if upstream is None:
             upstream = self._routes.stand_in if self._any_model else None
         if upstream is None:
             message = f"The provided model '{_quoted(model)}' is not supported by the Batch API.{self._advice(model)}"
-            raise _Refused("model_not_found", message, "body.model")
+            raise _RefusedError("model_not_found", message, "body.model")
         if not self._mixed_models and self.models and model not in self.models:
             message = (
                 f"The model '{_quoted(model)}' differs from the model of the rest of the batch; "
                 "a batch must be for a single model."
             )
-            raise _Refused("mismatched_model", message, "body.model")
+            raise _RefusedError("mismatched_model", message, "body.model")
         if model not in self.models and len(self.models) >= MAX_MODELS:
-            raise _Refused("invalid_request", f"A batch may name at most {MAX_MODELS} models.", "body.model")
+            raise _RefusedError("invalid_request", f"A batch may name at most {MAX_MODELS} models.", "body.model")
         self.models[model] = upstream
         if not self._routes.has_refusals(upstream):
             self._plain[model] = upstream
@@ -266,7 +266,7 @@ class LineChecker:
 
     def _advice(self, model: str) -> str:
         """Which models there are, and which is like this one."""
-        if len(self._advised) >= MOST_ADVISED and model not in self._advised:
+        if len(self._advised) >= MAX_ADVISED and model not in self._advised:
             return ""
         if model not in self._advised:
             known = self._routes.known()
@@ -285,20 +285,20 @@ def _parse(data: bytes) -> RequestLine:
         raise _too_deep() from None
     except ValueError:
         if message := line_error(data):
-            raise _WrongEncoding(NOT_JSON, message, None) from None
+            raise _WrongEncodingError(NOT_JSON, message, None) from None
         raise _not_json() from None
     if is_deeper(data, MAX_DEPTH):
         raise _too_deep()
     return request
 
 
-def _too_deep() -> _Refused:
+def _too_deep() -> _RefusedError:
     message = f"This line has too many arrays and objects in each other: at most {MAX_DEPTH} levels may be."
-    return _Refused(NOT_JSON, message, None)
+    return _RefusedError(NOT_JSON, message, None)
 
 
-def _not_json() -> _Refused:
-    return _Refused(NOT_JSON, "This line is not parseable as valid JSON.", None)
+def _not_json() -> _RefusedError:
+    return _RefusedError(NOT_JSON, "This line is not parseable as valid JSON.", None)
 
 
 def model_of(body: msgspec.Raw) -> str | None:
@@ -318,13 +318,13 @@ def _string(raw: msgspec.Raw, param: str) -> str:
     return _decode_string(raw)
 
 
-def _missing(param: str, name: str | None = None) -> _Refused:
-    return _Refused("missing_required_parameter", f"Missing required parameter: '{name or param}'.", param)
+def _missing(param: str, name: str | None = None) -> _RefusedError:
+    return _RefusedError("missing_required_parameter", f"Missing required parameter: '{name or param}'.", param)
 
 
-def _wrong_type(param: str, expected: str, raw: msgspec.Raw) -> _Refused:
+def _wrong_type(param: str, expected: str, raw: msgspec.Raw) -> _RefusedError:
     message = f"Invalid type for '{param}': expected {_article(expected)}, but got {_article(_type_of(raw))} instead."
-    return _Refused("invalid_type", message, param)
+    return _RefusedError("invalid_type", message, param)
 
 
 def _article(type_name: str) -> str:
@@ -337,10 +337,10 @@ def _type_of(raw: msgspec.Raw) -> str:
     return _TYPES.get(bytes(memoryview(raw)[:1]), "number")
 
 
-def _count_inputs(raw: msgspec.Raw, most: int) -> int:
+def _count_inputs(raw: msgspec.Raw, maximum: int) -> int:
     """Inputs of an embedding request: a text or a list of tokens is one, a list of either is several.
 
-    Above ``most`` they are not all counted.
+    Above ``maximum`` they are not all counted.
     """
     if _type_of(raw) != "array":
         return 1
@@ -348,7 +348,7 @@ def _count_inputs(raw: msgspec.Raw, most: int) -> int:
     if data.count(b",") <= MAX_ITEMS:
         items = _decode_items(raw)
         return 1 if items and _type_of(items[0]) == "number" else len(items)
-    return 1 if data[1:].lstrip()[:1] not in (b'"', b"[", b"{") else count_items(data, most)
+    return 1 if data[1:].lstrip()[:1] not in (b'"', b"[", b"{") else count_items(data, maximum)
 
 
 def _quoted(text: str) -> str:

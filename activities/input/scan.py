@@ -55,7 +55,7 @@ def scan_input(chunks: Iterable[bytes], spec: BatchSpec, routes: ModelRoutes) ->
         routes: which upstream takes which model.
 
     Raises:
-        UpstreamUnavailable: only upstreams that do not answer could say who takes a model.
+        UpstreamUnavailableError: only upstreams that do not answer could say who takes a model.
     """
     checker = LineChecker(spec, routes)
     scan = _Scan()
@@ -185,14 +185,14 @@ class _Scan:
             size = GROUP_REQUESTS
         # An operator may allow inputs so large that shards of 16 MiB would be more than Temporal takes at once. The
         # shards of each upstream may span the whole input.
-        most_bytes = max(MAX_SHARD_BYTES, math.ceil(self.end * len(self.upstreams) / MAX_SHARDS))
+        max_bytes = max(MAX_SHARD_BYTES, math.ceil(self.end * len(self.upstreams) / MAX_SHARDS))
         first = 0
         for count, index in enumerate(requests, 1):
             start = self._offsets[requests[first]]
             is_last = count == len(requests)
             # The first one is small: it has a queue of its own, in which batches take turns.
-            most = size if first else min(size, GROUP_REQUESTS)
-            if is_last or count - first == most or self._end(requests[count]) - start > most_bytes:
+            maximum = size if first else min(size, GROUP_REQUESTS)
+            if is_last or count - first == maximum or self._end(requests[count]) - start > max_bytes:
                 yield Shard(start, self._end(index) - start, self._lines[requests[first]], count - first, upstream)
                 first = count
 

@@ -24,7 +24,7 @@ NICENESS: Final = 5
 END_SECONDS: Final = 5.0
 
 
-class ScanProcessEnded(Exception):
+class ScanProcessEndedError(Exception):
     """The process was killed, perhaps for want of memory. Another is started for the next input."""
 
 
@@ -44,7 +44,7 @@ class ScanProcess:
         """As :func:`activities.input.scan.scan_input`.
 
         Raises:
-            ScanProcessEnded: it did, in the middle of it.
+            ScanProcessEndedError: it did, in the middle of it.
         """
         pipe = self._pipe or self._start()
         try:
@@ -56,7 +56,7 @@ class ScanProcess:
             answer: Scanned | Exception = pipe.recv()
         except (EOFError, OSError):
             self.close()
-            raise ScanProcessEnded("the process that checked the input ended in the middle of it") from None
+            raise ScanProcessEndedError("the process that checked the input ended in the middle of it") from None
         except BaseException:  # from the chunks: what it has read of them is of no use
             self.close()
             raise
@@ -90,9 +90,9 @@ class ScanProcess:
 class ScanProcesses:
     """Several, each started when it is first needed. Lives on the worker's event loop."""
 
-    def __init__(self, most: int) -> None:
-        self._idle = [ScanProcess() for _ in range(most)]
-        self._turns = PerTenant(most)
+    def __init__(self, maximum: int) -> None:
+        self._idle = [ScanProcess() for _ in range(maximum)]
+        self._turns = PerTenant(maximum)
 
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncGenerator[ScanProcess]:

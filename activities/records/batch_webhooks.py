@@ -36,7 +36,7 @@ class BatchWebhooks:
 
     def get(self, tenant: str, batch_id: str) -> BatchWebhook:
         """Raises:
-        ObjectNotFound: it has none, or ended so long ago that nobody is told any more.
+        ObjectNotFoundError: it has none, or ended so long ago that nobody is told any more.
         """
         return msgspec.json.decode(self._store.get(webhook_key(tenant, batch_id)), type=BatchWebhook)
 

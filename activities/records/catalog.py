@@ -26,7 +26,7 @@ from activities.records.object_index import PURPOSES, Place, drop_entries, file_
 from activities.records.read_ahead import read_ahead
 from activities.records.reminders import PREFIX, DueKind, Reminder
 from activities.records.shard_keys import answers_prefixes
-from activities.store.object_store import ObjectNotFound, ObjectStore
+from activities.store.object_store import ObjectNotFoundError, ObjectStore
 from workflows.contract import MESSAGES_ENDPOINT
 from workflows.types import BatchRecord, BatchSpec, BatchStatus
 
@@ -79,7 +79,7 @@ class Catalog:
     """Records of files and batches in a store. All calls block.
 
     Raises:
-        ObjectNotFound: from the getters, for an id that is not there.
+        ObjectNotFoundError: from the getters, for an id that is not there.
         StoreError: from every method, when the store cannot be used.
     """
 
@@ -101,13 +101,13 @@ class Catalog:
 
     def file_place(self, tenant: str, file_id: str) -> Place:
         """Of a file that is there, or was within the last day."""
-        with contextlib.suppress(ObjectNotFound):
+        with contextlib.suppress(ObjectNotFoundError):
             return self.get_file(tenant, file_id).place
         return Place(file_id, self._deleted(tenant, file_id)[0])
 
     def delete_file(self, tenant: str, file_id: str) -> None:
         if not self.replace_file(tenant, self.get_file(tenant, file_id)):
-            raise ObjectNotFound(file_id)
+            raise ObjectNotFoundError(file_id)
 
     def drop_file(self, tenant: str, record: FileRecord) -> None:
         """Delete a file that nobody has seen yet, however much of it there is."""
@@ -140,7 +140,7 @@ class Catalog:
             return record.is_expired(self._clock()) and self.replace_file(tenant, record)
         prefix = file_prefix(tenant, file_id)
         deleted_at = None
-        with contextlib.suppress(ObjectNotFound):
+        with contextlib.suppress(ObjectNotFoundError):
             deleted_at = self._deleted(tenant, file_id)[1]
             if self._clock() < deleted_at + PLACE_SECONDS:
                 return False
@@ -180,7 +180,7 @@ class Catalog:
     def find_file(self, tenant: str, file_id: str) -> FileRecord | None:
         try:
             return self.get_file(tenant, file_id)
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             return None
 
     def list_files(
@@ -224,20 +224,20 @@ class Catalog:
         """The record in its terminal state, if the batch has come to it."""
         try:
             return self._load(tenant, batch_id, "record.json")
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             return None
 
     def get_batch(self, tenant: str, batch_id: str) -> BatchRecord:
         """The newest of the batch's records."""
         for name in ("record.json", "running.json"):
-            with contextlib.suppress(ObjectNotFound):
+            with contextlib.suppress(ObjectNotFoundError):
                 return self._load(tenant, batch_id, name)
         return self._load(tenant, batch_id, "created.json")
 
     def find_batch(self, tenant: str, batch_id: str) -> BatchRecord | None:
         try:
             return self.get_batch(tenant, batch_id)
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             return None
 
     def _save(self, name: str, record: BatchRecord) -> None:
@@ -267,7 +267,7 @@ class Catalog:
         spec = record.spec
         file_ids = [record.status.output_file_id, record.status.error_file_id]
         for file_id in filter(None, [*file_ids, spec.input_file_id if spec.inline_requests else None]):
-            with contextlib.suppress(ObjectNotFound):
+            with contextlib.suppress(ObjectNotFoundError):
                 self.delete_file(spec.tenant, file_id)
         self.delete_leftovers(spec.tenant, spec.batch_id)
         self.delete_feed(spec.tenant, spec.batch_id)

@@ -32,7 +32,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from activities.store.object_store import ObjectNotFound
+from activities.store.object_store import ObjectNotFoundError
 
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -109,5 +109,5 @@ def batch_prefix(tenant: str, batch_id: str) -> str:
 def checked(object_id: str) -> str:
     # Ids come from URLs. One that could not have been made here names nothing.
     if not _ID.fullmatch(object_id):
-        raise ObjectNotFound(object_id[:80])
+        raise ObjectNotFoundError(object_id[:80])
     return object_id

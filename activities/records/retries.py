@@ -13,7 +13,7 @@ import msgspec
 
 from activities.records.catalog import Catalog, has_result_files
 from activities.records.keys import retries_prefix
-from activities.store.object_store import ObjectNotFound
+from activities.store.object_store import ObjectNotFoundError
 
 
 class Retry(NamedTuple):
@@ -61,7 +61,7 @@ class Retries:
     def _read(self, key: str) -> Retry | None:
         try:
             return msgspec.json.decode(self._catalog.store.get(key), type=Retry)
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             return None
 
     def _came_to_nothing(self, tenant: str, retry: Retry) -> bool:

@@ -8,7 +8,7 @@ import threading
 from activities.records.catalog import Catalog
 from activities.records.keys import active_key, active_prefix
 from activities.records.shard_keys import answers_prefixes
-from activities.store.object_store import ObjectNotFound
+from activities.store.object_store import ObjectNotFoundError
 from workflows.types import BatchError, BatchSpec, ValidateResult
 
 
@@ -45,12 +45,12 @@ class RunningBatches:
             return result
         with self._lock:
             others = [batch_id for batch_id in self.ids(spec.tenant) if batch_id != spec.batch_id]
-            most = spec.max_queued_requests
-            if most is not None and self._queued(spec.tenant, others) > most - result.total:
+            maximum = spec.max_queued_requests
+            if maximum is not None and self._queued(spec.tenant, others) > maximum - result.total:
                 # A worker that was thought dead may have written the object of a batch that has ended.
                 others = [batch_id for batch_id in others if not self._removed_if_ended(spec.tenant, batch_id)]
-                if (queued := self._queued(spec.tenant, others)) > most - result.total:
-                    error = _too_many_queued(spec, result, most, queued)
+                if (queued := self._queued(spec.tenant, others)) > maximum - result.total:
+                    error = _too_many_queued(spec, result, maximum, queued)
                     return ValidateResult(errors=[error], errors_total=1, finished_at=result.finished_at)
             self.add(spec.tenant, spec.batch_id, result.total)
         return result
@@ -58,7 +58,7 @@ class RunningBatches:
     def _queued(self, tenant: str, batch_ids: list[str]) -> int:
         total = 0
         for batch_id in batch_ids:
-            with contextlib.suppress(ObjectNotFound):  # it has ended meanwhile
+            with contextlib.suppress(ObjectNotFoundError):  # it has ended meanwhile
                 total += int(self._store.get(active_key(tenant, batch_id)))
         return total
 
@@ -69,14 +69,15 @@ class RunningBatches:
         return has_ended
 
 
-def _too_many_queued(spec: BatchSpec, result: ValidateResult, most: int, queued: int) -> BatchError:
+def _too_many_queued(spec: BatchSpec, result: ValidateResult, maximum: int, queued: int) -> BatchError:
     # Clients look for the first words.
-    if result.total > most:
+    if result.total > maximum:
         advice = "Waiting does not help: please divide the batch."
     else:
         advice = "Waiting helps: please try again once some in_progress batches have been completed."
     message = (
         f"Enqueued token limit reached for {result.model or spec.endpoint} in organization {spec.tenant}. "
-        f"Limit: {most} enqueued requests; running batches have {queued}, and this batch has {result.total}. {advice}"
+        f"Limit: {maximum} enqueued requests; running batches have {queued}, and this batch has {result.total}. "
+        f"{advice}"
     )
     return BatchError(code="token_limit_exceeded", message=message)

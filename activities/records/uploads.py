@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from activities.records.catalog import Catalog, FileRecord
 from activities.records.keys import arrived_prefix, content_key, upload_part_key, upload_prefix, uploads_prefix
-from activities.store.object_store import ObjectNotFound, ObjectStore
+from activities.store.object_store import ObjectNotFoundError, ObjectStore
 
 UploadStatus = Literal["pending", "completed", "cancelled", "expired"]
 
@@ -101,7 +101,7 @@ class UploadRecords:
     """Uploads in a store. All calls block.
 
     Raises:
-        ObjectNotFound: for an id that is not there.
+        ObjectNotFoundError: for an id that is not there.
         StoreError: when the store cannot be used.
     """
 
@@ -118,7 +118,7 @@ class UploadRecords:
 
     def get(self, tenant: str, upload_id: str) -> UploadState:
         record = self._created(tenant, upload_id)
-        with contextlib.suppress(ObjectNotFound):
+        with contextlib.suppress(ObjectNotFoundError):
             return _ended(record, self._store.get(f"{upload_prefix(tenant, upload_id)}ended.json"))
         return UploadState(record, "pending" if self._clock() < record.expires_at else "expired")
 
@@ -158,7 +158,7 @@ class UploadRecords:
         return UploadRecord.model_validate_json(self._store.get(f"{upload_prefix(tenant, upload_id)}created.json"))
 
     def _find_created(self, tenant: str, upload_id: str) -> UploadRecord | None:
-        with contextlib.suppress(ObjectNotFound):
+        with contextlib.suppress(ObjectNotFoundError):
             return self._created(tenant, upload_id)
         return None
 
@@ -176,7 +176,7 @@ class UploadRecords:
         A file that came of it is there once :meth:`publish` has been called.
 
         Raises:
-            ObjectNotFound: as it happens where the parts go because the upload has ended.
+            ObjectNotFoundError: as it happens where the parts go because the upload has ended.
         """
         self._catalog.remind("file", tenant, file.id, file.first_look)
         sources = [upload_part_key(tenant, upload_id, part.id) for part in parts if part.bytes]
@@ -196,7 +196,7 @@ class UploadRecords:
         try:
             # Of two requests that complete at once the first publishes, and both answer the same.
             upload = replace(upload, file=self._catalog.get_file(tenant, upload.file.id))
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             if self._catalog.is_whole(tenant, upload.file.id):
                 self._catalog.save_file(tenant, upload.file)
         self._delete_parts(tenant, upload.record.id)
@@ -213,7 +213,7 @@ class UploadRecords:
 
     def delete_upload_leftovers(self, tenant: str, upload_id: str) -> None:
         """Delete the parts of an upload that is over, and its record too once nobody may ask for it any more."""
-        with contextlib.suppress(ObjectNotFound):
+        with contextlib.suppress(ObjectNotFoundError):
             upload = self.get(tenant, upload_id)
             if self._clock() < upload.record.kept_until:
                 if upload.status in ("completed", "cancelled"):

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 from temporalio import activity
 
 from activities.results.shard_log import ShardLog
-from activities.store.object_store import ObjectNotFound, StoreError
+from activities.store.object_store import ObjectNotFoundError, StoreError
 from activities.upstreams.answer_budget import Held
 from activities.upstreams.limiter import Limiter
 from activities.upstreams.metrics import RequestMetrics
@@ -82,7 +82,7 @@ class Commits:
                     self._release(held)
                     self._measure()
                     return stored
-                except ObjectNotFound:
+                except ObjectNotFoundError:
                     raise  # the parts are gone and nobody has finished: waiting brings nothing back
                 except StoreError as error:
                     if not blocked:

@@ -6,10 +6,10 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from workflows.error_summary import FIRST_LINES, MOST_CODES, ErrorCount, summed
+from workflows.error_summary import FIRST_LINES, MAX_CODES, ErrorCount, summed
 
 NO_CODE: Final = "unknown"
-LONGEST_MESSAGE: Final = 300
+MAX_MESSAGE_LENGTH: Final = 300
 
 
 class _Coded(msgspec.Struct):
@@ -58,7 +58,7 @@ def read_error(line: bytes) -> LineError:
             code = error.type if error.code is None else error.code
             message = message or error.message
         code = f"http_{decoded.response.status_code}" if code is None else code
-    text = " ".join(message.split())[:LONGEST_MESSAGE] if isinstance(message, str) else None
+    text = " ".join(message.split())[:MAX_MESSAGE_LENGTH] if isinstance(message, str) else None
     return LineError(NO_CODE if code is None else str(code), text)
 
 
@@ -76,9 +76,9 @@ class ErrorTally:
         if len(lines) < FIRST_LINES or line < lines[-1]:
             self._lines[code] = sorted((*lines, line))[:FIRST_LINES]
 
-    def summary(self, most: int = MOST_CODES) -> list[ErrorCount]:
+    def summary(self, maximum: int = MAX_CODES) -> list[ErrorCount]:
         counts = (
             ErrorCount(code=code, count=count, first_lines=self._lines[code], shard=self._shard)
             for code, count in self._counts.items()
         )
-        return summed(counts, most)
+        return summed(counts, maximum)

@@ -11,7 +11,7 @@ from typing import Final
 from activities.records import shard_keys
 from activities.results.records import RecordReader
 from activities.results.shard_log import shard_heads
-from activities.store.object_store import ObjectNotFound, ObjectStore
+from activities.store.object_store import ObjectNotFoundError, ObjectStore
 from activities.upstreams.answers import Answer
 
 FIRST_REQUESTS: Final = 50
@@ -20,7 +20,7 @@ FIRST_REQUESTS: Final = 50
 REMEMBERED: Final = 1_000
 """Batches."""
 
-_LONGEST_WORDS: Final = 200
+_MAX_WORDS_LENGTH: Final = 200
 
 
 class FirstAnswers:
@@ -58,7 +58,7 @@ class FirstAnswers:
         """Why the batch is to fail; empty if it is not."""
         if self.differ or self._count < FIRST_REQUESTS or not self._first:
             return ""
-        words = " ".join(self._first.message.split())[:_LONGEST_WORDS]
+        words = " ".join(self._first.message.split())[:_MAX_WORDS_LENGTH]
         return (
             f"The inference server refused each of the first {FIRST_REQUESTS} requests with the same HTTP 404: {words} "
             "Its address or the endpoint may be wrong, or it may not have the model. The other requests were not sent."
@@ -83,7 +83,7 @@ def has_output(store: ObjectStore, tenant: str, batch_id: str) -> bool:
     if any(completed for _, completed, _, _ in shard_heads(store, results)):
         return True
     for key in store.list(parts):
-        with contextlib.suppress(ObjectNotFound):
+        with contextlib.suppress(ObjectNotFoundError):
             if any(record.kind == "output" for record in RecordReader(store.stream(key)).records()):
                 return True
     return False

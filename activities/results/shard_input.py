@@ -13,7 +13,7 @@ from activities.records.catalog import Catalog
 from activities.records.cuts import Cut
 from activities.results.output_lines import OutputLines
 from activities.results.shard_log import ShardLog
-from activities.store.object_store import ObjectNotFound, ObjectStore
+from activities.store.object_store import ObjectNotFoundError, ObjectStore
 from workflows.types import RunRequestsInput
 
 
@@ -35,7 +35,7 @@ def read_requests(store: ObjectStore, task: RunRequestsInput, log: ShardLog) -> 
         chunks = store.stream(keys.input_key(task.tenant, task.batch_id), shard.offset, shard.length)
         if task.is_mixed and shard.requests > 1:  # of one request, the shard is that line alone
             cut = Catalog(store).get_cut(task.tenant, task.batch_id, task.cut)
-    except ObjectNotFound as error:
+    except ObjectNotFoundError as error:
         message = f"{error} is no longer in the store, and the requests of this shard cannot be read without it"
         raise ApplicationError(message, type="ObjectsGone", non_retryable=True) from None
     requests: dict[int, ShardRequest] = {}

@@ -8,7 +8,7 @@ from activities.records import shard_keys
 from activities.records.shard_keys import ShardRef
 from activities.results.records import RecordReader
 from activities.results.shard_log import PlaceReader, look_up
-from activities.store.object_store import ObjectNotFound, ObjectStore
+from activities.store.object_store import ObjectNotFoundError, ObjectStore
 from workflows.types import ShardResult
 
 
@@ -16,7 +16,7 @@ def lines_of_shard(store: ObjectStore, shard: ShardRef, wanted: list[int]) -> It
     """The bytes of committed lines, given in input order.
 
     Raises:
-        ObjectNotFound: one is not stored any more.
+        ObjectNotFoundError: one is not stored any more.
     """
     if not wanted:
         return
@@ -24,7 +24,7 @@ def lines_of_shard(store: ObjectStore, shard: ShardRef, wanted: list[int]) -> It
     if not isinstance(found, ShardResult):
         for line in wanted:
             if line not in found.places:
-                raise ObjectNotFound(f"line {line} of {shard.batch_id}")
+                raise ObjectNotFoundError(f"line {line} of {shard.batch_id}")
         places = PlaceReader(store, (found.places[line] for line in wanted))
         for line in wanted:
             yield b"".join(places.read(found.body(line)))
@@ -39,4 +39,4 @@ def lines_of_shard(store: ObjectStore, shard: ShardRef, wanted: list[int]) -> It
             line = next(left, None)
             if line is None:
                 return
-    raise ObjectNotFound(f"line {line} of {shard.batch_id}")
+    raise ObjectNotFoundError(f"line {line} of {shard.batch_id}")

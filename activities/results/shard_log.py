@@ -23,13 +23,13 @@ from activities.results.error_lines import ErrorTally, read_error
 from activities.results.records import NO_USAGE, Record, RecordReader, encode_record, tokens_text
 from activities.results.shard_waits import ShardWaits, encode_waits
 from activities.results.tries import Tries
-from activities.store.object_store import ObjectNotFound, ObjectStore, StoreError
-from workflows.error_summary import MOST_CODES_OF_SHARD, ErrorCount
+from activities.store.object_store import ObjectNotFoundError, ObjectStore, StoreError
+from workflows.error_summary import MAX_CODES_OF_SHARD, ErrorCount
 from workflows.events import PastWait
 from workflows.ids import ResultKind
 from workflows.types import ShardResult, Usage
 
-MOST_FAILURES: Final = 3
+MAX_FAILURES: Final = 3
 """Reasons of failed requests that the result of a shard names."""
 
 HOLD_BYTES: Final = 1 << 20
@@ -60,7 +60,7 @@ def shard_heads(store: ObjectStore, prefix: str) -> Iterator[tuple[str, int, int
     """Key, completed, failed and usage of each finished object of a shard below a prefix."""
     for key in store.list(prefix):
         head = None
-        with contextlib.suppress(ObjectNotFound):
+        with contextlib.suppress(ObjectNotFoundError):
             head = RecordReader(store.stream(key, 0, HEAD_BYTES)).shard_head()
         if head:
             yield key, *head
@@ -83,7 +83,7 @@ def with_errors(store: ObjectStore, shard: ShardRef, result: ShardResult) -> Sha
     for record in reader.records():
         if record.kind == "error":
             tally.add(record.line, read_error(b"".join(reader.line())).code)
-    return result.model_copy(update={"errors": tally.summary(MOST_CODES_OF_SHARD)})
+    return result.model_copy(update={"errors": tally.summary(MAX_CODES_OF_SHARD)})
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def look_up(store: ObjectStore, shard: ShardRef) -> ShardResult | Committed:
     for _ in range(_LOOK_AGAIN):
         # A part that vanishes means that another attempt has finished. And the parts come first, the object
         # second: seen the other way round, a shard that is finished in between would look as if never begun.
-        with contextlib.suppress(ObjectNotFound):
+        with contextlib.suppress(ObjectNotFoundError):
             committed = _read_parts(store, shard)
             return find_result(store, shard) or committed
     raise StoreError("the parts of a shard vanish without a result")
@@ -209,7 +209,7 @@ class ShardLog:
             self._count(record.kind, record.usage)
         for line, code in committed.codes.items():
             self._errors.add(line, code)
-        self.committed_errors = self._errors.summary(MOST_CODES_OF_SHARD)
+        self.committed_errors = self._errors.summary(MAX_CODES_OF_SHARD)
         self._records.update(committed.places)
         self.committed = (self.completed, self.failed)
         self._tried = committed.tried
@@ -263,7 +263,7 @@ class ShardLog:
             notes.append(b"0 waited %b\n" % encode_waits(self.waits.past))
         data = b"".join([encoded for _, encoded in pending] + notes)
         counts = (self.completed, self.failed)
-        errors = self._errors.summary(MOST_CODES_OF_SHARD)
+        errors = self._errors.summary(MAX_CODES_OF_SHARD)
         try:
             await asyncio.to_thread(self._store.put, key, data)
         except BaseException:
@@ -304,20 +304,20 @@ class ShardLog:
                     for piece in parts.read(record) if isinstance(record, Place) else (record,):
                         writer.write(piece)
                 writer.commit()
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             # A part went: another attempt was faster. Its object counts.
             if result := find_result(self._store, self._shard):
                 return with_errors(self._store, self._shard, result)
             raise
         self._store.delete(*self._parts)
-        failures = ", ".join(f"{count} × {reason}" for reason, count in self._failures.most_common(MOST_FAILURES))
+        failures = ", ".join(f"{count} × {reason}" for reason, count in self._failures.most_common(MAX_FAILURES))
         return ShardResult(
             attempt=self._attempt,
             completed=self.completed,
             failed=self.failed,
             usage=usage,
             failures=failures,
-            errors=self._errors.summary(MOST_CODES_OF_SHARD),
+            errors=self._errors.summary(MAX_CODES_OF_SHARD),
             waits=self.waits.past,
         )
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from pydantic import TypeAdapter
 
-from workflows.events import MOST_WAITS_OF_SHARD, PastWait, ended, merge_waits
+from workflows.events import MAX_WAITS_OF_SHARD, PastWait, ended, merge_waits
 from workflows.waits import Wait
 
 _WAITS: Final = TypeAdapter(list[PastWait])
@@ -47,5 +47,5 @@ class ShardWaits:
             self.has_changed = True
 
     def add(self, wait: PastWait) -> None:
-        self.past, _ = merge_waits([*self.past, wait], MOST_WAITS_OF_SHARD)
+        self.past, _ = merge_waits([*self.past, wait], MAX_WAITS_OF_SHARD)
         self.has_changed = True

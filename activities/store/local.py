@@ -17,7 +17,14 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from activities.store.object_store import CHUNK, STALE_SECONDS, ObjectNotFound, ObjectWriter, StoreError, checked_key
+from activities.store.object_store import (
+    CHUNK,
+    STALE_SECONDS,
+    ObjectNotFoundError,
+    ObjectWriter,
+    StoreError,
+    checked_key,
+)
 
 RENAME_TRIES: Final = 100
 
@@ -196,7 +203,7 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             with _failing(key):
                 self._check_there()
-            raise ObjectNotFound(key) from None
+            raise ObjectNotFoundError(key) from None
         except OSError as error:
             raise _failure(key, error) from None
 
@@ -222,7 +229,7 @@ class LocalStore:
     def put_new(self, key: str, data: bytes) -> bytes:
         target = self._path(key)
         while True:
-            with contextlib.suppress(ObjectNotFound):
+            with contextlib.suppress(ObjectNotFoundError):
                 return self.get(key)
             with self.writer(key) as writer:
                 assert isinstance(writer, _LocalWriter)
@@ -298,7 +305,7 @@ class LocalStore:
     def delete(self, *keys: str) -> None:
         for key in keys:
             path = self._path(key)
-            with contextlib.suppress(ObjectNotFound):
+            with contextlib.suppress(ObjectNotFoundError):
                 with self._reading(key):
                     path.unlink()
                 self._drop_empty_folders(path.parent)
@@ -346,7 +353,7 @@ class LocalStore:
             with self._reading(str(folder.relative_to(self._root))), os.scandir(folder) as entries:
                 # A folder sorts as its keys do, with the slash: `a.b` is before `a/b`, as in S3.
                 names = sorted((entry.name + ("/" if entry.is_dir() else "") for entry in entries), reverse=backwards)
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             return
         for name in names:
             inside = None

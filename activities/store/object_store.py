@@ -49,7 +49,7 @@ class StoreError(Exception):
         return store_wait(self.reason, is_lasting=bool(self.condition))
 
 
-class ObjectNotFound(StoreError):
+class ObjectNotFoundError(StoreError):
     """There is no object at this key."""
 
     def __init__(self, key: str) -> None:
@@ -60,10 +60,10 @@ def checked_key(key: str) -> str:
     """The key, if it can be one.
 
     Raises:
-        ObjectNotFound: keys may come from URLs, and nothing can be at this one.
+        ObjectNotFoundError: keys may come from URLs, and nothing can be at this one.
     """
     if not all(_PART.fullmatch(part) for part in key.split("/")):
-        raise ObjectNotFound(key[:200])
+        raise ObjectNotFoundError(key[:200])
     return key
 
 
@@ -91,7 +91,7 @@ class ObjectStore(Protocol):
 
     Raises:
         StoreError: from every method, when the store cannot be used.
-        ObjectNotFound: from every method that names one object to read.
+        ObjectNotFoundError: from every method that names one object to read.
     """
 
     @property

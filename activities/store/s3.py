@@ -19,7 +19,7 @@ from minio.helpers import check_bucket_name
 
 from activities.store.object_store import (
     STALE_SECONDS,
-    ObjectNotFound,
+    ObjectNotFoundError,
     ObjectWriter,
     StoreError,
     checked_key,
@@ -139,7 +139,7 @@ class S3Store:
         check_bucket_name(bucket, strict=True)
         try:
             self._prefix = f"{checked_key(prefix)}/" if prefix else ""
-        except ObjectNotFound as error:
+        except ObjectNotFoundError as error:
             raise ValueError(f"invalid prefix {prefix}") from error
         self._client = client
         self._bucket = bucket
@@ -280,7 +280,7 @@ class S3Store:
         try:
             with failing(key):
                 return self._client.stat_object(bucket_name=self._bucket, object_name=name).size or 0
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             with failing(key):  # a HEAD does not tell a missing object from a missing bucket
                 self._probe()
             raise
@@ -296,7 +296,7 @@ class S3Store:
         names = [self._name(key) for key in keys]
         if len(names) == 1:
             client = self._open()
-            with contextlib.suppress(ObjectNotFound), failing(keys[0]):
+            with contextlib.suppress(ObjectNotFoundError), failing(keys[0]):
                 client.remove_object(bucket_name=self._bucket, object_name=names[0])
         elif names:
             self._delete(keys[0], iter(names))

@@ -28,7 +28,7 @@ from urllib3.exceptions import (
     SSLError,
 )
 
-from activities.store.object_store import CHUNK, STORE_THREADS, ObjectNotFound, StoreError
+from activities.store.object_store import CHUNK, STORE_THREADS, ObjectNotFoundError, StoreError
 
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 60.0
@@ -86,7 +86,7 @@ def failing(key: str) -> Generator[None]:
         yield
     except S3Error as error:
         if error.code in GONE:
-            raise ObjectNotFound(key) from None
+            raise ObjectNotFoundError(key) from None
         raise StoreError.at(key, _reason(error), _CONDITIONS.get(error.code or "", "")) from None
     # The library lets errors of its parsers through as they are, and of the socket now and then.
     except (MinioException, HTTPError, ParseError, ValueError, OSError) as error:

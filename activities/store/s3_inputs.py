@@ -8,7 +8,7 @@ from typing import Final
 from minio import Minio
 from minio.error import S3Error
 
-from activities.store.object_store import ObjectNotFound
+from activities.store.object_store import ObjectNotFoundError
 from activities.store.s3_client import GONE, ObjectBody, failing
 
 _NOT_OURS: Final = (*GONE, "NoSuchBucket", "AccessDenied")
@@ -22,7 +22,7 @@ class S3Inputs:
         """An object's bytes, in chunks. Blocks.
 
         Raises:
-            ObjectNotFound: here; there is no such object, or we may not read it.
+            ObjectNotFoundError: here; there is no such object, or we may not read it.
             StoreError: here or while it is read, the server cannot be used.
         """
         with failing("an input"):
@@ -30,6 +30,6 @@ class S3Inputs:
                 response = self._client.get_object(bucket_name=bucket, object_name=name)
             except S3Error as error:
                 if error.code in _NOT_OURS:
-                    raise ObjectNotFound("an input") from None
+                    raise ObjectNotFoundError("an input") from None
                 raise
         return ObjectBody("an input", response, None)

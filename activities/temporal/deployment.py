@@ -13,7 +13,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 
-class NotPromoted(Exception):
+class NotPromotedError(Exception):
     """Temporal does not take a version as the current one, or not yet; the message says why."""
 
 
@@ -30,8 +30,8 @@ async def promote(client: Client, deployment: str, build_id: str, *, force: bool
         force: even where a queue that the current version serves is not served by this one.
 
     Raises:
-        NotPromoted: no worker of it polls yet, or none polls a queue in which tasks wait, such as that of an upstream
-            which it does not know.
+        NotPromotedError: no worker of it polls yet, or none polls a queue in which tasks wait, such as that of an
+            upstream which it does not know.
         RPCError: Temporal refuses or does not answer.
     """
     request = SetWorkerDeploymentCurrentVersionRequest(
@@ -51,7 +51,7 @@ async def promote(client: Client, deployment: str, build_id: str, *, force: bool
                     "batches wait, or waited recently, for an upstream that the workers of this version do not have; "
                     "or these workers have only just started; use --force to promote it anyway"
                 )
-            raise NotPromoted(f"{deployment}/{build_id}: {why}") from error
+            raise NotPromotedError(f"{deployment}/{build_id}: {why}") from error
         raise
 
 

@@ -26,7 +26,7 @@ SEARCH_ATTRIBUTES: Final = [key.name for key in (TENANT_ATTRIBUTE, ENDPOINT_ATTR
 _USABLE_SECONDS = 30.0
 
 
-class NotSetUp(RuntimeError):
+class NotSetUpError(RuntimeError):
     """The namespace lacks something that `everbatch setup` creates; the message says what."""
 
 
@@ -36,7 +36,7 @@ async def check_namespace(client: Client) -> bool:
     Asked in a way that needs the right to list workflows only.
 
     Raises:
-        NotSetUp: it is not there, or lacks them.
+        NotSetUpError: it is not there, or lacks them.
         RPCError: Temporal does not answer.
     """
     try:
@@ -47,9 +47,9 @@ async def check_namespace(client: Client) -> bool:
             return True  # nothing can be said; what it may do, it will find out
         if error.status is not RPCStatusCode.NOT_FOUND:
             raise
-        raise NotSetUp(f"namespace {client.namespace} does not exist: run `everbatch setup`") from error
+        raise NotSetUpError(f"namespace {client.namespace} does not exist: run `everbatch setup`") from error
     names = ", ".join(SEARCH_ATTRIBUTES)
-    raise NotSetUp(f"namespace {client.namespace} lacks the search attributes {names}: run `everbatch setup`")
+    raise NotSetUpError(f"namespace {client.namespace} lacks the search attributes {names}: run `everbatch setup`")
 
 
 async def prepare_namespace(client: Client, *, retention: timedelta | None = None) -> None:

@@ -26,7 +26,7 @@ _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 
 
-class SealedPayload(Exception):
+class EncryptedPayloadError(Exception):
     """A payload cannot be decrypted: its key is not configured, or it was modified."""
 
 
@@ -79,7 +79,7 @@ class AesGcmCodec(PayloadCodec):
         """Open payloads.
 
         Raises:
-            SealedPayload: one cannot be opened.
+            EncryptedPayloadError: one cannot be opened.
         """
         return [self._open(payload) for payload in payloads]
 
@@ -95,12 +95,12 @@ class AesGcmCodec(PayloadCodec):
         key_id = payload.metadata.get("encryption-key-id", b"")
         cipher = self._ciphers.get(key_id)
         if cipher is None:
-            raise SealedPayload(f"payload key {key_id.decode('ascii', 'replace')[:16]} is not configured")
+            raise EncryptedPayloadError(f"payload key {key_id.decode('ascii', 'replace')[:16]} is not configured")
         nonce, encrypted = payload.data[:_NONCE_BYTES], payload.data[_NONCE_BYTES:]
         try:
             return Payload.FromString(cipher.decrypt(nonce, encrypted, key_id))
         except (InvalidTag, ValueError) as error:
-            raise SealedPayload("an encrypted payload was modified") from error
+            raise EncryptedPayloadError("an encrypted payload was modified") from error
 
 
 def _key_id(key: bytes) -> bytes:

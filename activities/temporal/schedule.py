@@ -21,7 +21,7 @@ from temporalio.client import (
 from workflows.contract import JANITOR_WORKFLOW
 from workflows.types import DeleteExpiredInput
 
-LEAST_CATCH_UP: Final = timedelta(minutes=1)
+MIN_CATCH_UP: Final = timedelta(minutes=1)
 
 
 def schedule_id(task_queue: str) -> str:
@@ -46,7 +46,7 @@ async def prepare_schedule(client: Client, task_queue: str, every: timedelta) ->
         ),
         spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)]),
         # After an outage one run does for all that were missed.
-        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=max(every, LEAST_CATCH_UP)),
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=max(every, MIN_CATCH_UP)),
     )
 
     async def updated(existing: ScheduleUpdateInput) -> ScheduleUpdate:

@@ -16,7 +16,7 @@ from temporalio.client import Interceptor
 ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
-class TracingMissing(Exception):
+class TracingMissingError(Exception):
     """Tracing is configured, but its packages are not installed."""
 
 
@@ -28,7 +28,7 @@ def tracing(service: str) -> Generator[list[Interceptor]]:
         service: the process's name in the traces, unless ``OTEL_SERVICE_NAME`` gives another.
 
     Raises:
-        TracingMissing: an endpoint is set, but the extra is not installed.
+        TracingMissingError: an endpoint is set, but the extra is not installed.
     """
     if not os.environ.get(ENDPOINT):
         yield []
@@ -40,7 +40,7 @@ def tracing(service: str) -> Generator[list[Interceptor]]:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from temporalio.contrib.opentelemetry import TracingInterceptor
     except ImportError as error:
-        raise TracingMissing(f"{ENDPOINT} is set: install everbatch[otel], or unset it ({error})") from error
+        raise TracingMissingError(f"{ENDPOINT} is set: install everbatch[otel], or unset it ({error})") from error
     name = os.environ.get("OTEL_SERVICE_NAME", service)
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 FIRST_PAUSE: Final = 0.5
-LONGEST_PAUSE: Final = 4.0
+MAX_PAUSE: Final = 4.0
 """Bounds of the growing pause, in seconds, while nothing gets through. One probe a pause costs little, and the
 bound is how late the end of an outage can be noticed."""
 
@@ -113,7 +113,7 @@ class AdaptiveLimit:
         """Nothing gets through. Returns for how many seconds to send nothing at all."""
         if sent_at < self._cut_at and self._fruitless_pauses:
             return 0.0  # of the same volley as the one that began this pause
-        pause = min(FIRST_PAUSE * 2**self._fruitless_pauses, LONGEST_PAUSE)
+        pause = min(FIRST_PAUSE * 2**self._fruitless_pauses, MAX_PAUSE)
         self._fruitless_pauses = min(self._fruitless_pauses + 1, 10)
         if self._clock() - self._trouble_since <= OUTAGE_ONSET:
             self._ceiling = max(self._ceiling, self._ceiling_before)

@@ -15,7 +15,7 @@ from activities.raw_json import escaped, is_null, raw_object, repaired
 from workflows.types import Usage
 
 _NO_USAGE: Final = Usage()
-_LONGEST_CODE: Final = 100
+_MAX_CODE_LENGTH: Final = 100
 _TOO_LONG: Final = re.compile(
     r"(maximum|exceeds?\b.*|available|model'?s) context (length|size|window)|maximum model length|max_model_len",
     re.IGNORECASE,
@@ -220,7 +220,7 @@ def error_of(status: int, body: AnswerBody | None) -> tuple[str, str]:
     message = _scalar(found.message) or _scalar(found.detail)
     if status < 500 and isinstance(message, str) and _TOO_LONG.search(message[:10_000]):
         code = "context_length_exceeded"
-    return code[:_LONGEST_CODE] or f"http_{status}", str(
+    return code[:_MAX_CODE_LENGTH] or f"http_{status}", str(
         message or f"The inference server answered {status_text(status)}."
     )
 

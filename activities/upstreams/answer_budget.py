@@ -16,8 +16,8 @@ class AnswerBudget:
     is all that there can be too much. A worker has another budget of the same size for the requests of its shards.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
         self._beyond: Held | None = None
         self._waiting: deque[asyncio.Future[None]] = deque()
         self.used = 0
@@ -37,7 +37,7 @@ class AnswerBudget:
             holder.release()
 
     async def take(self, holder: Held, count: int) -> None:
-        while self.used + count > self._most and self._beyond is not holder:
+        while self.used + count > self._maximum and self._beyond is not holder:
             if self._beyond is None:
                 self._beyond = holder
                 break

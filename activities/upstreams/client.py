@@ -44,7 +44,7 @@ _LARGE: Final = 1 << 20
 _USER_AGENT: Final = f"everbatch/{version('everbatch')}"
 
 
-class UpstreamUnavailable(Exception):
+class UpstreamUnavailableError(Exception):
     """The upstream does not respond."""
 
 
@@ -198,7 +198,7 @@ class InferenceClient:
         """Status and body of the server's model list, by the first replica that answers.
 
         Raises:
-            UpstreamUnavailable: none does.
+            UpstreamUnavailableError: none does.
         """
         timeout = aiohttp.ClientTimeout(total=MODEL_LIST_TIMEOUT)
         for url in self.upstream.urls:
@@ -208,7 +208,7 @@ class InferenceClient:
                         return response.status, self._masked(data)
             except (TimeoutError, aiohttp.ClientError, OSError):
                 continue
-        raise UpstreamUnavailable(f"the inference server at {', '.join(self.upstream.urls)} does not answer")
+        raise UpstreamUnavailableError(f"the inference server at {', '.join(self.upstream.urls)} does not answer")
 
     async def list_models(self) -> frozenset[str] | None:
         """Names of the server's models, or ``None`` where it cannot be asked: then nothing is known, not "none"."""
@@ -217,7 +217,7 @@ class InferenceClient:
             if status != HTTPStatus.OK:
                 return None
             names = model_names(body)
-        except (UpstreamUnavailable, ValueError):
+        except (UpstreamUnavailableError, ValueError):
             return None
         # Ollama lists `name:latest` and answers to `name`.
         return frozenset(names | {name.removesuffix(":latest") for name in names}) or None
@@ -247,17 +247,17 @@ def _text(raw: msgspec.Raw | None) -> str:
         return ""
 
 
-async def _read(response: aiohttp.ClientResponse, most: int, held: Held | None) -> bytes | None:
-    """The body, unpacked; ``None`` where it has more than ``most`` bytes, of which not many more are read.
+async def _read(response: aiohttp.ClientResponse, maximum: int, held: Held | None) -> bytes | None:
+    """The body, unpacked; ``None`` where it has more than ``maximum`` bytes, of which not many more are read.
 
     What is more than a small answer waits for its share of the memory, and meanwhile in its connection.
     """
     is_packed = "content-encoding" in response.headers or "transfer-encoding" in response.headers
-    if not is_packed and (response.content_length or most + 1) <= min(most, SMALL_ANSWER):
+    if not is_packed and (response.content_length or maximum + 1) <= min(maximum, SMALL_ANSWER):
         return await response.read()  # the hot path: the parser ends it at that length
     body = io.BytesIO()  # gives its bytes away without a copy
     async for piece in response.content.iter_any():
-        if body.tell() + len(piece) > most:
+        if body.tell() + len(piece) > maximum:
             return None
         if held and body.tell() + len(piece) > SMALL_ANSWER:
             await held.grow(len(piece))
@@ -265,8 +265,8 @@ async def _read(response: aiohttp.ClientResponse, most: int, held: Held | None) 
     return body.getvalue()
 
 
-def _too_large(status: int, most: int) -> Answer:
-    reason = f"HTTP {status} with a body of more than {most} bytes"
+def _too_large(status: int, maximum: int) -> Answer:
+    reason = f"HTTP {status} with a body of more than {maximum} bytes"
     message = f"The answer was {reason}."
     return Answer(Verdict.RETRY, code="answer_too_large", message=message, reason=reason, is_costly=True)
 

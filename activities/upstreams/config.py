@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 from activities.toml_file import SettingsFileError, TomlFile, read_text
 from activities.upstreams.dialects import DIALECTS
 
-MOST_IN_FLIGHT: Final = 10_000
+MAX_IN_FLIGHT: Final = 10_000
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -47,9 +47,9 @@ def _in_flight(value: Any) -> int | Literal["auto"]:
     if value == "auto":
         return "auto"
     number = int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
-    if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MOST_IN_FLIGHT:
+    if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MAX_IN_FLIGHT:
         return number
-    raise ValueError(f"must be a number from 1 to {MOST_IN_FLIGHT}, or auto")
+    raise ValueError(f"must be a number from 1 to {MAX_IN_FLIGHT}, or auto")
 
 
 InFlight = Annotated[int | Literal["auto"], PlainValidator(_in_flight)]
@@ -96,7 +96,7 @@ class _Entry(_Model):
     aliases: dict[str, Annotated[str, Field(min_length=1)]] = {}
     timeout: Annotated[float, Field(gt=0)] | None = None
     max_in_flight: InFlight | None = None
-    auto_in_flight_ceiling: Annotated[int, Field(ge=1, le=MOST_IN_FLIGHT)] | None = None
+    auto_in_flight_ceiling: Annotated[int, Field(ge=1, le=MAX_IN_FLIGHT)] | None = None
     dialect: Annotated[str, AfterValidator(_known_dialect)] = "plain"
     headers: Annotated[dict[str, str | _Reference], AfterValidator(_header_names)] = {}
     api_version: str | None = None

@@ -13,7 +13,7 @@ from activities.upstreams.waits import upstream_label, wait_after
 
 log = logging.getLogger("everbatch.upstreams")
 
-MOST_NAMED: Final = 10
+MAX_NAMED: Final = 10
 """Models of one upstream."""
 
 
@@ -49,5 +49,5 @@ async def _log_one(client: InferenceClient, replica: int) -> None:
 def listed(names: Iterable[str]) -> str:
     """Some of many names, in words."""
     names = list(dict.fromkeys(names))
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(name[:100] for name in names[:MOST_NAMED]) + more
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(name[:100] for name in names[:MAX_NAMED]) + more

@@ -17,7 +17,7 @@ OUTAGE_FAILURES: Final = 5
 in flight."""
 
 
-MOST_SUSPECTS: Final = 1_000
+MAX_SUSPECTS: Final = 1_000
 """Remembered of one model on one replica."""
 
 RECENT_SECONDS: Final = 2.0
@@ -201,7 +201,7 @@ class Witnesses:
             del self._failures[key]
             if failure.others_answered and not failure.has_company:
                 self._suspects[key] = None
-                if len(self._suspects) > MOST_SUSPECTS:
+                if len(self._suspects) > MAX_SUSPECTS:
                     self._suspects.popitem(last=False)
         return fault
 
@@ -221,11 +221,11 @@ class Witnesses:
             return Fault.ALONE
         others_fail = any(one is not failure and not one.others_answered for one in self._failures.values())
         # An engine that drains ends what runs and refuses the rest, so two refusals are too many already.
-        most = 1 if failure.outcome is Outcome.OVERLOADED else OUTAGE_FAILURES - 1
+        maximum = 1 if failure.outcome is Outcome.OVERLOADED else OUTAGE_FAILURES - 1
         doubtful = self._doubtful.union(
             one.sent.key for one in open_failures if not (one.was_overtaken and one.outcome is Outcome.TIMED_OUT)
         )
-        if others_fail or len(doubtful) > most:
+        if others_fail or len(doubtful) > maximum:
             for one in open_failures:
                 one.has_company = True
         return Fault.ALONE if failure.others_answered and not failure.has_company else Fault.EVERYBODY

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from activities.upstreams.adaptive_limit import LONGEST_PAUSE, AdaptiveLimit
+from activities.upstreams.adaptive_limit import MAX_PAUSE, AdaptiveLimit
 from activities.upstreams.engine_load import EngineLoad
 from activities.upstreams.judgement import Outcome, Sent, Witnesses
 from activities.upstreams.level import FIRST_STEP, START, InFlightLevel
@@ -20,7 +20,7 @@ SPARE: Final = 2
 """Requests above a level that was found, for batches that have nothing in flight. An engine of ten seconds whose
 requests all began together would let them wait for nearly as long again."""
 
-MOST_MODELS: Final = 100
+MAX_MODELS: Final = 100
 """Of which something is remembered while nothing is sent to them; clients may name what they like."""
 
 
@@ -151,9 +151,9 @@ class Lane(Gate):
         sent, batch_id, seconds = refusal
         if seconds is None:
             return 0.0
-        if seconds > LONGEST_PAUSE:
+        if seconds > MAX_PAUSE:
             self.told_to_wait.add(batch_id, sent.sent_at, self._clock(), seconds)
-        return min(seconds, LONGEST_PAUSE)
+        return min(seconds, MAX_PAUSE)
 
     def pause_for(self, batch_id: str) -> float:
         """Seconds until a request of this batch may be sent."""
@@ -216,7 +216,7 @@ class Replica(Gate):
     def lane(self, model: str) -> Lane:
         lane = self.lanes.get(model)
         if lane is None:
-            if len(self.lanes) >= MOST_MODELS:
+            if len(self.lanes) >= MAX_MODELS:
                 self.lanes = {name: one for name, one in self.lanes.items() if one.in_flight or one.is_waiting}
             level = InFlightLevel(self._maximum, self._clock, self._timeout) if self._finds_level else None
             first = level.value if level else self._maximum

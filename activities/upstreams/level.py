@@ -36,13 +36,13 @@ GROWING: Final = 0.15
 CLIMBING: Final = 0.4
 """The same in the climb from the start, which measures by few answers."""
 FIRST_STEP: Final = 3.0
-MOST_STEP: Final = 1.5
+MAX_STEP: Final = 1.5
 LAST_STEP: Final = 1.25
 """Factors between two levels that are compared: in the climb, and later on."""
-MOST_PATIENCE: Final = 16
+MAX_PATIENCE: Final = 16
 """Measurements between two tests of a level that has proved right."""
-FEWEST_IN_CLIMB: Final = 12
-FEWEST_ANSWERS: Final = 128
+MIN_ANSWERS_IN_CLIMB: Final = 12
+MIN_ANSWERS: Final = 128
 """In a measurement."""
 
 STRAGGLES: Final = 12.0
@@ -165,7 +165,7 @@ class InFlightLevel:
         self.value = min(self.value, value)
         self._is_climbing = False
         self._step = LAST_STEP
-        self._patience = min(MOST_PATIENCE, 2 * self._patience)
+        self._patience = min(MAX_PATIENCE, 2 * self._patience)
         self._growth = LAST_STEP
         self._held_until = self._clock() + HELD_SECONDS
         self._settle(1)
@@ -181,8 +181,8 @@ class InFlightLevel:
     @property
     def _needed(self) -> float:
         if self._is_climbing:
-            return max(FEWEST_IN_CLIMB, self.value / 2)  # about those that the last step added
-        return max(FEWEST_ANSWERS, 4 * self.value)
+            return max(MIN_ANSWERS_IN_CLIMB, self.value / 2)  # about those that the last step added
+        return max(MIN_ANSWERS, 4 * self.value)
 
     def _judge(self) -> None:
         in_flight = self._in_flight / self._count
@@ -213,8 +213,8 @@ class InFlightLevel:
         is_worth_it = math.log(gain) > wanted * math.log(high.in_flight / low.in_flight)
         is_right = is_worth_it == (self._direction > 0)
         if not self._is_climbing:
-            self._step = min(MOST_STEP, self._step * LAST_STEP) if is_right else LAST_STEP
-        self._patience = 1 if is_right else min(MOST_PATIENCE, 2 * self._patience)
+            self._step = min(MAX_STEP, self._step * LAST_STEP) if is_right else LAST_STEP
+        self._patience = 1 if is_right else min(MAX_PATIENCE, 2 * self._patience)
         if is_right and self._direction > 0:
             self._reference = here
             self._has_grown = True

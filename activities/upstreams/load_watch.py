@@ -14,7 +14,7 @@ from activities.upstreams.limiter import Limiter
 log = logging.getLogger("everbatch")
 
 INTERVAL: Final = 1.0
-LONGEST_INTERVAL: Final = 300.0
+MAX_INTERVAL: Final = 300.0
 """Seconds between two questions, the longest where nothing that is known was answered for long."""
 
 
@@ -30,7 +30,7 @@ async def watch_load(client: InferenceClient, limiter: Limiter, replica: int) ->
             asked_at = time.monotonic()
             text = await client.get_metrics(replica)
             load = read_load(text) if text else None
-            interval = INTERVAL if load else min(2 * interval, LONGEST_INTERVAL)
+            interval = INTERVAL if load else min(2 * interval, MAX_INTERVAL)
             if load and not tells:
                 log.info(
                     "upstream %s tells its queue: it decides how many requests are in flight", client.upstream.name

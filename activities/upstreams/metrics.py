@@ -15,7 +15,7 @@ from workflows.types import Usage
 
 SAMPLE_SECONDS: Final = 1.0
 
-MOST_MODELS: Final = 100
+MAX_MODELS: Final = 100
 """Names of models that become labels in one process; clients may write what they like."""
 SEVERAL: Final = "mixed"
 OTHERS: Final = "other"
@@ -57,7 +57,7 @@ class RequestMetrics:
         if not model:
             return SEVERAL
         if model not in self._models:
-            if len(self._models) >= MOST_MODELS:
+            if len(self._models) >= MAX_MODELS:
                 return OTHERS
             self._models.add(model)
         return model

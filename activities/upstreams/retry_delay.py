@@ -6,7 +6,7 @@ import random
 from typing import Final
 
 FIRST_BACKOFF: Final = 0.5
-LONGEST_BACKOFF: Final = 30.0
+MAX_BACKOFF: Final = 30.0
 """Bounds in seconds of the growing wait before a failed request is tried again."""
 
 ALONE_SECONDS: Final = 60.0
@@ -22,7 +22,7 @@ def retry_delay(failures: int, pause: float, alone_of: int | None = None) -> flo
         pause: seconds until anything may be sent.
         alone_of: where a request fails with no other to compare it with, the failures that make it an error line.
     """
-    backoff = min(FIRST_BACKOFF * 2 ** min(failures, 10), LONGEST_BACKOFF)
+    backoff = min(FIRST_BACKOFF * 2 ** min(failures, 10), MAX_BACKOFF)
     if alone_of is not None:
         retries = max(1, alone_of - 1)
         backoff = max(backoff, ALONE_SECONDS * 2 ** min(max(0, failures - 1), retries - 1) / (2**retries - 1))

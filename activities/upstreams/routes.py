@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from itertools import chain
 
-from activities.upstreams.client import InferenceClient, UpstreamUnavailable
+from activities.upstreams.client import InferenceClient, UpstreamUnavailableError
 from activities.upstreams.config import Upstream, is_pattern
 from activities.upstreams.dialects import DIALECTS
 from activities.upstreams.dialects.dialect import Members, Refusal
@@ -49,7 +49,7 @@ class ModelRoutes:
         """The place of the upstream that takes a model, ``None`` if none does.
 
         Raises:
-            UpstreamUnavailable: several may, and cannot be asked.
+            UpstreamUnavailableError: several may, and cannot be asked.
         """
         if model not in self._found:
             self._found[model] = self._look(model)
@@ -65,7 +65,7 @@ class ModelRoutes:
         unasked = [place for place, names in self._listed if names is None]
         if len(unasked) > 1:
             names = " or ".join(upstream_label(self._upstreams[place]) for place in unasked)
-            raise UpstreamUnavailable(f"may be served by {names}, of which none lists its models just now")
+            raise UpstreamUnavailableError(f"may be served by {names}, of which none lists its models just now")
         return unasked[0] if unasked else None
 
     def known(self) -> list[str]:

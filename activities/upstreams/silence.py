@@ -7,7 +7,7 @@ from typing import Final
 
 FIRST_SECONDS: Final = 30.0
 """Without an answer, before there has ever been one: a model may have to be loaded first."""
-LEAST_SECONDS: Final = 10.0
+MIN_SECONDS: Final = 10.0
 TIMES: Final = 4.0
 """As long as the longest answer lately."""
 FORGETS: Final = 0.98
@@ -46,4 +46,4 @@ class Silence:
     def _patience(self) -> float:
         if self.longest is None:
             return min(FIRST_SECONDS, self._timeout / 2)
-        return max(self.longest * 1.5, min(max(LEAST_SECONDS, self.longest * TIMES), self._timeout / 2))
+        return max(self.longest * 1.5, min(max(MIN_SECONDS, self.longest * TIMES), self._timeout / 2))

@@ -16,7 +16,7 @@ from workflows.types import BatchSpec
 CHUNK_BYTES: Final = 1 << 20
 BYTES_A_TOKEN: Final = 4
 _PROMPTS: Final = ("messages", "prompt", "input", "instructions", "system", "tools")
-_MOST_OUTPUT: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+_MAX_OUTPUT: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
 def check(path: Path, name: str, endpoint: str) -> tuple[list[str], bool]:
@@ -45,8 +45,8 @@ def check(path: Path, name: str, endpoint: str) -> tuple[list[str], bool]:
         errors += [f"  and {more:,} more"] if more else []
         return [f"{name}: {result.errors_total:,} error{'s' if result.errors_total > 1 else ''}", *errors], False
     given, asked = _tokens(path)
-    most = f", at most {asked:,} output tokens" if asked is not None else ""
-    return [f"{name}: {result.total:,} requests, no errors, about {given:,} input tokens{most}"], True
+    maximum = f", at most {asked:,} output tokens" if asked is not None else ""
+    return [f"{name}: {result.total:,} requests, no errors, about {given:,} input tokens{maximum}"], True
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -62,7 +62,7 @@ def _tokens(path: Path) -> tuple[int, int | None]:
         for line in filter(str.strip, file):
             body = json.loads(line)["body"]
             size += sum(_text_bytes(body.get(name)) for name in _PROMPTS)
-            limit = next((body[name] for name in _MOST_OUTPUT if isinstance(body.get(name), int)), None)
+            limit = next((body[name] for name in _MAX_OUTPUT if isinstance(body.get(name), int)), None)
             is_limited = is_limited and limit is not None
             asked += limit or 0
     return size // BYTES_A_TOKEN, asked if is_limited else None

@@ -51,14 +51,14 @@ def load_settings(**given: object) -> Settings:
 
 def run(settings: Settings, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a process until it ends; what keeps it from starting is one line for the user."""
-    from api.http.server import PortTaken
+    from api.http.server import PortTakenError
     from api.processes.run import StartError
 
     configure_logging(settings.log_format)
     os.umask(0o077)  # whatever a server writes is for its owner alone
     try:
         asyncio.run(start())
-    except (StartError, EmbeddedTemporalError, PortTaken) as error:
+    except (StartError, EmbeddedTemporalError, PortTakenError) as error:
         raise click.ClickException(str(error)) from None
 
 

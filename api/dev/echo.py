@@ -32,7 +32,7 @@ Json = dict[str, Any]
 
 
 @dataclass(eq=False)
-class Refusal(Exception):
+class RefusalError(Exception):
     """Answered with OpenAI's error envelope."""
 
     status: int
@@ -63,7 +63,7 @@ def create_echo_app(latency: float = 0.05) -> ASGIApp:
             Route("/v1/messages", endpoint(_message, ECHO_MODEL), methods=["POST"]),
             Route("/v1/embeddings", endpoint(_embedding, EMBEDDING_MODEL), methods=["POST"]),
         ],
-        exception_handlers={Refusal: _refused, 404: _unknown_url, 405: _unknown_url},
+        exception_handlers={RefusalError: _refused, 404: _unknown_url, 405: _unknown_url},
     )
 
 
@@ -85,13 +85,13 @@ def _answer(answer: Callable[[Json], Json], raw: bytes, model: str) -> Json:
     try:
         body: Json = json.loads(raw)
         if body["model"] not in (ECHO_MODEL, EMBEDDING_MODEL):
-            raise Refusal(404, f"The model `{body['model']}` does not exist.", "model_not_found", "model")
+            raise RefusalError(404, f"The model `{body['model']}` does not exist.", "model_not_found", "model")
         if body["model"] != model:
-            raise Refusal(400, f"This endpoint is for the model `{model}`.", "unsupported_value", "model")
+            raise RefusalError(400, f"This endpoint is for the model `{model}`.", "unsupported_value", "model")
         content = answer(body)
         json.dumps(content, ensure_ascii=False).encode()  # half of a surrogate pair cannot be sent
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise Refusal(400, f"The body of the request is invalid ({type(error).__name__}).") from None
+        raise RefusalError(400, f"The body of the request is invalid ({type(error).__name__}).") from None
     return content
 
 
@@ -143,7 +143,7 @@ def _generate(body: Json, param: str, prompt: str, said: str) -> tuple[str, str,
             f"{prompt_tokens + (limit or 0)} tokens ({prompt_tokens} in the {param}, {limit or 0} in the "
             f"completion). Please reduce the length of the {param} or completion."
         )
-        raise Refusal(400, message, "context_length_exceeded", param)
+        raise RefusalError(400, message, "context_length_exceeded", param)
     words = f"You said: {said}".split(" ")
     answer = " ".join(words[:limit])
     completion_tokens = len(answer.split())
@@ -184,10 +184,10 @@ async def _list_models(_request: Request) -> Response:
 
 
 async def _refused(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
+    assert isinstance(error, RefusalError)
     content = {"message": error.message, "type": "invalid_request_error", "param": error.param, "code": error.code}
     return JSONResponse({"error": content}, status_code=error.status)
 
 
 async def _unknown_url(request: Request, _error: Exception) -> Response:
-    return await _refused(request, Refusal(404, f"Invalid URL ({request.method} {request.url.path})"))
+    return await _refused(request, RefusalError(404, f"Invalid URL ({request.method} {request.url.path})"))

@@ -12,15 +12,15 @@ from workflows.types import BatchPhase, BatchRecord, BatchSpec
 from workflows.waits import EndsBy, WaitKind
 
 
-class IdempotencyConflict(Exception):
+class IdempotencyConflictError(Exception):
     """The idempotency key belongs to a batch with different parameters."""
 
 
-class TemporalUnavailable(Exception):
+class TemporalUnavailableError(Exception):
     """Temporal does not answer. Trying again later may help."""
 
 
-class BatchHasEnded(Exception):
+class BatchHasEndedError(Exception):
     """The batch has ended already."""
 
     def __init__(self, status: BatchPhase) -> None:
@@ -28,7 +28,7 @@ class BatchHasEnded(Exception):
         self.status = status
 
 
-class BatchIsRunning(Exception):
+class BatchIsRunningError(Exception):
     """The batch has not ended yet."""
 
 
@@ -89,8 +89,8 @@ class Gateway(Protocol):
         """Start a batch. An idempotent one that is there already is answered as it is.
 
         Raises:
-            IdempotencyConflict: its id belongs to a batch of another digest.
-            TemporalUnavailable: nothing was started, or it is not known whether.
+            IdempotencyConflictError: its id belongs to a batch of another digest.
+            TemporalUnavailableError: nothing was started, or it is not known whether.
         """
         ...
 
@@ -109,8 +109,8 @@ class Gateway(Protocol):
         """The batch of an id.
 
         Raises:
-            ObjectNotFound: there is none.
-            TemporalUnavailable: the store has no record of it, and whether it is started is not known.
+            ObjectNotFoundError: there is none.
+            TemporalUnavailableError: the store has no record of it, and whether it is started is not known.
         """
         ...
 
@@ -118,9 +118,9 @@ class Gateway(Protocol):
         """Ask a batch to stop; one that is stopping or cancelled is answered as it is.
 
         Raises:
-            ObjectNotFound: there is none.
-            BatchHasEnded: it has ended otherwise.
-            TemporalUnavailable: it was not asked.
+            ObjectNotFoundError: there is none.
+            BatchHasEndedError: it has ended otherwise.
+            TemporalUnavailableError: it was not asked.
         """
         ...
 
@@ -128,9 +128,9 @@ class Gateway(Protocol):
         """Let a batch send nothing more for now, or go on; what it is already is no error.
 
         Raises:
-            ObjectNotFound: there is none.
-            BatchHasEnded: it has.
-            TemporalUnavailable: it was not asked.
+            ObjectNotFoundError: there is none.
+            BatchHasEndedError: it has.
+            TemporalUnavailableError: it was not asked.
         """
         ...
 
@@ -138,8 +138,8 @@ class Gateway(Protocol):
         """Delete a batch that has ended, with its files.
 
         Raises:
-            ObjectNotFound: there is none.
-            BatchIsRunning: it has not ended.
+            ObjectNotFoundError: there is none.
+            BatchIsRunningError: it has not ended.
         """
         ...
 
@@ -147,7 +147,7 @@ class Gateway(Protocol):
         """How many batches Temporal knows in each status.
 
         Raises:
-            TemporalUnavailable: it does not say.
+            TemporalUnavailableError: it does not say.
         """
         ...
 

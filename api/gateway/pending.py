@@ -55,7 +55,7 @@ async def opened(activities: Sequence[PendingActivityInfo], converter: DataConve
     """The activities with their payloads decrypted, if payloads are encrypted.
 
     Raises:
-        SealedPayload: the key is not here.
+        EncryptedPayloadError: the key is not here.
     """
     codec = converter.payload_codec
     if codec is None:

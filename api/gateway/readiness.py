@@ -38,7 +38,7 @@ _LEFT_OVER: Final = timedelta(seconds=30)
 """After which Temporal ends a workflow that nobody has deleted."""
 
 
-class CannotWrite(Exception):
+class CannotWriteError(Exception):
     """Temporal answers, but accepts no new workflows."""
 
 
@@ -57,7 +57,7 @@ class Readiness:
         """Whether a worker takes workflows from the task queue.
 
         Raises:
-            CannotWrite: Temporal reads, but does not write.
+            CannotWriteError: Temporal reads, but does not write.
             TimeoutError, RPCError, RuntimeError: it does not answer.
         """
         async with self._asking:
@@ -73,7 +73,7 @@ class Readiness:
             async with asyncio.timeout(CALL_SECONDS):
                 await self._start(name)
         except UNANSWERED as error:
-            raise CannotWrite(str(error)) from error
+            raise CannotWriteError(str(error)) from error
         try:
             return polled or await self._is_ended(name)
         finally:

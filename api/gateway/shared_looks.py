@@ -30,10 +30,10 @@ class SharedLooks(Generic[K, V]):
     above all.
     """
 
-    def __init__(self, fresh_seconds: float, most: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """Args: ``most`` looks are kept, fresh or not; ``fresh_seconds`` count from the begin of a look."""
+    def __init__(self, fresh_seconds: float, maximum: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Args: ``maximum`` looks are kept, fresh or not; ``fresh_seconds`` count from the begin of a look."""
         self._fresh_seconds = fresh_seconds
-        self._most = most
+        self._maximum = maximum
         self._clock = clock
         self._running: dict[K, asyncio.Task[V]] = {}
         self._seen: OrderedDict[K, Seen[V]] = OrderedDict()
@@ -68,7 +68,7 @@ class SharedLooks(Generic[K, V]):
         if self._running.get(key) is asyncio.current_task():
             self._seen[key] = Seen(value, began)
             self._seen.move_to_end(key)
-            if len(self._seen) > self._most:
+            if len(self._seen) > self._maximum:
                 self._seen.popitem(last=False)
         return value
 

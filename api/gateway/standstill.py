@@ -9,10 +9,10 @@ from typing import Final
 
 from temporalio.client import Client
 
-from activities.temporal.payload_codec import SealedPayload
+from activities.temporal.payload_codec import EncryptedPayloadError
 from api.gateway.interface import Progress
 from api.gateway.pending import Pending
-from api.gateway.readiness import CannotWrite, Readiness
+from api.gateway.readiness import CannotWriteError, Readiness
 from api.gateway.shared_looks import SharedLooks
 from api.gateway.temporal_waits import CANNOT_WRITE, temporal_wait
 from api.gateway.workflow_reader import UNANSWERED, batches_of
@@ -26,10 +26,10 @@ SILENT_SECONDS: Final = 10.0
 """Without a heartbeat of a shard that runs: Temporal did not take any."""
 OTHERS_SECONDS: Final = 5.0
 """For so long one look at all running batches answers all who ask."""
-MOST_OTHERS: Final = 1_000
+MAX_OTHERS: Final = 1_000
 LOOK_SECONDS: Final = 1.0
 
-_UNREADABLE: Final = (*UNANSWERED, SealedPayload, KeyError)
+_UNREADABLE: Final = (*UNANSWERED, EncryptedPayloadError, KeyError)
 
 
 class Standstill:
@@ -75,7 +75,7 @@ class Standstill:
             f"ExecutionStatus = 'Running' AND {contract.STATUS_ATTRIBUTE.name} = '{BatchPhase.IN_PROGRESS.value}'"
         )
         requests: dict[str, int] = {}
-        async for execution in self._client.list_workflows(query, limit=MOST_OTHERS):
+        async for execution in self._client.list_workflows(query, limit=MAX_OTHERS):
             memo = await execution.memo_value(contract.MEMO_STATUS, None, type_hint=BatchMemo)
             if memo:
                 counts = memo.counts
@@ -85,7 +85,7 @@ class Standstill:
     async def _cannot_write(self) -> bool:
         try:
             await self._readiness.has_worker()
-        except CannotWrite:
+        except CannotWriteError:
             return True
         except _UNREADABLE:
             pass

@@ -18,25 +18,25 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from activities.records.catalog import Catalog
 from activities.records.reminders import RUN_LOOK_SECONDS
-from activities.store.object_store import ObjectNotFound, ObjectStore, StoreError
+from activities.store.object_store import ObjectNotFoundError, ObjectStore, StoreError
 from activities.temporal.batch_runs import CALL_LIMIT, BatchRuns, is_unknown
-from activities.temporal.payload_codec import SealedPayload
+from activities.temporal.payload_codec import EncryptedPayloadError
 from api.gateway.batch_looks import BatchLooks
 from api.gateway.interface import (
-    BatchHasEnded,
-    BatchIsRunning,
+    BatchHasEndedError,
+    BatchIsRunningError,
     BatchView,
-    IdempotencyConflict,
+    IdempotencyConflictError,
     Progress,
-    TemporalUnavailable,
+    TemporalUnavailableError,
 )
 from api.gateway.pending import Pending, opened, read_pending, tell_missing
 from api.gateway.progress import live_counts, live_errors, live_history, progress_of
-from api.gateway.readiness import CannotWrite, Readiness
+from api.gateway.readiness import CannotWriteError, Readiness
 from api.gateway.shared_looks import Seen
 from api.gateway.standstill import Standstill
 from api.gateway.temporal_waits import CANNOT_WRITE, SEALED, STATUS_SECONDS, ended_wait, temporal_wait, unanswered_wait
-from api.gateway.waits import Told, waits_of, with_waits
+from api.gateway.waits import ReportedWait, waits_of, with_waits
 from api.gateway.worker_silence import LATE_SECONDS, WorkerSilence
 from api.gateway.workflow_reader import CALL_ERRORS, UNANSWERED, WorkflowReader, batches_of
 from workflows import contract
@@ -90,7 +90,7 @@ class TemporalGateway:
     async def _find(self, tenant: str, batch_id: str) -> BatchView:
         try:
             return await self.view(await self._known(tenant, batch_id))
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             raise
         except StoreError as error:
             return await self._view_without_store(tenant, batch_id, error)
@@ -107,7 +107,7 @@ class TemporalGateway:
         view = await self.view(BatchRecord(spec=spec, status=BatchStatus()))
         if view.progress is None or view.progress.waiting:
             return view
-        return self._telling(view.record, view.progress, [Told(error.wait)])
+        return self._telling(view.record, view.progress, [ReportedWait(error.wait)])
 
     async def view(self, record: BatchRecord) -> BatchView:
         """Climbs down a ladder: final record, workflow, what Temporal knows without a worker, last record."""
@@ -131,7 +131,10 @@ class TemporalGateway:
             return await self._ended(record, description)
         try:
             return await view_running(record, description, began)
-        except (SealedPayload, KeyError) as error:  # the latter from the SDK, where this process has no keys at all
+        except (
+            EncryptedPayloadError,
+            KeyError,
+        ) as error:  # the latter from the SDK, where this process has no keys at all
             log.warning("batch %s cannot be read: %s", record.spec.batch_id, error)
             return await self._view_unread(record, SEALED)
 
@@ -153,7 +156,7 @@ class TemporalGateway:
     def _gone(self, view: BatchView, wait: Wait) -> BatchView:
         """Without what was seen of activities: nothing of them goes on."""
         as_of = view.progress.as_of if view.progress else None
-        return self._telling(view.record, Progress(as_of=as_of), [Told(wait)])
+        return self._telling(view.record, Progress(as_of=as_of), [ReportedWait(wait)])
 
     async def _view_described(
         self, record: BatchRecord, description: WorkflowExecutionDescription, began: float
@@ -181,9 +184,9 @@ class TemporalGateway:
     def _still(self, spec: BatchSpec, status: BatchStatus, wait: Wait, as_of: int | None) -> BatchView:
         """A batch of which no activity is known."""
         record = self._looks.shown.record(spec, status, status.counts)
-        return self._telling(record, Progress(as_of=as_of), [Told(wait)])
+        return self._telling(record, Progress(as_of=as_of), [ReportedWait(wait)])
 
-    def _telling(self, record: BatchRecord, progress: Progress, waits: Sequence[Told]) -> BatchView:
+    def _telling(self, record: BatchRecord, progress: Progress, waits: Sequence[ReportedWait]) -> BatchView:
         status = record.status
         return BatchView(record, with_waits(progress, waits, record.spec, status, status.counts, time.time()))
 
@@ -203,7 +206,7 @@ class TemporalGateway:
         progress = progress_of(status, status.counts, pending, now).model_copy(update={"as_of": int(began)})
         waits = waits_of(spec, status, pending, now)
         if not waits and (wait := await self._standstill.wait(spec.batch_id, status, pending, progress)):
-            waits = [Told(wait)]
+            waits = [ReportedWait(wait)]
         update = {"error_summary": live_errors(status, pending), "history": live_history(status, pending)}
         record = BatchRecord(spec=spec, status=status.model_copy(update=update))
         return self._telling(record, progress, waits)
@@ -230,9 +233,9 @@ class TemporalGateway:
                 return view
             is_late = time.monotonic() >= deadline
             if status.phase.is_terminal or (outcome and is_late):
-                raise BatchHasEnded(outcome or status.phase)
+                raise BatchHasEndedError(outcome or status.phase)
             if is_late:
-                raise TemporalUnavailable("it is not known yet whether the batch is cancelled")
+                raise TemporalUnavailableError("it is not known yet whether the batch is cancelled")
             await asyncio.sleep(CANCEL_LOOK_SECONDS)
 
     async def set_paused(self, tenant: str, batch_id: str, paused: bool) -> BatchView:
@@ -242,13 +245,13 @@ class TemporalGateway:
         self._looks.forget(record)
         view = await self.find(tenant, batch_id)
         if view.record.status.phase.is_terminal:
-            raise BatchHasEnded(view.record.status.phase)
+            raise BatchHasEndedError(view.record.status.phase)
         return view
 
     async def delete(self, tenant: str, batch_id: str) -> None:
         record = (await self.find(tenant, batch_id)).record
         if not record.status.phase.is_terminal:
-            raise BatchIsRunning
+            raise BatchIsRunningError
         await asyncio.to_thread(self._catalog.delete_batch, record)
         self._looks.forget(record)
 
@@ -266,7 +269,7 @@ class TemporalGateway:
         try:
             if await self._readiness.has_worker():
                 return []
-        except CannotWrite:
+        except CannotWriteError:
             return [temporal_wait(self._address, CANNOT_WRITE).text]
         except UNANSWERED as error:
             return [self._temporal_wait(error).text]
@@ -288,15 +291,15 @@ class TemporalGateway:
     async def _same(self, record: BatchRecord, spec: BatchSpec) -> BatchView:
         """The batch that an idempotency key stands for already."""
         if record.deleted_at is not None or not record.spec.asks_for_the_same_as(spec):
-            raise IdempotencyConflict
+            raise IdempotencyConflictError
         return await self.view(record)
 
     async def _started_record(self, spec: BatchSpec) -> BatchRecord:
         """The record of a batch that is started; made from its history where nobody has written it yet."""
         try:
             return await self._known(spec.tenant, spec.batch_id)
-        except ObjectNotFound:
-            raise TemporalUnavailable("a batch that was started has no history") from None
+        except ObjectNotFoundError:
+            raise TemporalUnavailableError("a batch that was started has no history") from None
 
     async def _created(self, spec: BatchSpec) -> BatchRecord:
         """The first record of a batch whose workflow is started."""
@@ -311,16 +314,16 @@ class TemporalGateway:
         """The newest record of a batch; of one that is started and has none yet, from its history.
 
         Raises:
-            ObjectNotFound: neither the store nor Temporal knows it, or it is another tenant's.
-            TemporalUnavailable: the store does not know it, and Temporal cannot be asked.
+            ObjectNotFoundError: neither the store nor Temporal knows it, or it is another tenant's.
+            TemporalUnavailableError: the store does not know it, and Temporal cannot be asked.
         """
         if record := await self._record(tenant, batch_id):
             if record.deleted_at is not None:
-                raise ObjectNotFound(batch_id[:80])
+                raise ObjectNotFoundError(batch_id[:80])
             return record
         spec = await self._started_spec(batch_id) if is_batch_id(batch_id) else None
         if spec is None or spec.tenant != tenant:
-            raise ObjectNotFound(batch_id[:80])
+            raise ObjectNotFoundError(batch_id[:80])
         return await self._created(spec)
 
     async def _started_spec(self, batch_id: str) -> BatchSpec | None:
@@ -330,8 +333,8 @@ class TemporalGateway:
                 return await self._runs.spec(batch_id)
         except UNANSWERED as error:
             raise self._unavailable(error) from error
-        except (SealedPayload, KeyError) as error:  # as in view; whose batch it is cannot be told
-            raise TemporalUnavailable(f"the API has no payload key for batch {batch_id}") from error
+        except (EncryptedPayloadError, KeyError) as error:  # as in view; whose batch it is cannot be told
+            raise TemporalUnavailableError(f"the API has no payload key for batch {batch_id}") from error
 
     async def _record(self, tenant: str, batch_id: str) -> BatchRecord | None:
         return await asyncio.to_thread(self._catalog.find_batch, tenant, batch_id)
@@ -373,9 +376,9 @@ class TemporalGateway:
             if not is_unknown(error):
                 raise self._unavailable(error) from error
 
-    def _unavailable(self, error: Exception) -> TemporalUnavailable:
+    def _unavailable(self, error: Exception) -> TemporalUnavailableError:
         log.warning("Temporal at %s: %s", self._address, error)
-        return TemporalUnavailable(self._temporal_wait(error).text)
+        return TemporalUnavailableError(self._temporal_wait(error).text)
 
     def _temporal_wait(self, error: Exception) -> Wait:
         return unanswered_wait(error, self._address, self._client.namespace, self._reader.silent_seconds)

@@ -12,7 +12,7 @@ from api.gateway.pending import Pending
 from workflows.types import BatchPhase, BatchSpec, BatchStatus, Counts
 from workflows.waits import EndsBy, Wait, finalizing_wait, pause_wait, validating_wait
 
-MOST_TOLD: Final = 3
+MAX_TOLD: Final = 3
 """Waits of one batch that its sentence names: of as many upstreams, for example."""
 
 PATIENCE_SECONDS: Final = 2.0
@@ -20,7 +20,7 @@ PATIENCE_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True)
-class Told:
+class ReportedWait:
     """A wait, and when what waits is tried again."""
 
     wait: Wait
@@ -28,13 +28,13 @@ class Told:
     """Unix seconds."""
 
 
-def waits_of(spec: BatchSpec, status: BatchStatus, pending: Sequence[Pending], now: float) -> list[Told]:
+def waits_of(spec: BatchSpec, status: BatchStatus, pending: Sequence[Pending], now: float) -> list[ReportedWait]:
     """What a batch waits for by its own word and that of its activities, the soonest to end first.
 
     Args: ``now`` is Unix time.
     """
     if status.paused_at is not None and not _is_ending(status):
-        return [Told(pause_wait(f"is paused; POST /v1/batches/{spec.batch_id}/resume lets it go on"))]
+        return [ReportedWait(pause_wait(f"is paused; POST /v1/batches/{spec.batch_id}/resume lets it go on"))]
     queues: dict[str, list[Pending]] = {}
     for item in pending:
         queues.setdefault(item.queue, []).append(item)
@@ -42,9 +42,9 @@ def waits_of(spec: BatchSpec, status: BatchStatus, pending: Sequence[Pending], n
     if found:
         return sorted(found, key=_next_attempt)
     if status.finalizing_at is not None and now - status.finalizing_at >= PATIENCE_SECONDS:
-        return [Told(finalizing_wait())]
+        return [ReportedWait(finalizing_wait())]
     if status.phase is BatchPhase.VALIDATING and now - spec.created_at >= PATIENCE_SECONDS:
-        return [Told(validating_wait())]
+        return [ReportedWait(validating_wait())]
     return []
 
 
@@ -52,7 +52,7 @@ def _is_ending(status: BatchStatus) -> bool:
     return status.cancelling_at is not None or status.finalizing_at is not None
 
 
-def _first_waiting(items: Sequence[Pending], now: float) -> Told | None:
+def _first_waiting(items: Sequence[Pending], now: float) -> ReportedWait | None:
     """Of the activities in one queue the one that waits, and for the shortest, with the requests of all that do."""
     waiting = [item for item in items if item.wait]
     if any(item.in_flight for item in items) and not any((item.next_attempt_at or 0) > now for item in waiting):
@@ -62,15 +62,15 @@ def _first_waiting(items: Sequence[Pending], now: float) -> Told | None:
     if first is None or first.wait is None:
         return None
     requests = sum(item.wait.requests for item in waiting if item.wait)
-    return Told(first.wait.model_copy(update={"requests": requests}), first.next_attempt_at)
+    return ReportedWait(first.wait.model_copy(update={"requests": requests}), first.next_attempt_at)
 
 
-def _next_attempt(told: Told) -> float:
+def _next_attempt(told: ReportedWait) -> float:
     return told.next_attempt_at or math.inf
 
 
 def with_waits(
-    progress: Progress, waits: Sequence[Told], spec: BatchSpec, status: BatchStatus, counts: Counts, now: float
+    progress: Progress, waits: Sequence[ReportedWait], spec: BatchSpec, status: BatchStatus, counts: Counts, now: float
 ) -> Progress:
     """The progress of a batch with what it waits for, if it does.
 
@@ -99,7 +99,7 @@ def with_waits(
         parts.append(f"next try {_in(first.next_attempt_at - now)}")
     if not _is_ending(status):
         parts.append(f"the window {_ends(spec.expires_at - now)}")
-    also = "; ".join(told.wait.text for told in waits[1:MOST_TOLD])
+    also = "; ".join(told.wait.text for told in waits[1:MAX_TOLD])
     return progress.model_copy(
         update={
             "waiting": Waiting(

@@ -27,7 +27,7 @@ from workflows.types import BatchMemo, BatchPhase, BatchRecord, BatchStatus
 CALL_ERRORS: Final = (RPCError, RuntimeError)  # a lazy client that cannot connect raises the latter
 UNANSWERED: Final = (TimeoutError, *CALL_ERRORS)
 """Of a call with a time limit: Temporal refuses, or does not answer in time."""
-LEAST_SECONDS: Final = 0.1
+MIN_SECONDS: Final = 0.1
 """For one question, however late it is."""
 LAST_EVENTS: Final = 100
 """Of a history, among which a cancel is looked for."""
@@ -65,7 +65,7 @@ class WorkflowReader:
 
     async def query(self, batch_id: str, seconds: float) -> BatchStatus | None:
         """The workflow's own status; ``None`` where its worker does not say in time."""
-        seconds = max(LEAST_SECONDS, seconds)
+        seconds = max(MIN_SECONDS, seconds)
         try:
             # Temporal holds one query of a workflow at a time and refuses the next; the SDK then tries again for far
             # longer than the limit of the single call.

@@ -27,7 +27,7 @@ class Body:
         """``allowance`` is for what wraps the content that ``limit`` is about."""
         self._request = request
         self._limit = limit
-        self._most = limit + allowance
+        self._maximum = limit + allowance
         self._size = 0
         self._ended = False
 
@@ -39,11 +39,11 @@ class Body:
             ClientDisconnect: it ended early.
         """
         declared = self._request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._most:
+        if declared.isdecimal() and int(declared) > self._maximum:
             raise too_large(self._limit)
         while not self._ended:
             chunk = await self._receive()
-            if self._size > self._most:
+            if self._size > self._maximum:
                 raise too_large(self._limit)
             if chunk:
                 yield chunk
@@ -56,10 +56,10 @@ class Body:
         """
         if self._size == 0 and "expect" in self._request.headers:
             return  # the client waits for a word before it sends, and the answer is that word
-        most = self._size + self._most
+        maximum = self._size + self._maximum
         with contextlib.suppress(TimeoutError, ClientDisconnect):
             async with asyncio.timeout(_DRAIN_SECONDS):
-                while not self._ended and self._size <= most:
+                while not self._ended and self._size <= maximum:
                     await self._receive()
 
     async def _receive(self) -> bytes:

@@ -22,7 +22,7 @@ from temporalio.api.common.v1 import Payloads
 from temporalio.converter import PayloadCodec
 
 from activities.settings import Settings
-from activities.temporal.payload_codec import AesGcmCodec, SealedPayload
+from activities.temporal.payload_codec import AesGcmCodec, EncryptedPayloadError
 from api.http.server import listen_on, serve
 
 _MAX_BYTES = 16 << 20
@@ -46,7 +46,7 @@ def create_codec_app(codec: PayloadCodec, origins: list[str]) -> Starlette:
             await codec.decode_wrapper(payloads)
         except (ParseError, UnicodeDecodeError):
             return JSONResponse({"message": "not a list of payloads"}, 400)
-        except SealedPayload as error:
+        except EncryptedPayloadError as error:
             return JSONResponse({"message": str(error)}, 400)
         return JSONResponse(MessageToDict(payloads))
 
@@ -59,7 +59,7 @@ def codec_listener(settings: Settings, default: str = "") -> Generator[socket.so
     """Where the codec server is to listen; ``None`` if it is not asked for.
 
     Raises:
-        PortTaken: the address cannot be had.
+        PortTakenError: the address cannot be had.
     """
     address = settings.codec_address or (default if settings.payload_keys else "")
     if not address:

@@ -42,10 +42,10 @@ _FULL: Final = ApiError(
 class Connection(H11Protocol):
     """One connection of a client."""
 
-    def __init__(self, most: int, config: Config, server_state: ServerState, app_state: dict[str, Any], **more: Any):
-        """Args: ``most`` connections may there be at once."""
+    def __init__(self, maximum: int, config: Config, server_state: ServerState, app_state: dict[str, Any], **more: Any):
+        """Args: ``maximum`` connections may there be at once."""
         super().__init__(config, server_state, app_state, **more)
-        self._most = most
+        self._maximum = maximum
         self._since = 0.0
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -60,7 +60,7 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self._since = self.loop.time()
         self._watch_head()
-        if len(self.connections) > self._most and not self._close_longest_idle():
+        if len(self.connections) > self._maximum and not self._close_longest_idle():
             self.app = cast("Any", _answer_full)
 
     def data_received(self, data: bytes) -> None:

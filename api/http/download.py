@@ -17,7 +17,7 @@ from activities.records.catalog import FileRecord
 from activities.store.object_store import StoreError
 from api.http.errors import ApiError
 
-_LONGEST_NAME = 150
+_MAX_NAME_LENGTH = 150
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
@@ -144,7 +144,7 @@ async def _content(first: bytes, reader: Reader, size: int) -> AsyncIterator[byt
 def disposition(filename: str) -> str:
     """A header that no file name can break out of. Its last part only, short enough for every proxy."""
     name = filename.replace("\\", "/").rsplit("/", 1)[-1]
-    name = "".join(character for character in name if character.isprintable())[-_LONGEST_NAME:] or "file"
+    name = "".join(character for character in name if character.isprintable())[-_MAX_NAME_LENGTH:] or "file"
     plain = "".join(character if character.isascii() and character != '"' else "_" for character in name)
     header = f'attachment; filename="{plain}"'
     if not name.isascii():

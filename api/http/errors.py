@@ -17,8 +17,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
-from activities.store.object_store import ObjectNotFound, StoreError
-from api.gateway.interface import TemporalUnavailable
+from activities.store.object_store import ObjectNotFoundError, StoreError
+from api.gateway.interface import TemporalUnavailableError
 from api.http.anthropic_errors import anthropic_error, is_anthropic
 from api.http.logs import REQUEST_ID
 
@@ -185,18 +185,18 @@ def _length_error(
     kind: str, param: str, value: object, limits: Mapping[str, Any], is_key: bool
 ) -> tuple[str | None, str]:
     if kind == "too_long":
-        most, got = limits["max_length"], len(cast("dict[str, object]", value))
-        text = f"Expected an object with at most {most} properties, but got an object with {got} properties instead."
+        maximum, got = limits["max_length"], len(cast("dict[str, object]", value))
+        text = f"Expected an object with at most {maximum} properties, but got an object with {got} properties instead."
         return "object_above_max_properties", f"Invalid '{param}': too many properties. {text}"
     length = len(value) if isinstance(value, str) else 0
     if kind == "string_too_short":
         text = f"Expected a string with minimum length {limits['min_length']}, but got an empty string instead."
         return "empty_string", f"Invalid '{param}': empty string. {text}"
-    most = limits["max_length"]
+    maximum = limits["max_length"]
     if is_key:
-        text = f"Expected a name with maximum length {most}, but got one with length {length} instead."
+        text = f"Expected a name with maximum length {maximum}, but got one with length {length} instead."
         return "property_name_above_max_length", f"Invalid '{param}': property name too long. {text}"
-    text = f"Expected a string with maximum length {most}, but got a string with length {length} instead."
+    text = f"Expected a string with maximum length {maximum}, but got a string with length {length} instead."
     return "string_above_max_length", f"Invalid '{param}': string too long. {text}"
 
 
@@ -263,6 +263,6 @@ def add_error_handlers(app: FastAPI) -> None:
     """Errors that nothing here handles are answered by :class:`api.http.middleware.RequestMiddleware`."""
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _bad_request)
-    app.add_exception_handler(ObjectNotFound, _not_found)
+    app.add_exception_handler(ObjectNotFoundError, _not_found)
     app.add_exception_handler(StoreError, _store_error)
-    app.add_exception_handler(TemporalUnavailable, _temporal_error)
+    app.add_exception_handler(TemporalUnavailableError, _temporal_error)

@@ -25,11 +25,11 @@ _TAIL: Final = 200
 """Bytes before the array among which its name is."""
 
 
-class MalformedItems(ValueError):
+class MalformedItemsError(ValueError):
     """The bytes are not an object with such an array."""
 
 
-class TooLong(MalformedItems):
+class TooLongError(MalformedItemsError):
     """An item, or what is around the items, is too long to hold."""
 
 
@@ -38,12 +38,12 @@ class JsonItems:
 
     Args:
         name: of the array, a member of the object.
-        most: bytes of an item.
+        maximum: bytes of an item.
     """
 
-    def __init__(self, name: str, most: int) -> None:
+    def __init__(self, name: str, maximum: int) -> None:
         self._opening = re.compile(rb'[{,]\s*+"%b"\s*+:\s*+\[\Z' % name.encode())
-        self._most = most
+        self._maximum = maximum
         self._depth = 0
         self._in_string = False
         self._is_escaped = False
@@ -58,7 +58,7 @@ class JsonItems:
         """The items that end in a chunk. Take them all before the next.
 
         Raises:
-            MalformedItems: see there.
+            MalformedItemsError: see there.
         """
         start = at = 0
         while at < len(chunk):
@@ -94,10 +94,10 @@ class JsonItems:
         """The last chunk has been fed.
 
         Raises:
-            MalformedItems: the object has not ended.
+            MalformedItemsError: the object has not ended.
         """
         if self._depth or self._in_string:
-            raise MalformedItems("it ends early")
+            raise MalformedItemsError("it ends early")
 
     def _end_of_string(self, chunk: bytes, at: int) -> int:
         at += self._is_escaped
@@ -116,10 +116,10 @@ class JsonItems:
             self.arrays += 1
 
     def _hold(self, data: bytes) -> None:
-        held, most = (self._item, self._most) if self._in_items else (self.rest, _MAX_REST)
+        held, maximum = (self._item, self._maximum) if self._in_items else (self.rest, _MAX_REST)
         held += data
-        if len(held) > most:
-            raise TooLong(f"a part of it is longer than {most} bytes")
+        if len(held) > maximum:
+            raise TooLongError(f"a part of it is longer than {maximum} bytes")
 
     def _ended(self, *, is_last: bool) -> Iterator[bytes]:
         item = bytes(self._item).strip()
@@ -128,4 +128,4 @@ class JsonItems:
             self._count += 1
             yield item
         elif self._count or not is_last:
-            raise MalformedItems("an item of the array is missing")
+            raise MalformedItemsError("an item of the array is missing")

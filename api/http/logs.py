@@ -17,7 +17,7 @@ MINUTE: Final = 60.0
 SAID_A_MINUTE: Final = 60
 SAID_BY_TEMPORAL: Final = 2
 """A minute, of one kind: its SDK says of each of its polls that Temporal is away."""
-LONGEST_OF_TEMPORAL: Final = 500
+MAX_TEMPORAL_LENGTH: Final = 500
 """Characters of such a line."""
 KINDS: Final = 1000
 """Of messages, counted at once."""
@@ -51,20 +51,20 @@ class OftenSaid(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return True
-        kind, most = (record.name, record.msg), SAID_A_MINUTE
+        kind, maximum = (record.name, record.msg), SAID_A_MINUTE
         if record.name.startswith(_TEMPORAL):
-            record.msg, record.args = record.getMessage()[:LONGEST_OF_TEMPORAL], ()
-            kind, most = (record.name, _VARIES.sub("", record.msg)), SAID_BY_TEMPORAL
+            record.msg, record.args = record.getMessage()[:MAX_TEMPORAL_LENGTH], ()
+            kind, maximum = (record.name, _VARIES.sub("", record.msg)), SAID_BY_TEMPORAL
         begun_at, said = self._kinds.get(kind, (record.created, 0))
         if record.created - begun_at >= MINUTE:
-            if said > most:
-                record.msg = f"{record.getMessage()} ({said - most} more like it in between)"
+            if said > maximum:
+                record.msg = f"{record.getMessage()} ({said - maximum} more like it in between)"
                 record.args = ()
             begun_at, said = record.created, 0
         if len(self._kinds) >= KINDS:
             self._kinds.clear()
         self._kinds[kind] = begun_at, said + 1
-        return said < most
+        return said < maximum
 
 
 class TextFormatter(logging.Formatter):

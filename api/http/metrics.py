@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.responses import Response
 
-from api.gateway.interface import Gateway, TemporalUnavailable
+from api.gateway.interface import Gateway, TemporalUnavailableError
 
 COUNT_SECONDS: Final = 10.0
 """How long a count of batches is shown before Temporal is asked again, however many scrape."""
@@ -61,7 +61,7 @@ class ApiMetrics:
     async def _count_batches(self) -> None:
         try:
             counts = await self._gateway.count_by_status()
-        except TemporalUnavailable:
+        except TemporalUnavailableError:
             self._batches.clear()  # rather no figure than an old one
             return
         self._counted_at = time.monotonic()

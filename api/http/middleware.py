@@ -21,7 +21,7 @@ log = logging.getLogger("everbatch.api")
 _QUIET = ("/health", "/ready")
 """Paths that something polls every few seconds."""
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-_LONGEST_CLIENT_ID = 512
+_MAX_CLIENT_ID_LENGTH = 512
 _CLIENT_GONE = 499
 """nginx's status for a client that left before its answer."""
 
@@ -47,7 +47,7 @@ class RequestMiddleware:
 
     async def _answer(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
         if not _is_client_id(exchange.client_id):
-            text = f"X-Client-Request-Id must be printable ASCII and at most {_LONGEST_CLIENT_ID} characters long."
+            text = f"X-Client-Request-Id must be printable ASCII and at most {_MAX_CLIENT_ID_LENGTH} characters long."
             await error_response(ApiError(400, text), scope["path"])(scope, receive, exchange.send)
             return
         try:
@@ -141,4 +141,4 @@ class _Exchange:
 
 def _is_client_id(value: bytes) -> bool:
     # It is logged, and other characters could move the cursor of a terminal that shows the log.
-    return value.isascii() and value.decode().isprintable() and len(value) <= _LONGEST_CLIENT_ID
+    return value.isascii() and value.decode().isprintable() and len(value) <= _MAX_CLIENT_ID_LENGTH

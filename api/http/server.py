@@ -24,7 +24,7 @@ OTHER_DESCRIPTORS: Final = 200
 """Reserved for other descriptors than client connections: files, Temporal, upstreams."""
 
 
-class PortTaken(Exception):
+class PortTakenError(Exception):
     """The address cannot be listened on; the message says why, for the user."""
 
 
@@ -32,7 +32,7 @@ def listen(host: str, port: int, advice: str = "; choose another with --port") -
     """A listening socket; the port 0 means any free one. Args: ``advice`` is for a user whose port is taken.
 
     Raises:
-        PortTaken: the port or the host cannot be had.
+        PortTakenError: the port or the host cannot be had.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -42,7 +42,7 @@ def listen(host: str, port: int, advice: str = "; choose another with --port") -
             message = f"port {port} on {host} is already in use{advice}"
         else:
             message = f"cannot listen on {host}:{port}: {error.strerror or error}"
-        raise PortTaken(message) from error
+        raise PortTakenError(message) from error
     # Accepted sockets have it from here. Asyncio sets it on sockets of an explicit protocol alone, and without it the
     # second piece of an answer waits 40 ms for the client's acknowledgement of the first.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -53,15 +53,15 @@ def listen_on(address: str, setting: str) -> socket.socket:
     """A listening socket at ``host:port``, as the setting of that name has it.
 
     Raises:
-        PortTaken: the address is invalid or already in use.
+        PortTakenError: the address is invalid or already in use.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65_535:
-        raise PortTaken(f"{setting}={address} is not host:port, for example 127.0.0.1:8081")
+        raise PortTakenError(f"{setting}={address} is not host:port, for example 127.0.0.1:8081")
     try:
         return listen(host.strip("[]"), int(port), advice="")
-    except PortTaken as error:
-        raise PortTaken(f"{setting}={address}: {error}") from error
+    except PortTakenError as error:
+        raise PortTakenError(f"{setting}={address}: {error}") from error
 
 
 async def serve(

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.http.auth import caller_of, refuse
 from api.http.errors import ApiError
 
-MOST_WAITING: Final = 500
+MAX_WAITING: Final = 500
 """Requests of one kind and tenant that wait; what comes beyond is refused at once."""
 
 _TRANSFER: Final = re.compile(
@@ -37,7 +37,7 @@ class Kind(Enum):
     OTHER = (16, 10.0)
 
     @property
-    def most(self) -> int:
+    def maximum(self) -> int:
         return self.value[0]
 
     @property
@@ -68,10 +68,10 @@ class TenantTurns:
         try:
             async with self._turn(caller.tenant, kind):
                 await self._app(scope, receive, send)
-        except _TooMany:
+        except _TooManyError:
             text = (
-                f"Rate limit reached for requests in organization {caller.tenant}. Limit: {kind.most} of this kind at "
-                "once. Please try again later."
+                f"Rate limit reached for requests in organization {caller.tenant}. Limit: {kind.maximum} of this kind "
+                "at once. Please try again later."
             )
             error = ApiError(429, text, type="requests", code="rate_limit_exceeded", headers={"Retry-After": "5"})
             await refuse(error, Request(scope, receive), send)
@@ -81,13 +81,13 @@ class TenantTurns:
         lane = self._lanes.setdefault((tenant, kind), _Lane(kind))
         lane.users += 1
         try:
-            if lane.users > kind.most + MOST_WAITING:
-                raise _TooMany
+            if lane.users > kind.maximum + MAX_WAITING:
+                raise _TooManyError
             try:
                 async with asyncio.timeout(kind.patience):
                     await lane.room.acquire()
             except TimeoutError:
-                raise _TooMany from None
+                raise _TooManyError from None
             try:
                 yield
             finally:
@@ -100,9 +100,9 @@ class TenantTurns:
 
 class _Lane:
     def __init__(self, kind: Kind) -> None:
-        self.room = asyncio.Semaphore(kind.most)
+        self.room = asyncio.Semaphore(kind.maximum)
         self.users = 0
 
 
-class _TooMany(Exception):
+class _TooManyError(Exception):
     """The request did not get a turn in time."""

@@ -28,7 +28,7 @@ from activities.temporal.namespace import check_namespace, prepare_namespace
 from activities.temporal.payload_codec import data_converter
 from activities.temporal.runtime import make_runtime
 from activities.temporal.schedule import prepare_schedule
-from activities.temporal.tracing import TracingMissing, tracing
+from activities.temporal.tracing import TracingMissingError, tracing
 from activities.toml_file import SettingsFileError
 from activities.upstreams.answer_budget import AnswerBudget
 from activities.upstreams.client import InferenceClient
@@ -42,7 +42,7 @@ from api.dev.temporal_server import EmbeddedTemporal
 from api.gateway.temporal import TemporalGateway
 from api.http.codec_server import codec_listener, codec_server
 from api.http.server import listen, listen_on, raise_open_files, serve
-from api.processes.workers import WorkerCannotStart, run_worker_processes
+from api.processes.workers import WorkerStartError, run_worker_processes
 from api.tenants.keys import KeyFile
 
 log = logging.getLogger("everbatch")
@@ -215,7 +215,7 @@ async def run_workers(settings: Settings, count: int, say: Say) -> None:
     with stop_on_signals() as stop:
         try:
             await run_worker_processes(settings, count, stop, stop.at_once, say)
-        except WorkerCannotStart as error:
+        except WorkerStartError as error:
             raise StartError(str(error)) from error
 
 
@@ -372,7 +372,7 @@ def _connect_options(settings: Settings, service: str) -> Generator[ConnectOptio
     try:
         with tracing(service) as interceptors:
             yield ConnectOptions(_runtime(settings), data_converter(settings.payload_keys), interceptors)
-    except TracingMissing as error:
+    except TracingMissingError as error:
         raise StartError(str(error)) from error
 
 

@@ -14,7 +14,7 @@ from activities.configured import open_store
 from activities.settings import Settings
 from activities.store.object_store import StoreError
 from activities.temporal.connection import ConnectOptions, connect_when_there
-from activities.temporal.deployment import NotPromoted, promote, versions
+from activities.temporal.deployment import NotPromotedError, promote, versions
 from activities.temporal.namespace import SEARCH_ATTRIBUTES, ensure_namespace, ensure_search_attributes
 from activities.temporal.payload_codec import data_converter
 from activities.temporal.schedule import prepare_schedule
@@ -102,7 +102,7 @@ async def run_promote(settings: Settings, build_id: str | None, say: Say, *, for
         client = await _connected(settings, stop)
         try:
             await promote(client, settings.deployment, build_id, force=force)
-        except NotPromoted as error:
+        except NotPromotedError as error:
             raise StartError(f"{error}; known: {await _known_versions(client, settings.deployment)}") from error
         except RPCError as error:
             raise StartError(f"{settings.deployment}/{build_id}: {error}") from error

@@ -24,7 +24,7 @@ KILL_SECONDS: Final = 15.0
 """Beyond the drain timeout; a worker that has not ended then is killed."""
 
 
-class WorkerCannotStart(Exception):
+class WorkerStartError(Exception):
     """A worker process ended with an error at its start."""
 
 
@@ -36,7 +36,7 @@ async def run_worker_processes(
     A worker that ends by itself, whatever killed it, is replaced: Temporal has given its shards to the others.
 
     Raises:
-        WorkerCannotStart: one ended with an error as soon as it was started, which another would do as well.
+        WorkerStartError: one ended with an error as soon as it was started, which another would do as well.
     """
     say(f"Everbatch: {count} worker processes, with EVERBATCH_MAX_IN_FLIGHT={settings.max_in_flight} each")
     with _lifeline() as lifeline:
@@ -76,7 +76,7 @@ async def _keep(settings: Settings, number: int, lifeline: int, stop: asyncio.Ev
         stopping.cancel()
         if not stop.is_set():
             if ended.result() == 1 and time.monotonic() - started < START_SECONDS:
-                raise WorkerCannotStart("a worker process cannot start; see above")
+                raise WorkerStartError("a worker process cannot start; see above")
             log.error("worker process %d (pid %d) ended with %d; starting another", number, process.pid, ended.result())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), RESTART_SECONDS)

@@ -16,8 +16,8 @@ from activities.input_addresses import allowed_address, is_address
 from activities.records.catalog import Catalog
 from activities.records.read_ahead import read_ahead
 from activities.settings import Settings
-from activities.store.object_store import ObjectNotFound, ObjectStore, StoreError
-from api.gateway.interface import BatchHasEnded, BatchView, Gateway
+from activities.store.object_store import ObjectNotFoundError, ObjectStore, StoreError
+from api.gateway.interface import BatchHasEndedError, BatchView, Gateway
 from api.http.auth import Caller, CallerOf, Tenant
 from api.http.bodies import JsonRoute
 from api.http.errors import ApiError, permanent_conflict, shown
@@ -131,7 +131,7 @@ class _Batches:
         body = body or RetryBatch()
         try:
             first = (await self._gateway.find(caller.tenant, batch_id)).record
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             raise _no_batch(batch_id) from None
         retry = await asyncio.to_thread(self._retries.claim, first, body, idempotency_key)
         spec = retry_spec(self.creates.spec(caller, create_of(first.spec, body.webhook)), first.spec, retry)
@@ -158,7 +158,7 @@ class _Batches:
     async def retrieve_batch(self, batch_id: str, tenant: Tenant, partial: PartialHeader = None) -> Response:
         try:
             view = await self._gateway.find(tenant, batch_id)
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             raise _no_batch(batch_id) from None
         retried_by = await asyncio.to_thread(self._retries.retried_by, view.record)
         messages = await asyncio.to_thread(self._messages, view.record) if view.record.status.error_summary else {}
@@ -174,9 +174,9 @@ class _Batches:
     async def cancel_batch(self, batch_id: str, tenant: Tenant) -> Batch:
         try:
             return batch_object(await self._gateway.cancel(tenant, batch_id))
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             raise _no_batch(batch_id) from None
-        except BatchHasEnded as error:
+        except BatchHasEndedError as error:
             raise permanent_conflict(f"Cannot cancel a batch with status '{error.status.value}'.") from None
 
     async def pause_batch(self, batch_id: str, tenant: Tenant) -> Batch:
@@ -190,9 +190,9 @@ class _Batches:
     async def _set_paused(self, tenant: str, batch_id: str, paused: bool) -> Batch:
         try:
             return batch_object(await self._gateway.set_paused(tenant, batch_id, paused))
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             raise _no_batch(batch_id) from None
-        except BatchHasEnded as error:
+        except BatchHasEndedError as error:
             verb = "pause" if paused else "resume"
             raise permanent_conflict(f"Cannot {verb} a batch with status '{error.status.value}'.") from None
 
@@ -204,7 +204,7 @@ class _Batches:
     def _page(self, tenant: str, limit: int, ascending: bool, after: str | None) -> list[BatchRecord]:
         try:
             position = self._catalog.batch_place(tenant, after) if after is not None else None
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             raise ApiError(400, f"No batch found with id '{shown(after)}'.", param="after") from None
         return list(islice(self._catalog.list_batches(tenant, after=position, ascending=ascending), limit))
 

@@ -17,11 +17,11 @@ from activities.records.catalog import Catalog
 from activities.records.create_notes import CreateNote, CreateNotes
 from activities.settings import Settings
 from activities.store.object_store import ObjectStore, StoreError
-from api.gateway.interface import BatchView, Gateway, IdempotencyConflict
+from api.gateway.interface import BatchView, Gateway, IdempotencyConflictError
 from api.http.auth import Caller
 from api.http.errors import ApiError, permanent_conflict
 from api.http.schemas import CreateBatch, Webhook
-from api.routes.limits import BatchPlaces, NoPlace
+from api.routes.limits import BatchPlaces, TooManyBatchesError
 from workflows.contract import inference_task_queue
 from workflows.ids import batch_id_for_key, create_digest
 from workflows.types import BatchSpec
@@ -30,7 +30,7 @@ log = logging.getLogger("everbatch.api")
 
 _DEFAULT_READ_SECONDS = 600
 """That OpenAI's SDK waits for an answer before it tries again."""
-_LONGEST_READ_SECONDS = 3600
+_MAX_READ_SECONDS = 3600
 _PAUSE_SECONDS = 125
 """The longest that it pauses before it does, with a margin."""
 
@@ -58,14 +58,14 @@ class Creates:
         Raises:
             ApiError: its tenant has no place for it, or its idempotency key stands for another.
         """
-        most = caller.limits.max_running_batches if caller.limits else None
+        maximum = caller.limits.max_running_batches if caller.limits else None
         try:
-            async with self._places.place(spec, most, may_exist=may_exist):
+            async with self._places.place(spec, maximum, may_exist=may_exist):
                 if webhook:
                     own = BatchWebhook(webhook.url, webhook.secret, list(webhook.events) if webhook.events else None)
                     await asyncio.to_thread(self._own_webhooks.save, spec.tenant, spec.batch_id, own)
                 return await self._gateway.create(spec, idempotent=may_exist)
-        except IdempotencyConflict:
+        except IdempotencyConflictError:
             raise key_conflict() from None
 
     async def start_of_sdk(
@@ -98,7 +98,7 @@ class Creates:
             spec = spec.model_copy(update={"batch_id": note.batch_id, "created_ms": note.created_ms})
         try:
             view = await self.start(spec, caller, may_exist=is_repeated, webhook=webhook)
-        except NoPlace:
+        except TooManyBatchesError:
             if note:
                 await asyncio.to_thread(self._notes.remove, note)
             raise
@@ -149,7 +149,7 @@ def count_of(text: str | None) -> int | None:
 def _read_seconds(request: Request) -> int:
     """How long the SDK waits for this answer; Python's and Node's say it by different names."""
     said = (count_of(request.headers.get(name)) for name in ("x-stainless-read-timeout", "x-stainless-timeout"))
-    return min(next((seconds for seconds in said if seconds), _DEFAULT_READ_SECONDS), _LONGEST_READ_SECONDS)
+    return min(next((seconds for seconds in said if seconds), _DEFAULT_READ_SECONDS), _MAX_READ_SECONDS)
 
 
 def _spec(

@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from activities.store.object_store import ObjectNotFound
+from activities.store.object_store import ObjectNotFoundError
 from api.gateway.interface import BatchView, Gateway
 from api.gateway.waits import duration
 from api.http.auth import Tenant
@@ -60,7 +60,7 @@ def events_router(gateway: Gateway) -> APIRouter:
             raise ApiError(400, f"No event found with id '{shown(after)}'.", param="after")
         try:
             view = await gateway.find(tenant, batch_id)
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             raise ApiError(404, f"No batch found with id '{shown(batch_id)}'.") from None
         found = [event for event in events_of(view, time.time()) if after is None or event.id > after]
         data = found[:limit]

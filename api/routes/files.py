@@ -21,7 +21,7 @@ from activities.records.catalog import Catalog, FileRecord
 from activities.records.keyed_files import KeyedFiles
 from activities.records.keys import content_key
 from activities.settings import Settings
-from activities.store.object_store import ObjectNotFound, ObjectStore, StoreError
+from activities.store.object_store import ObjectNotFoundError, ObjectStore, StoreError
 from api.http.auth import Limits, Tenant
 from api.http.download import Download, Reader, Span, content_headers, entity_tag, is_known, span_of
 from api.http.errors import ApiError, invalid_value, missing_parameter, permanent_conflict, shown, validation_error
@@ -205,21 +205,21 @@ class _Files:
         self._find(tenant, file_id)
         try:
             self._catalog.delete_file(tenant, file_id)
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             raise _no_file(file_id) from None
 
     def _open(self, tenant: str, file_id: str, span: Span | None) -> Reader:
         try:
             start, length = span or (0, None)
             return Reader(self._store.stream(content_key(tenant, file_id), start, length))
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             raise _no_file(file_id) from None
 
     def _page(self, tenant: str, purpose: str | None, limit: int, order: Order, after: str | None) -> FileList:
         try:
             # A file that has expired or was deleted still marks a place in the list.
             position = self._catalog.file_place(tenant, after) if after is not None else None
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             raise ApiError(400, f"No such File object: {shown(after)}", param="after") from None
         records = self._catalog.list_files(tenant, after=position, ascending=order == "asc", purpose=purpose)
         wanted = (record for record in records if not _is_expired(record))

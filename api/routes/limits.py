@@ -12,8 +12,8 @@ from typing import Final
 
 from activities.records.catalog import Catalog
 from activities.records.running import RunningBatches
-from activities.store.object_store import ObjectNotFound, StoreError
-from api.gateway.interface import Gateway, TemporalUnavailable
+from activities.store.object_store import ObjectNotFoundError, StoreError
+from api.gateway.interface import Gateway, TemporalUnavailableError
 from api.http.errors import ApiError
 from workflows.types import BatchSpec
 
@@ -23,13 +23,13 @@ LOOK_AT: Final = 100
 """Batches in one look."""
 
 
-class NoPlace(ApiError):
+class TooManyBatchesError(ApiError):
     """The tenant has reached its maximum number of running batches."""
 
-    def __init__(self, tenant: str, most: int) -> None:
+    def __init__(self, tenant: str, maximum: int) -> None:
         message = (
-            f"Rate limit reached for batches in organization {tenant}. Limit: {most} running batches, and so many run. "
-            "Waiting helps: please try again once some have ended."
+            f"Rate limit reached for batches in organization {tenant}. Limit: {maximum} running batches, and so many "
+            "run. Waiting helps: please try again once some have ended."
         )
         super().__init__(429, message, type="requests", code="rate_limit_exceeded", headers={"Retry-After": "15"})
 
@@ -45,21 +45,21 @@ class BatchPlaces:
         self._looked_at: dict[str, float] = {}
 
     @contextlib.asynccontextmanager
-    async def place(self, spec: BatchSpec, most: int | None, *, may_exist: bool) -> AsyncGenerator[None]:
+    async def place(self, spec: BatchSpec, maximum: int | None, *, may_exist: bool) -> AsyncGenerator[None]:
         """A place for a batch that is started within; free again if that raises.
 
         Args:
             spec: the batch. One that is not counted needs no place.
-            most: running batches that its tenant may have.
+            maximum: running batches that its tenant may have.
             may_exist: whether the batch may be there already, and then needs no other place.
 
         Raises:
-            NoPlace: there is none, and no such batch.
+            TooManyBatchesError: there is none, and no such batch.
         """
         is_new = spec.counted and not (may_exist and await self._is_recorded(spec))
         if is_new:
             async with self._locks[spec.tenant]:
-                is_new = await self._take(spec, most, may_exist)
+                is_new = await self._take(spec, maximum, may_exist)
         try:
             yield
         except Exception:
@@ -69,16 +69,16 @@ class BatchPlaces:
                     await asyncio.to_thread(self._running.remove, spec.tenant, spec.batch_id)
             raise
 
-    async def _take(self, spec: BatchSpec, most: int | None, may_exist: bool) -> bool:
+    async def _take(self, spec: BatchSpec, maximum: int | None, may_exist: bool) -> bool:
         ids = await asyncio.to_thread(self._running.ids, spec.tenant)
         if spec.batch_id in ids:
             return False
-        if most is not None and len(ids) >= most:
+        if maximum is not None and len(ids) >= maximum:
             ids = await self._without_ended(spec.tenant, ids)
-            if len(ids) >= most:
+            if len(ids) >= maximum:
                 if may_exist and not await self._has_ended(spec.tenant, spec.batch_id):
                     return False
-                raise NoPlace(spec.tenant, most)
+                raise TooManyBatchesError(spec.tenant, maximum)
         await asyncio.to_thread(self._running.add, spec.tenant, spec.batch_id)
         return True
 
@@ -102,8 +102,8 @@ class BatchPlaces:
         """Whether the batch runs no more, or has never been started."""
         try:
             view = await self._gateway.find(tenant, batch_id)
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             return True
-        except TemporalUnavailable:
+        except TemporalUnavailableError:
             return False
         return view.record.status.phase.is_terminal

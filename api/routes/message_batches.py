@@ -16,8 +16,8 @@ from starlette.responses import Response
 from activities.records.catalog import Catalog, FileRecord
 from activities.records.keys import content_key
 from activities.settings import Settings
-from activities.store.object_store import ObjectNotFound, ObjectStore, StoreError
-from api.gateway.interface import BatchHasEnded, BatchIsRunning, BatchView, Gateway
+from activities.store.object_store import ObjectNotFoundError, ObjectStore, StoreError
+from api.gateway.interface import BatchHasEndedError, BatchIsRunningError, BatchView, Gateway
 from api.http.auth import Caller, CallerOf, Tenant
 from api.http.bodies import JsonRoute
 from api.http.download import Reader, ReaderResponse
@@ -207,14 +207,14 @@ class _MessageBatches:
         await self._find(tenant, message_batch_id)
         try:
             return message_batch(await self._gateway.cancel(tenant, batch_id_of(message_batch_id)), time.time())
-        except BatchHasEnded:
+        except BatchHasEndedError:
             raise ApiError(400, f"Batch {shown(message_batch_id)} cannot be canceled: it has ended.") from None
 
     async def delete_message_batch(self, message_batch_id: str, tenant: Tenant) -> MessageBatchDeleted:
         await self._find(tenant, message_batch_id)
         try:
             await self._gateway.delete(tenant, batch_id_of(message_batch_id))
-        except BatchIsRunning:
+        except BatchIsRunningError:
             raise _running(message_batch_id, "cannot be deleted") from None
         return MessageBatchDeleted(id=message_batch_id)
 
@@ -225,14 +225,14 @@ class _MessageBatches:
         try:
             reader = Reader(await asyncio.to_thread(open_results, self._catalog, record))
             first = await asyncio.to_thread(reader.next)
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             message = f"The results of batch {shown(message_batch_id)} are no longer available."
             raise ApiError(404, message) from None
         return ReaderResponse(_pieces(first, reader), reader, media_type="application/x-jsonlines")
 
     async def _find(self, tenant: str, message_batch_id: str) -> BatchView:
         """Raises ``ApiError``: there is no batch of this id, or it is of another endpoint."""
-        with contextlib.suppress(ObjectNotFound):
+        with contextlib.suppress(ObjectNotFoundError):
             view = await self._gateway.find(tenant, batch_id_of(message_batch_id))
             if view.record.spec.endpoint == MESSAGES_ENDPOINT:
                 return view
@@ -246,7 +246,7 @@ class _MessageBatches:
         if given is not None:
             try:
                 place = self._catalog.batch_place(tenant, batch_id_of(given))
-            except ObjectNotFound:
+            except ObjectNotFoundError:
                 raise ApiError(400, f"No message batch found with id '{shown(given)}'.") from None
         ascending = before_id is not None
         listed = self._catalog.list_batches(tenant, after=place, ascending=ascending, messages_only=True)

@@ -15,7 +15,7 @@ from activities.raw_json import MAX_DEPTH, escaped, is_deeper
 from activities.store.object_store import CHUNK, ObjectStore
 from api.http.bodies import Body
 from api.http.errors import ApiError
-from api.http.json_items import JsonItems, MalformedItems, TooLong
+from api.http.json_items import JsonItems, MalformedItemsError, TooLongError
 from api.http.store_sink import StoreSink, in_thread, sink_of
 from workflows.contract import MESSAGES_ENDPOINT
 
@@ -115,9 +115,9 @@ class _Lines:
     def write(self, data: bytes) -> None:
         try:
             lines = b"".join(map(self._line, self._items.feed(data)))
-        except TooLong as error:
+        except TooLongError as error:
             raise ApiError(413, f"A request of the batch is too large: {error}.") from None
-        except MalformedItems as error:
+        except MalformedItemsError as error:
             raise _malformed(str(error)) from None
         self._sink.write(lines)
         self.size += len(lines)
@@ -128,7 +128,7 @@ class _Lines:
             _decode_rest(bytes(self._items.rest))
         except msgspec.ValidationError:
             raise _bad("requests", "Field required, a list of requests") from None
-        except (MalformedItems, ValueError, RecursionError) as error:
+        except (MalformedItemsError, ValueError, RecursionError) as error:
             raise _malformed(str(error)) from None
         if self._items.arrays != 1:
             raise _bad("requests", "Input should be there once")

@@ -11,7 +11,7 @@ import msgspec
 from activities.raw_json import escaped
 from activities.records.catalog import Catalog
 from activities.records.keys import content_key
-from activities.store.object_store import ObjectNotFound, StoreError
+from activities.store.object_store import ObjectNotFoundError, StoreError
 from api.http.anthropic_errors import anthropic_error
 from workflows.types import BatchPhase, BatchRecord, MissingReason
 
@@ -63,7 +63,7 @@ def open_results(catalog: Catalog, record: BatchRecord) -> Iterator[bytes]:
     """The results of a batch that has ended, some lines at a time. Blocks, here and while it is read.
 
     Raises:
-        ObjectNotFound: a file that they are made of is gone.
+        ObjectNotFoundError: a file that they are made of is gone.
         StoreError: while it is read, the store cannot be used, or there is not one result for each request.
     """
     spec, status = record.spec, record.status
@@ -74,7 +74,7 @@ def open_results(catalog: Catalog, record: BatchRecord) -> Iterator[bytes]:
         file_ids, total, convert = [spec.input_file_id], spec.inline_requests, _unsent(record)
     for file_id in file_ids:
         if catalog.get_file(spec.tenant, file_id).is_expired(time.time()):
-            raise ObjectNotFound(file_id)
+            raise ObjectNotFoundError(file_id)
     return _results(catalog, [content_key(spec.tenant, file_id) for file_id in file_ids], convert, total)
 
 

@@ -11,7 +11,7 @@ from typing import Protocol, cast
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from activities.upstreams.client import UpstreamUnavailable
+from activities.upstreams.client import UpstreamUnavailableError
 from activities.upstreams.config import Upstream, is_pattern
 from api.http.errors import RETRY_AFTER, ApiError, shown
 from api.http.schemas import error_responses
@@ -29,7 +29,7 @@ class ModelsProxy(Protocol):
         """Status and body of the inference server's ``GET /models``.
 
         Raises:
-            UpstreamUnavailable: it does not answer.
+            UpstreamUnavailableError: it does not answer.
         """
         ...
 
@@ -90,7 +90,7 @@ async def _listed(proxy: ModelsProxy) -> list[Entry]:
     """The list of models as the inference server wrote it."""
     try:
         status, body = await proxy.get_models_raw()
-    except UpstreamUnavailable as error:
+    except UpstreamUnavailableError as error:
         log.warning("%s", error)
         raise ApiError(503, "The inference server does not answer.", "server_error", headers=RETRY_AFTER) from None
     if status != 200:

@@ -78,8 +78,8 @@ class PartialFiles:
         lines = self._lines(record, kind, first, last - offset)
         return StreamingResponse(lines, headers=headers, media_type="application/octet-stream")
 
-    async def _page(self, record: BatchRecord, kind: ResultKind, cursor: Cursor, most: int) -> Page:
-        spec, limit = record.spec, min(most, PAGE_LINES)
+    async def _page(self, record: BatchRecord, kind: ResultKind, cursor: Cursor, maximum: int) -> Page:
+        spec, limit = record.spec, min(maximum, PAGE_LINES)
         return await asyncio.to_thread(self._pages.page, spec.tenant, spec.batch_id, cursor, limit, kind)
 
     async def _lines(self, record: BatchRecord, kind: ResultKind, page: Page, left: int) -> AsyncIterator[bytes]:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from activities.records.catalog import Catalog
 from activities.result_pages import BadCursorError, Cursor, Page, ResultPages, ResultsGoneError
-from activities.store.object_store import ObjectNotFound
+from activities.store.object_store import ObjectNotFoundError
 from api.http.auth import Tenant
 from api.http.errors import ApiError, shown
 from api.http.schemas import error_responses
@@ -58,8 +58,8 @@ def results_router(catalog: Catalog, pages: ResultPages) -> APIRouter:
 def _page(catalog: Catalog, pages: ResultPages, tenant: str, batch_id: str, after: str, limit: int) -> Page:
     try:
         if catalog.get_batch(tenant, batch_id).deleted_at:
-            raise ObjectNotFound(batch_id)
-    except ObjectNotFound:
+            raise ObjectNotFoundError(batch_id)
+    except ObjectNotFoundError:
         raise ApiError(404, f"No batch found with id '{shown(batch_id)}'.") from None
     try:
         return pages.page(tenant, batch_id, Cursor.parse(after), limit)

@@ -14,8 +14,8 @@ from api.routes.creates import key_conflict
 from workflows.ids import batch_id_for_key, create_digest
 from workflows.types import BatchPhase, BatchRecord, BatchSpec
 
-MOST_CODES: Final = 50
-LONGEST_CODE: Final = 128
+MAX_CODES: Final = 50
+MAX_CODE_LENGTH: Final = 128
 SHOWN_CODES: Final = 10
 
 
@@ -79,8 +79,8 @@ class RetryRules:
             )
             raise permanent_conflict(text, code="retry_gone") from None
         if not lines.requests:
-            most = lines.codes.most_common(SHOWN_CODES)
-            there = ", ".join(f"{shown(code)} ({count})" for code, count in most)
+            maximum = lines.codes.most_common(SHOWN_CODES)
+            there = ", ".join(f"{shown(code)} ({count})" for code, count in maximum)
             text = f"No failed request of batch {first.spec.batch_id} has one of these codes. It has: {there}."
             raise ApiError(400, text, code="invalid_value", param="codes")
 
@@ -122,8 +122,8 @@ def retry_spec(spec: BatchSpec, first: BatchSpec, retry: Retry) -> BatchSpec:
 
 def _codes(body: RetryBatch) -> list[str]:
     codes = sorted(set(body.codes or ()))
-    if len(codes) > MOST_CODES or any(not 0 < len(code) <= LONGEST_CODE for code in codes):
-        text = f"Invalid 'codes': expected up to {MOST_CODES} codes of 1 to {LONGEST_CODE} characters."
+    if len(codes) > MAX_CODES or any(not 0 < len(code) <= MAX_CODE_LENGTH for code in codes):
+        text = f"Invalid 'codes': expected up to {MAX_CODES} codes of 1 to {MAX_CODE_LENGTH} characters."
         raise ApiError(400, text, code="invalid_value", param="codes")
     if body.codes == []:
         raise ApiError(400, "Invalid 'codes': an empty list retries nothing. Leave it out to retry all.", param="codes")

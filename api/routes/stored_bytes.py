@@ -29,7 +29,7 @@ class Form:
     """A form, or an upload that is created: what it takes of its tenant's room."""
 
     tenant: str
-    most: int | None
+    maximum: int | None
     """Bytes that the tenant may store."""
     upload_id: str = ""
     """Of the upload that it brings a part of."""
@@ -43,8 +43,8 @@ class Form:
         Raises:
             ApiError: it is larger than announced, and than what was left.
         """
-        if self.free is not None and self.most is not None and size > max(self.bytes, self.free):
-            raise _too_much_stored(self.tenant, self.most, self.most - self.free, 0, size)
+        if self.free is not None and self.maximum is not None and size > max(self.bytes, self.free):
+            raise _too_much_stored(self.tenant, self.maximum, self.maximum - self.free, 0, size)
         self.bytes = max(self.bytes, size)
 
 
@@ -104,7 +104,7 @@ class StoredBytes:
         Raises:
             ApiError: there is none.
         """
-        if form.most is None or is_repeat:
+        if form.maximum is None or is_repeat:
             yield
             return
         tenant = self._tenants[form.tenant]
@@ -129,7 +129,7 @@ class StoredBytes:
         Raises:
             ApiError: there is none.
         """
-        if form.most is None:
+        if form.maximum is None:
             yield
             return
         tenant = self._tenants[form.tenant]
@@ -142,17 +142,17 @@ class StoredBytes:
 
     async def _take(self, form: Form, size: int) -> int:
         """Count the form as this large; what is left then."""
-        assert form.most is not None, "who has no limit is not counted"
+        assert form.maximum is not None, "who has no limit is not counted"
         tenant = self._tenants[form.tenant]
         usage = await asyncio.to_thread(self._usage, form.tenant, tenant)
         before = usage.reserved(tenant.forms - {form})
         form.bytes = size
         tenant.forms.add(form)
         after = usage.reserved(tenant.forms)
-        if after > before and usage.files + after > form.most:
+        if after > before and usage.files + after > form.maximum:
             tenant.forms.discard(form)
-            raise _too_much_stored(form.tenant, form.most, usage.files, before, size)
-        return form.most - usage.files - after
+            raise _too_much_stored(form.tenant, form.maximum, usage.files, before, size)
+        return form.maximum - usage.files - after
 
     def _usage(self, name: str, tenant: _Tenant) -> _Usage:
         records: dict[Place, FileRecord] = {}
@@ -173,16 +173,16 @@ def form_of(tenant: str, limits: TenantLimits | None, upload_id: str = "") -> Fo
     return Form(tenant, limits.max_stored_bytes if limits else None, upload_id)
 
 
-def _too_much_stored(tenant: str, most: int, stored: int, reserved: int, size: int) -> ApiError:
+def _too_much_stored(tenant: str, maximum: int, stored: int, reserved: int, size: int) -> ApiError:
     status, held = 429, f"and has {stored}"
     if reserved:
         held += f", and {reserved} more are reserved by its uploads and running batches"
-    if size > most:
+    if size > maximum:
         status, advice = 403, f"A file of {size} bytes can never be stored: waiting does not help."
-    elif stored + size > most:
+    elif stored + size > maximum:
         advice = f"{size} more do not fit. Waiting does not help: please delete files that you no longer need."
     else:
         advice = f"{size} more do not fit now. Please try again once some of these have ended or are cancelled."
-    message = f"You exceeded your current quota: organization {tenant} may store {most} bytes {held}. {advice}"
+    message = f"You exceeded your current quota: organization {tenant} may store {maximum} bytes {held}. {advice}"
     headers = {"x-should-retry": "false"}
     return ApiError(status, message, type="insufficient_quota", code="insufficient_quota", headers=headers)

@@ -15,7 +15,7 @@ from activities.records.catalog import FileRecord
 from activities.records.keys import upload_part_key
 from activities.records.uploads import ArrivedPart, UploadRecord, UploadRecords, UploadState
 from activities.settings import Settings
-from activities.store.object_store import ObjectNotFound, ObjectStore
+from activities.store.object_store import ObjectNotFoundError, ObjectStore
 from api.http.auth import Limits, Tenant
 from api.http.bodies import JsonRoute
 from api.http.errors import ApiError, shown
@@ -133,7 +133,7 @@ class _Uploads:
     def _find(self, tenant: str, upload_id: str) -> UploadState:
         try:
             return self._uploads.get(tenant, upload_id)
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             raise _no_upload(upload_id) from None
 
     def _check_room(self, tenant: str, upload_id: str, size: int) -> None:
@@ -144,9 +144,9 @@ class _Uploads:
         if len(parts) >= MAX_PARTS:
             raise ApiError(400, f"An upload may have no more than {MAX_PARTS} parts.", param="data")
         # Twice, since a client whose answer was lost sends a part again.
-        most = 2 * upload.record.bytes + MAX_PART_BYTES
-        if sum(part.bytes for part in parts.values()) + size > most:
-            text = f"The parts of this upload hold more than {most} bytes already, but it is to be a file of"
+        maximum = 2 * upload.record.bytes + MAX_PART_BYTES
+        if sum(part.bytes for part in parts.values()) + size > maximum:
+            text = f"The parts of this upload hold more than {maximum} bytes already, but it is to be a file of"
             raise ApiError(400, f"{text} {upload.record.bytes} bytes.", param="data")
 
     def _complete(self, tenant: str, upload_id: str, body: CompleteUpload) -> UploadState:
@@ -161,7 +161,7 @@ class _Uploads:
             if body.md5 is not None:
                 _check_md5(body.md5, self._uploads.md5(tenant, upload_id, parts))
             upload = self._uploads.complete(tenant, upload_id, _file_record(file_id, upload.record, parts), parts)
-        except (ApiError, ObjectNotFound):
+        except (ApiError, ObjectNotFoundError):
             # Another request may have ended the upload since, and deleted the parts.
             upload = self._find(tenant, upload_id)
             if upload.status == "pending":
@@ -179,7 +179,7 @@ class _Uploads:
     def _cancel(self, tenant: str, upload_id: str) -> UploadState:
         try:
             upload = self._uploads.cancel(tenant, upload_id)
-        except ObjectNotFound:
+        except ObjectNotFoundError:
             raise _no_upload(upload_id) from None
         if upload.status == "completed":
             raise _wrong_state("cancel", upload)

@@ -15,7 +15,7 @@ from tests.e2e.processes import API_LINE, Child, Launcher
 from tests.integration.stack import until
 
 MEGABYTE = 1 << 20
-MOST_GROWTH = 30 * MEGABYTE
+MAX_GROWTH = 30 * MEGABYTE
 FORM = (
     b'--b0\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
     b'--b0\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
@@ -160,5 +160,5 @@ async def bodies_without_end(server: Server) -> None:
     await server.exchange(head, *[nonsense] * 200)
     await server.exchange(head, in_file, *[nonsense] * 200, b"0\r\n\r\n")
     await server.exchange(head.replace(b"/files", b"/batches"), *[nonsense] * 200)
-    assert server.peak() - before < MOST_GROWTH
+    assert server.peak() - before < MAX_GROWTH
     assert server.files() == files

@@ -14,7 +14,7 @@ from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
 
 from activities.settings import Settings
 from activities.store.local import LocalStore
-from activities.upstreams.client import UpstreamUnavailable
+from activities.upstreams.client import UpstreamUnavailableError
 from activities.upstreams.config import Upstream
 from api.app import create_app
 from api.tenants.keys import KeyFile
@@ -28,7 +28,7 @@ class FakeModels:
 
     async def get_models_raw(self) -> tuple[int, bytes]:
         if self.answer is None:
-            raise UpstreamUnavailable("the inference server at http://10.0.0.1 does not answer")
+            raise UpstreamUnavailableError("the inference server at http://10.0.0.1 does not answer")
         return self.answer
 
 

@@ -6,14 +6,14 @@ import time
 from collections.abc import Sequence
 
 from activities.records.catalog import Catalog
-from activities.store.object_store import ObjectNotFound, ObjectStore
+from activities.store.object_store import ObjectNotFoundError, ObjectStore
 from api.gateway.interface import (
-    BatchHasEnded,
-    BatchIsRunning,
+    BatchHasEndedError,
+    BatchIsRunningError,
     BatchView,
-    IdempotencyConflict,
+    IdempotencyConflictError,
     Progress,
-    TemporalUnavailable,
+    TemporalUnavailableError,
 )
 from workflows.types import BatchPhase, BatchRecord, BatchSpec, BatchStatus
 
@@ -30,11 +30,11 @@ class FakeGateway:
         if idempotent:
             try:
                 record = self._catalog.get_batch(spec.tenant, spec.batch_id)
-            except ObjectNotFound:
+            except ObjectNotFoundError:
                 pass
             else:
                 if not record.spec.asks_for_the_same_as(spec):
-                    raise IdempotencyConflict
+                    raise IdempotencyConflictError
                 return self._view(record)
         self.created.append(spec)
         self._catalog.create_batch(spec)
@@ -49,7 +49,7 @@ class FakeGateway:
     async def find(self, tenant: str, batch_id: str) -> BatchView:
         record = self._catalog.get_batch(tenant, batch_id)
         if record.deleted_at is not None:
-            raise ObjectNotFound(batch_id)
+            raise ObjectNotFoundError(batch_id)
         return await self.view(record)
 
     async def cancel(self, tenant: str, batch_id: str) -> BatchView:
@@ -57,7 +57,7 @@ class FakeGateway:
         record = self._catalog.get_batch(tenant, batch_id)
         status = record.status
         if status.phase.is_terminal and status.phase != BatchPhase.CANCELLED:
-            raise BatchHasEnded(status.phase)
+            raise BatchHasEndedError(status.phase)
         if status.cancelling_at is None:
             record = self.set_status(record, status.model_copy(update={"cancelling_at": int(time.time())}))
         return self._view(record)
@@ -66,14 +66,14 @@ class FakeGateway:
         self._check()
         record = self._catalog.get_batch(tenant, batch_id)
         if record.status.phase.is_terminal:
-            raise BatchHasEnded(record.status.phase)
+            raise BatchHasEndedError(record.status.phase)
         at = int(time.time()) if paused else None
         return self._view(self.set_status(record, record.status.model_copy(update={"paused_at": at})))
 
     async def delete(self, tenant: str, batch_id: str) -> None:
         record = self._catalog.get_batch(tenant, batch_id)
         if not record.status.phase.is_terminal:
-            raise BatchIsRunning
+            raise BatchIsRunningError
         self._catalog.delete_batch(record)
 
     async def count_by_status(self) -> dict[str, int]:
@@ -91,7 +91,7 @@ class FakeGateway:
 
     def _check(self) -> None:
         if self.down:
-            raise TemporalUnavailable("Temporal at 127.0.0.1:1 does not answer")
+            raise TemporalUnavailableError("Temporal at 127.0.0.1:1 does not answer")
 
     def _view(self, record: BatchRecord) -> BatchView:
         return BatchView(record, None if record.status.phase.is_terminal else Progress(in_flight=3))

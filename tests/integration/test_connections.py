@@ -59,11 +59,11 @@ async def ended(reader: asyncio.StreamReader, seconds: float = 10) -> bytes:
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, most: int = 1000) -> AsyncGenerator[Server]:
+async def serving(app: ASGIApp, maximum: int = 1000) -> AsyncGenerator[Server]:
     stop = asyncio.Event()
     with listen("127.0.0.1", 0) as listener:
         server = Server(listener.getsockname()[1])
-        task = asyncio.create_task(serve(app, listener, stop, most))
+        task = asyncio.create_task(serve(app, listener, stop, maximum))
         try:
             yield server
         finally:
@@ -75,7 +75,7 @@ async def serving(app: ASGIApp, most: int = 1000) -> AsyncGenerator[Server]:
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncGenerator[Server]:
-    async with serving(open_api(tmp_path).app, most=20) as server:
+    async with serving(open_api(tmp_path).app, maximum=20) as server:
         yield server
 
 

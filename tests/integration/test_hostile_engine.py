@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Iterable
 import pytest
 
 from activities.upstreams.answers import Answer, Verdict
-from activities.upstreams.client import InferenceClient, UpstreamUnavailable
+from activities.upstreams.client import InferenceClient, UpstreamUnavailableError
 from activities.upstreams.config import Upstream
 
 MEGABYTE = 1 << 20
@@ -184,5 +184,5 @@ async def test_a_retry_after_that_is_nonsense_is_bounded(name: str, value: str) 
 async def test_a_list_of_models_without_end_is_none() -> None:
     async with engine(chunks(b" " * MEGABYTE, 100)) as client:
         assert await client.list_models() is None
-        with pytest.raises(UpstreamUnavailable):
+        with pytest.raises(UpstreamUnavailableError):
             await client.get_models_raw()

@@ -13,7 +13,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from activities.records.catalog import Catalog
-from activities.store.object_store import ObjectNotFound, StoreError
+from activities.store.object_store import ObjectNotFoundError, StoreError
 from activities.temporal.connection import connect
 from api.gateway.temporal import TemporalGateway
 from tests.integration.conftest import MakeStack
@@ -83,9 +83,9 @@ async def test_a_create_whose_record_cannot_be_written_has_happened(
         assert (await it.get(batch.id)).created_at == batch.created_at
         gateway = TemporalGateway(it.temporal, it.store, it.settings.task_queue, "")
         for tenant, batch_id in (("other", batch.id), ("default", "batch_" + "0" * 32), ("default", "else")):
-            with pytest.raises(ObjectNotFound):
+            with pytest.raises(ObjectNotFoundError):
                 await gateway.find(tenant, batch_id)
-            with pytest.raises(ObjectNotFound):
+            with pytest.raises(ObjectNotFoundError):
                 await gateway.cancel(tenant, batch_id)
         assert (await gateway.set_paused("default", batch.id, True)).record.spec.batch_id == batch.id
         await gateway.set_paused("default", batch.id, False)

@@ -16,7 +16,7 @@ from temporalio.client import Client
 from activities.store.local import LocalStore
 from activities.temporal.connection import ConnectOptions, connect
 from activities.temporal.payload_codec import AesGcmCodec, data_converter
-from api.gateway.interface import TemporalUnavailable
+from api.gateway.interface import TemporalUnavailableError
 from api.gateway.temporal import TemporalGateway
 from api.http.codec_server import create_codec_app
 from tests.integration.stack import Stack, progress_of, requests
@@ -80,7 +80,7 @@ async def test_an_api_without_the_key_says_so(temporal: Client, tmp_path: Path) 
         assert "has no payload key" in progress_of(batch)["waiting_reason"]
         unrecorded = LocalStore(str(tmp_path / "empty"))
         gateway = TemporalGateway(temporal, unrecorded, it.settings.task_queue, "Temporal's address")
-        with pytest.raises(TemporalUnavailable, match="has no payload key"):
+        with pytest.raises(TemporalUnavailableError, match="has no payload key"):
             await gateway.find("default", batch_id)
         await it.openai.batches.cancel(batch_id)
         await it.finished(batch_id)

@@ -12,7 +12,7 @@ from temporalio.client import Client
 
 from activities.settings import Settings
 from activities.temporal.connection import connect
-from activities.temporal.namespace import NotSetUp, check_namespace, ensure_namespace
+from activities.temporal.namespace import NotSetUpError, check_namespace, ensure_namespace
 from activities.temporal.schedule import schedule_id
 from api.processes.run import StartError
 from api.processes.setup import run_setup
@@ -34,7 +34,7 @@ async def retention(client: Client) -> timedelta:
 
 
 async def test_setup_makes_what_is_missing_and_may_be_repeated(client: Client, tmp_path: Path) -> None:
-    with pytest.raises(NotSetUp, match=f"namespace {client.namespace} does not exist: run `everbatch setup`"):
+    with pytest.raises(NotSetUpError, match=f"namespace {client.namespace} does not exist: run `everbatch setup`"):
         await check_namespace(client)
     for days, every in ((3, 600), (30, 700)):
         values = {"store": str(tmp_path / "store"), "retention_days": days, "janitor_interval": every}
@@ -53,7 +53,7 @@ async def test_a_namespace_without_our_search_attributes_is_not_set_up(client: C
     await ensure_namespace(client, timedelta(days=1))
 
     async def said() -> str:
-        with pytest.raises(NotSetUp) as caught:
+        with pytest.raises(NotSetUpError) as caught:
             await check_namespace(client)
         return str(caught.value) if "lacks the search attributes BatchTenant" in str(caught.value) else ""
 

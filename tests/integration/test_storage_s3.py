@@ -20,7 +20,7 @@ from activities.configured import open_store
 from activities.settings import Settings
 from activities.store import s3 as storage_s3
 from activities.store import s3_client
-from activities.store.object_store import CHUNK, ObjectNotFound, ObjectStore, StoreError
+from activities.store.object_store import CHUNK, ObjectNotFoundError, ObjectStore, StoreError
 from tests.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
 from tests.store_contract import StoreContract
 from tests.upload_race import race
@@ -100,7 +100,7 @@ def test_an_aborted_upload_leaves_nothing(s3_server: S3Server) -> None:
         writer.abort()
     assert uploads(s3_server, prefix) == []
     assert len(store.get("b")) == 6 * MIB
-    with pytest.raises(ObjectNotFound):
+    with pytest.raises(ObjectNotFoundError):
         store.get("a")
 
 
@@ -124,7 +124,7 @@ def test_what_killed_writers_left_goes_after_a_day(s3_server: S3Server, monkeypa
         assert uploads(s3_server, other) == [f"{other}/a"]
         with pytest.raises(StoreError):
             writer.commit()
-    with pytest.raises(ObjectNotFound):
+    with pytest.raises(ObjectNotFoundError):
         store.get("a")
 
 
@@ -214,7 +214,7 @@ def assert_all_fail(store: ObjectStore, text: str, *never: str) -> None:
     for call in calls_of(store):
         with pytest.raises(StoreError, match=text) as caught:
             call()
-        assert not isinstance(caught.value, ObjectNotFound)
+        assert not isinstance(caught.value, ObjectNotFoundError)
         assert caught.value.__cause__ is None  # Temporal would keep it
         for word in (ACCESS_KEY, SECRET_KEY, "http", "127.0.0.1", *never):
             assert word not in str(caught.value)
@@ -359,7 +359,7 @@ def test_answers_that_are_not_s3s(
     monkeypatch.setattr(s3_client, "READ_SECONDS", 0.2)
     with pytest.raises(StoreError, match=said) as caught:
         odd_server(answer).get("a")
-    assert not isinstance(caught.value, ObjectNotFound)
+    assert not isinstance(caught.value, ObjectNotFoundError)
     assert "secret" not in str(caught.value)
 
 

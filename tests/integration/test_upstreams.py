@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from openai.types import Batch
 
-from activities.temporal.deployment import NotPromoted, promote
+from activities.temporal.deployment import NotPromotedError, promote
 from api.gateway.temporal import TemporalGateway
 from tests.fakes.engine import Engine, EngineOptions
 from tests.fakes.engine_script import Script
@@ -195,7 +195,7 @@ async def test_a_version_that_lacks_an_upstream_that_is_waited_for_is_not_promot
     async with deployed(old, "two", upstreams=file_of_one) as new:
 
         async def refused() -> bool:
-            with pytest.raises(NotPromoted) as caught:
+            with pytest.raises(NotPromotedError) as caught:
                 await promote(new.temporal, name, "two")
             return "an upstream that the workers of this version do not have" in str(caught.value)
 

@@ -15,7 +15,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.worker import Worker
 
-from activities.temporal.deployment import NotPromoted, promote, versions
+from activities.temporal.deployment import NotPromotedError, promote, versions
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import Stack, requests, until
 from workflows import contract
@@ -78,7 +78,7 @@ async def test_code_that_does_not_know_a_running_batch_does_not_break_it(stack: 
 async def test_a_batch_ends_on_the_version_that_it_began_on(stack: MakeStack) -> None:
     name = f"everbatch-{uuid.uuid4().hex[:8]}"
     old = await stack(deployment=name, build_id="one", worker=False)
-    with pytest.raises(NotPromoted):
+    with pytest.raises(NotPromotedError):
         await promote(old.temporal, name, "one")
     await old.start_worker()
     await until(lambda: promoted(old.temporal, name, "one"), "the first version")
@@ -104,7 +104,7 @@ async def test_a_batch_ends_on_the_version_that_it_began_on(stack: MakeStack) ->
 async def promoted(client: Client, deployment: str, build_id: str) -> bool:
     try:
         await promote(client, deployment, build_id)
-    except NotPromoted:
+    except NotPromotedError:
         return False
     return True
 

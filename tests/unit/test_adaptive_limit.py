@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from activities.upstreams.adaptive_limit import FIRST_PAUSE, LONGEST_PAUSE, AdaptiveLimit
+from activities.upstreams.adaptive_limit import FIRST_PAUSE, MAX_PAUSE, AdaptiveLimit
 
 
 @dataclass
@@ -88,7 +88,7 @@ def test_while_nothing_gets_through_one_probe_goes_out_at_growing_intervals_with
     for _ in range(6):
         engine.round()
         pauses.append(engine.paused)
-    assert pauses == [FIRST_PAUSE, 1.0, 2.0, LONGEST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE]
+    assert pauses == [FIRST_PAUSE, 1.0, 2.0, MAX_PAUSE, MAX_PAUSE, MAX_PAUSE]
     assert engine.limit.limit == 1
 
 

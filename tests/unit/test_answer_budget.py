@@ -40,8 +40,8 @@ async def test_one_goes_beyond_and_the_next_waits_for_room() -> None:
 
 async def test_no_answer_waits_for_ever_and_no_sum_is_too_large() -> None:
     """Many answers that come in pieces, all begun before any has ended."""
-    most, largest = 1000, 400
-    budget = AnswerBudget(most)
+    maximum, largest = 1000, 400
+    budget = AnswerBudget(maximum)
     chance = random.Random(7)
     peak = 0
 
@@ -61,7 +61,7 @@ async def test_no_answer_waits_for_ever_and_no_sum_is_too_large() -> None:
 
     async with asyncio.timeout(30):
         await asyncio.gather(*(answer(chance.randint(1, largest)) for _ in range(300)))
-    assert most < peak <= most + largest
+    assert maximum < peak <= maximum + largest
     assert budget.used == 0
 
 

@@ -16,7 +16,7 @@ from activities.records.batch_webhooks import BatchWebhook, BatchWebhooks
 from activities.records.catalog import Catalog
 from activities.records.create_notes import CreateNotes
 from activities.store.object_store import StoreError
-from api.routes.limits import NoPlace
+from api.routes.limits import TooManyBatchesError
 from tests.fakes.api import Api, error_of, open_api
 from workflows.types import BatchError, BatchPhase, BatchSpec, BatchStatus, Counts, Usage
 
@@ -530,7 +530,7 @@ async def test_a_retry_that_overtakes_its_first_try_shares_its_id(api: Api, monk
 
 async def test_a_create_that_a_limit_refuses_leaves_nothing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(*_: Any, **__: Any) -> Any:
-        raise NoPlace("default", 1)
+        raise TooManyBatchesError("default", 1)
 
     with monkeypatch.context() as patch:
         patch.setattr(api.gateway, "create", refuse)

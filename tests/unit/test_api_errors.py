@@ -14,7 +14,7 @@ import pytest
 from starlette.types import Message
 
 from activities.store.local import LocalStore
-from activities.store.object_store import ObjectNotFound, StoreError
+from activities.store.object_store import ObjectNotFoundError, StoreError
 from api.http.bodies import JSON_LIMIT
 from api.http.metrics import ApiMetrics
 from api.http.middleware import RequestMiddleware
@@ -282,7 +282,7 @@ async def test_store_away(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_what_goes_while_a_route_works_is_404(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*_: Any, **__: Any) -> Any:
-        raise ObjectNotFound("key")
+        raise ObjectNotFoundError("key")
 
     monkeypatch.setattr(api.store, "list", gone)
     response = await api.http.get("/v1/files")

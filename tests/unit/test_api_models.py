@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx2
 
-from activities.upstreams.client import UpstreamUnavailable
+from activities.upstreams.client import UpstreamUnavailableError
 from activities.upstreams.config import Upstream
 from api.app import create_app
 from tests.fakes.api import open_api
@@ -23,7 +23,7 @@ class Listed:
 
     async def get_models_raw(self) -> tuple[int, bytes]:
         if self.models is None:
-            raise UpstreamUnavailable("it does not answer")
+            raise UpstreamUnavailableError("it does not answer")
         return 200, json.dumps({"data": [{"id": name, "max_model_len": 1.0} for name in self.models]}).encode()
 
 

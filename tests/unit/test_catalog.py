@@ -12,7 +12,7 @@ from activities.records.catalog import Catalog, FileRecord
 from activities.records.cuts import Cut
 from activities.records.shard_keys import ShardRef
 from activities.store.local import LocalStore
-from activities.store.object_store import ObjectNotFound, StoreError
+from activities.store.object_store import ObjectNotFoundError, StoreError
 from tests.fakes.worker import BATCH, FILE, TENANT, ShakyStore, make_spec, save_input
 from workflows.types import BatchPhase, BatchRecord, BatchStatus, Shard
 
@@ -34,9 +34,9 @@ def test_a_file_comes_and_goes(files: Catalog, store: LocalStore) -> None:
     assert files.get_file(TENANT, FILE) == record
     assert list(files.list_files(TENANT, after=None)) == [record]
     files.delete_file(TENANT, FILE)
-    with pytest.raises(ObjectNotFound):
+    with pytest.raises(ObjectNotFoundError):
         files.get_file(TENANT, FILE)
-    with pytest.raises(ObjectNotFound):
+    with pytest.raises(ObjectNotFoundError):
         files.delete_file(TENANT, FILE)
     assert list(files.list_files(TENANT, after=None)) == []
     assert list(store.list("index/")) == []
@@ -46,15 +46,15 @@ def test_a_file_comes_and_goes(files: Catalog, store: LocalStore) -> None:
 @pytest.mark.parametrize("file_id", ["", "..", "a/b", "../../x", "a\0", "x" * 65, "é", "a b", "file-1\n"])
 def test_an_id_that_cannot_be_is_not_found(files: Catalog, file_id: str) -> None:
     for call in (files.get_file, files.delete_file, files.get_batch):
-        with pytest.raises(ObjectNotFound):
+        with pytest.raises(ObjectNotFoundError):
             call(TENANT, file_id)
-    with pytest.raises(ObjectNotFound):
+    with pytest.raises(ObjectNotFoundError):
         keys.content_key(TENANT, file_id)
 
 
 def test_tenants_do_not_see_each_other(files: Catalog, store: LocalStore) -> None:
     save_input(store, b"x")
-    with pytest.raises(ObjectNotFound):
+    with pytest.raises(ObjectNotFoundError):
         files.get_file("other", FILE)
     assert list(files.list_files("other", after=None)) == []
 
@@ -187,7 +187,7 @@ def test_of_a_save_that_fails_nothing_is_seen(tmp_path: Path) -> None:
             save()
         assert len(store.written) == 1
     for get in (lambda: files.get_file(TENANT, FILE), lambda: files.get_batch(TENANT, BATCH)):
-        with pytest.raises(ObjectNotFound):
+        with pytest.raises(ObjectNotFoundError):
             get()
     assert list(files.list_files(TENANT, after=None)) == []
     assert list(files.list_batches(TENANT, after=None)) == []

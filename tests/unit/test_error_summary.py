@@ -17,7 +17,7 @@ from activities.results.output_lines import OutputLines
 from activities.results.shard_log import ShardLog
 from tests.fakes.worker import BATCH, TENANT, FakeRuns, ShakyStore, activity_environment, make_spec
 from workflows.end_types import CloseBatchInput
-from workflows.error_summary import MOST_CODES, OTHER, ErrorCount, summed
+from workflows.error_summary import MAX_CODES, OTHER, ErrorCount, summed
 from workflows.ids import result_file_id
 from workflows.types import BatchPhase, BatchRecord, BatchStatus, Counts
 
@@ -55,7 +55,7 @@ def test_sums_of_shards_keep_the_first_lines_and_the_shard_that_has_the_first() 
 def test_of_many_codes_the_rest_is_other_and_no_count_is_lost() -> None:
     codes = [f"code-{number}" for number in range(100)]
     found = summed([*tally(*codes, *codes[:50]).summary(), *tally(*codes).summary()])
-    assert len(found) == MOST_CODES + 1
+    assert len(found) == MAX_CODES + 1
     assert (found[-1].code, sum(one.count for one in found)) == (OTHER, 250)
     assert found[-1].first_lines == sorted(found[-1].first_lines)
 

@@ -11,7 +11,7 @@ from api.gateway.interface import BatchView
 from api.routes.events import events_of
 from tests.fakes.worker import BATCH, TENANT, ShakyStore, make_spec
 from workflows.error_summary import ErrorCount
-from workflows.events import MOST_EVENTS, MOST_WAITS, EventType, History, NotedEvent, PastWait, merge_waits
+from workflows.events import MAX_EVENTS, MAX_WAITS, EventType, History, NotedEvent, PastWait, merge_waits
 from workflows.types import BatchError, BatchPhase, BatchRecord, BatchStatus, Counts
 from workflows.waits import Wait, WaitKind
 
@@ -43,20 +43,20 @@ def test_short_waits_soon_after_each_other_are_one_that_came_several_times() -> 
 
 
 def test_of_too_many_the_shortest_are_dropped_and_counted() -> None:
-    history = History().with_waits(past(1000 * n, 1000 * n + 1 + n) for n in range(MOST_WAITS))
+    history = History().with_waits(past(1000 * n, 1000 * n + 1 + n) for n in range(MAX_WAITS))
     history = history.with_waits([past(-1000, None, subject="store")]).with_waits(
         [past(-3000, -2000), past(-500, -499)]
     )
-    assert (len(history.waits), history.dropped) == (MOST_WAITS, 3)
+    assert (len(history.waits), history.dropped) == (MAX_WAITS, 3)
     assert spans(history.waits)[:2] == [(-3000, -2000, 1), (-1000, None, 1)]
 
 
 def test_of_too_many_events_the_first_and_the_last_stay() -> None:
     history = History()
-    for number in range(MOST_EVENTS + 5):
+    for number in range(MAX_EVENTS + 5):
         history = history.with_event(NotedEvent(at=NOW, type=EventType.PAUSED, message=str(number)))
-    assert (len(history.events), history.dropped) == (MOST_EVENTS, 5)
-    assert [history.events[place].message for place in (0, 1, -1)] == ["0", "6", str(MOST_EVENTS + 4)]
+    assert (len(history.events), history.dropped) == (MAX_EVENTS, 5)
+    assert [history.events[place].message for place in (0, 1, -1)] == ["0", "6", str(MAX_EVENTS + 4)]
 
 
 def test_a_wait_keeps_its_begin_and_its_latest_numbers_until_an_answer_comes() -> None:

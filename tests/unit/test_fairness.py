@@ -7,7 +7,7 @@ import pytest
 from workflows.fairness import (
     KEY_BYTES,
     LANES,
-    MOST_FIRST_SHARDS,
+    MAX_FIRST_SHARDS,
     fairness_key,
     fairness_weight,
     first_window,
@@ -47,4 +47,4 @@ def test_the_key_of_a_tenant_with_a_long_name_is_one_that_temporal_takes() -> No
     ("shards", "requests", "window"), [(50, 1, 128), (157, 32, 125), (200, 250, 16), (500, 2000, 8)]
 )
 def test_how_many_shards_are_queued_at_first(shards: int, requests: int, window: int) -> None:
-    assert first_window([Shard(0, 1, 1, requests)] * shards) == window <= MOST_FIRST_SHARDS
+    assert first_window([Shard(0, 1, 1, requests)] * shards) == window <= MAX_FIRST_SHARDS

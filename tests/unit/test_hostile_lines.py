@@ -284,7 +284,7 @@ def test_a_body_of_a_million_members() -> None:
 
 
 @given(json_texts.filter(lambda text: "NaN" not in text and "01" not in text), st.integers(0, 5))
-def test_depth_is_that_of_the_values(text: str, most: int) -> None:
+def test_depth_is_that_of_the_values(text: str, maximum: int) -> None:
     def depth(value: Any) -> int:
         if isinstance(value, dict):
             value = list(cast("dict[str, Any]", value).values())
@@ -292,7 +292,7 @@ def test_depth_is_that_of_the_values(text: str, most: int) -> None:
 
     # Of members that come twice, json sees the last only.
     pairs = json.loads(text, parse_int=str, object_pairs_hook=lambda pairs: [item for _, item in pairs])
-    assert is_deeper(text.encode(), most) == (depth(pairs) > most)
+    assert is_deeper(text.encode(), maximum) == (depth(pairs) > maximum)
 
 
 @given(json_texts.filter(lambda text: "NaN" not in text and "01" not in text))

@@ -18,7 +18,7 @@ from activities.records.reminders import RUN_LOOK_SECONDS, Reminder
 from activities.records.running import RunningBatches
 from activities.records.shard_keys import ShardRef
 from activities.records.uploads import UploadRecord, UploadRecords
-from activities.store.object_store import ObjectNotFound, StoreError
+from activities.store.object_store import ObjectNotFoundError, StoreError
 from tests.fakes.worker import BATCH, FILE, TENANT, FakeRuns, ShakyStore, activity_environment, make_spec, save_input
 from workflows.ids import result_file_id
 from workflows.types import BatchPhase, BatchRecord, BatchStatus, DeleteExpiredInput, DeleteExpiredResult
@@ -362,5 +362,5 @@ async def test_the_feed_of_a_batch_goes_with_its_result_files(it: Janitor) -> No
     assert BatchWebhooks(it.store).get(TENANT, BATCH).secret == "secret"
     await it.run(CREATED + 100 * HOUR)
     assert it.keys(keys.feed_prefix(TENANT, BATCH)) == it.keys("due/") == []
-    with pytest.raises(ObjectNotFound):
+    with pytest.raises(ObjectNotFoundError):
         BatchWebhooks(it.store).get(TENANT, BATCH)

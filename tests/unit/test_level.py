@@ -52,7 +52,7 @@ def test_an_engine_too_slow_for_its_timeout_is_sent_no_more_than_it_can_answer()
 # The engine's queue
 
 
-class Told:
+class ReportedWait:
     def __init__(self, ceiling: int = 1024, timeout: float = float("inf")) -> None:
         self.now = 100.0
         self.level = InFlightLevel(ceiling, lambda: self.now, timeout)
@@ -67,12 +67,12 @@ class Told:
 
 
 def test_it_grows_while_nothing_waits_up_to_its_ceiling() -> None:
-    told = Told(ceiling=120)
+    told = ReportedWait(ceiling=120)
     assert [told.say(running, 0) for running in (16, 48, 120)] == [48, 120, 120]
 
 
 def test_a_tenth_of_what_runs_may_wait() -> None:
-    told = Told()
+    told = ReportedWait()
     for running in (16, 48, 144):
         told.say(running, 0)
     assert told.say(128, 500) == 128 + 12.8
@@ -82,19 +82,19 @@ def test_a_tenth_of_what_runs_may_wait() -> None:
 
 
 def test_it_does_not_grow_where_there_is_nothing_more_to_send() -> None:
-    told = Told()
+    told = ReportedWait()
     assert told.say(3, 0) == START
 
 
 def test_it_takes_its_own_share_of_a_queue_back() -> None:
-    told = Told()
+    told = ReportedWait()
     for running in (16, 48):
         told.say(running, 0)
     assert told.say(100, 40, in_flight=70) == 70 - 30 * 0.5
 
 
 def test_preemptions_lower_it_and_a_full_cache_does_not_let_it_grow() -> None:
-    told = Told()
+    told = ReportedWait()
     told.say(START, 0, preemptions=5.0)
     assert told.say(48, 0, preemptions=5.0, cache_used=CACHE_FULL) == 48
     assert told.say(48, 0, preemptions=5.0) > 48
@@ -105,18 +105,18 @@ def test_preemptions_lower_it_and_a_full_cache_does_not_let_it_grow() -> None:
 
 
 def test_an_engine_that_counts_other_requests_than_ours_is_not_believed() -> None:
-    told = Told()
+    told = ReportedWait()
     assert told.say(0, 0, in_flight=START) == START
     assert told.say(2, 0, in_flight=START) == START
 
 
 def test_it_does_not_grow_into_the_timeout() -> None:
-    told = Told(timeout=10)
+    told = ReportedWait(timeout=10)
     told.level.answered(told.now - 4, 1, START)
     assert told.say(START, 0) == START
 
 
 def test_a_cut_is_taken_over() -> None:
-    told = Told()
+    told = ReportedWait()
     told.level.cut(3)
     assert told.level.value == 3

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.upstreams.adaptive_limit import FIRST_PAUSE, LONGEST_PAUSE
+from activities.upstreams.adaptive_limit import FIRST_PAUSE, MAX_PAUSE
 from activities.upstreams.judgement import Fault, Outcome
 from activities.upstreams.lanes import SPARE, TRUSTED_SECONDS, Flight
 from activities.upstreams.level import START
@@ -276,13 +276,13 @@ async def test_a_model_that_refuses_makes_no_other_wait_and_two_speak_for_all() 
     up.flying.sort(key=lambda one: one[0])
     for _ in range(2):
         up.answer(1, Outcome.OVERLOADED, retry_after=600)
-    assert (up.limiter.pause_for("a"), up.limiter.pause_for("b"), up.limiter.pause_left) == (LONGEST_PAUSE, 0, 0)
+    assert (up.limiter.pause_for("a"), up.limiter.pause_for("b"), up.limiter.pause_left) == (MAX_PAUSE, 0, 0)
     assert set(up.told) == {"a"}
     up.shard("c", 1, model="b")
     up.flying.sort(key=lambda one: one[0], reverse=True)
     for _ in range(2):
         up.answer(1, Outcome.OVERLOADED, retry_after=20)
-    assert up.limiter.pause_left == up.limiter.pause_for("c") == LONGEST_PAUSE
+    assert up.limiter.pause_left == up.limiter.pause_for("c") == MAX_PAUSE
 
 
 # Pauses
@@ -313,8 +313,8 @@ async def test_a_long_retry_after_is_for_the_batch_that_was_told_and_another_ask
     up.clock.now += 1
     up.answer(4, Outcome.OVERLOADED, retry_after=600.0)
     assert up.limiter.pause_for("", "a") == TRUSTED_SECONDS
-    assert up.limiter.pause_for("", "b") == LONGEST_PAUSE
-    up.clock.now += LONGEST_PAUSE + 0.001
+    assert up.limiter.pause_for("", "b") == MAX_PAUSE
+    up.clock.now += MAX_PAUSE + 0.001
     up.shard("b", 10)
     up.shard("a again", 10, batch="a")
     assert (up.order[4:], up.told[-1]) == (["b"], "a again")  # one request, and none of the batch that was told
@@ -345,7 +345,7 @@ async def test_whatever_the_failure_a_long_retry_after_leaves_the_other_batches_
     up.shard("a", 8)
     up.clock.now += 1
     up.answer(8, outcome, retry_after=50.0)
-    assert (up.limiter.pause_for("", "a"), up.limiter.pause_for("", "b")) == (50, LONGEST_PAUSE)
+    assert (up.limiter.pause_for("", "a"), up.limiter.pause_for("", "b")) == (50, MAX_PAUSE)
 
 
 async def test_a_shorter_retry_after_does_not_shorten_a_pause() -> None:
@@ -370,7 +370,7 @@ async def test_pauses_grow_while_nothing_gets_through_and_stay_bounded() -> None
         pauses.append(up.limiter.pause_for(""))
         up.clock.now += up.limiter.pause_for("") + 0.001
     assert pauses[:4] == [FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE, 8 * FIRST_PAUSE]
-    assert set(pauses[4:]) == {LONGEST_PAUSE}
+    assert set(pauses[4:]) == {MAX_PAUSE}
 
     up.shard("a", 40)
     up.answer(30)

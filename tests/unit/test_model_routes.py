@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from activities.upstreams.client import InferenceClient, UpstreamUnavailable
+from activities.upstreams.client import InferenceClient, UpstreamUnavailableError
 from activities.upstreams.config import Upstream
 from activities.upstreams.routes import ModelRoutes, model_routes
 
@@ -45,7 +45,7 @@ def test_one_that_cannot_be_asked_takes_what_nobody_else_has() -> None:
 def test_several_that_cannot_be_asked_are_waited_for() -> None:
     found = ModelRoutes([upstream("a"), upstream("b"), upstream("c", "m")], [None, None, None])
     assert found.find("m") == 2
-    with pytest.raises(UpstreamUnavailable, match=r'upstream "a" .* or upstream "b"'):
+    with pytest.raises(UpstreamUnavailableError, match=r'upstream "a" .* or upstream "b"'):
         found.find("x")
 
 

@@ -8,7 +8,7 @@ import pytest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.temporal.namespace import NotSetUp, check_namespace
+from activities.temporal.namespace import NotSetUpError, check_namespace
 
 
 class FakeClient:
@@ -36,7 +36,7 @@ async def test_who_may_not_look_goes_on() -> None:
 
 @pytest.mark.parametrize("status", [RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT])
 async def test_what_is_missing_is_said(status: RPCStatusCode) -> None:
-    with pytest.raises(NotSetUp, match=r"namespace batches.*: run `everbatch setup`"):
+    with pytest.raises(NotSetUpError, match=r"namespace batches.*: run `everbatch setup`"):
         await check(status)
 
 

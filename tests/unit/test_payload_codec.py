@@ -8,7 +8,7 @@ import os
 import pytest
 from temporalio.api.common.v1 import Payload
 
-from activities.temporal.payload_codec import ENCODING, AesGcmCodec, SealedPayload, data_converter, parse_keys
+from activities.temporal.payload_codec import ENCODING, AesGcmCodec, EncryptedPayloadError, data_converter, parse_keys
 from workflows.types import Counts
 
 CLEAR = Payload(metadata={"encoding": b"json/plain"}, data=b'{"canary": 1}')
@@ -56,7 +56,7 @@ async def test_a_rotated_key_still_opens_and_no_longer_seals() -> None:
     rotated = AesGcmCodec([new, old])
     assert await rotated.decode([sealed]) == [CLEAR]
     (again,) = await rotated.encode([CLEAR])
-    with pytest.raises(SealedPayload, match=r"payload key .* is not configured"):
+    with pytest.raises(EncryptedPayloadError, match=r"payload key .* is not configured"):
         await AesGcmCodec([old]).decode([again])
 
 
@@ -68,7 +68,7 @@ async def test_a_changed_payload_is_refused() -> None:
     codec = AesGcmCodec([key()])
     (sealed,) = await codec.encode([CLEAR])
     for data in (sealed.data[:-1] + bytes([sealed.data[-1] ^ 1]), sealed.data[:5], b""):
-        with pytest.raises(SealedPayload, match="modified"):
+        with pytest.raises(EncryptedPayloadError, match="modified"):
             await codec.decode([Payload(metadata=sealed.metadata, data=data)])
 
 

@@ -16,7 +16,7 @@ from activities.settings import Settings
 from activities.temporal import connection
 from activities.temporal.connection import connect, when_there
 from api.cli import main as cli
-from api.http.server import PortTaken, listen, listen_on
+from api.http.server import PortTakenError, listen, listen_on
 from api.processes import run as processes
 from api.processes.run import StartError
 from api.processes.setup import run_promote
@@ -142,9 +142,11 @@ def test_a_wrong_setting_is_one_line_with_its_name(variables: dict[str, str], sa
 def test_a_port_that_is_taken_is_said_with_what_names_it() -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(PortTaken, match=r"is already in use; choose another with --port$"):
+        with pytest.raises(PortTakenError, match=r"is already in use; choose another with --port$"):
             listen("127.0.0.1", port)
-        with pytest.raises(PortTaken, match=r"^EVERBATCH_X=127.0.0.1:\d+: port \d+ on 127.0.0.1 is already in use$"):
+        with pytest.raises(
+            PortTakenError, match=r"^EVERBATCH_X=127.0.0.1:\d+: port \d+ on 127.0.0.1 is already in use$"
+        ):
             listen_on(f"127.0.0.1:{port}", "EVERBATCH_X")
 
 

@@ -16,7 +16,7 @@ from activities.records.shard_keys import ShardRef
 from activities.result_pages import BadCursorError, Cursor, ResultPages, ResultsGoneError
 from activities.results.output_lines import OutputLines, line_number
 from activities.results.shard_log import ShardLog
-from activities.store.object_store import ObjectNotFound
+from activities.store.object_store import ObjectNotFoundError
 from tests.fakes.worker import BATCH, TENANT, ShakyStore, make_spec
 from workflows.ids import ResultKind, result_file_id
 from workflows.types import BatchPhase, BatchRecord, BatchStatus, Counts, MissingReason
@@ -249,5 +249,5 @@ async def test_nothing_is_read_twice_to_find_what_is_new(tmp_path: Path, monkeyp
     for _ in range(3):
         assert pages.page(TENANT, BATCH, Cursor(REQUESTS), 100).lines == []
     assert streamed == []
-    with pytest.raises(ObjectNotFound):
+    with pytest.raises(ObjectNotFoundError):
         store.get(shard_keys.result_key(ShardRef(TENANT, BATCH, "c1", 0), "000000-x"))

@@ -19,7 +19,7 @@ from activities.results import shard_log as results
 from activities.results.records import RecordReader, encode_record
 from activities.results.shard_log import Committed, Place, PlaceReader, ShardLog, Tries, find_result, look_up
 from activities.store.local import LocalStore
-from activities.store.object_store import ObjectNotFound, StoreError
+from activities.store.object_store import ObjectNotFoundError, StoreError
 from tests.fakes.worker import BATCH, TENANT, ShakyStore, until
 from workflows.error_summary import ErrorCount
 from workflows.ids import ResultKind
@@ -250,7 +250,7 @@ async def test_parts_that_vanish_without_a_result_are_a_fault(store: ShakyStore)
     await first.commit()
     heir = await attempt(store, 2)
     store.delete(parts(store)[0])
-    with pytest.raises(ObjectNotFound):
+    with pytest.raises(ObjectNotFoundError):
         await heir.finish()
 
 
@@ -383,7 +383,7 @@ def test_what_is_read_back_costs_one_read_for_each_part(store: ShakyStore, monke
     assert got == [f"p/{number}" for number in range(4)] * 2  # three are kept at the most, and the large one never
     store.delete("p/3", "p/0")
     assert b"".join(reader.read(Place("p/3", 0, 10))) == content["p/3"][:10]
-    with pytest.raises(ObjectNotFound):
+    with pytest.raises(ObjectNotFoundError):
         reader.read(Place("p/0", 0, 10))
 
 

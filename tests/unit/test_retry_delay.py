@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from activities.upstreams.retry_delay import ALONE_SECONDS, LONGEST_BACKOFF, retry_delay
+from activities.upstreams.retry_delay import ALONE_SECONDS, MAX_BACKOFF, retry_delay
 
 SPREAD = 1.1  # the longest random addition
 
@@ -23,5 +23,5 @@ def test_a_passing_failure_of_one_request_costs_seconds() -> None:
 def test_the_wait_grows_to_a_bound_and_covers_the_pause() -> None:
     waits = [retry_delay(failures, 0.0) for failures in (1, 2, 3)]
     assert waits == sorted(waits)
-    assert retry_delay(50, 0.0) <= LONGEST_BACKOFF * SPREAD
+    assert retry_delay(50, 0.0) <= MAX_BACKOFF * SPREAD
     assert 40.0 <= retry_delay(1, 40.0) <= 40.0 * SPREAD

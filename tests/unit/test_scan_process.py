@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from activities.heartbeats import Stopped
+from activities.heartbeats import StoppedError
 from activities.input.scan import scan_input
-from activities.input.scan_process import ScanProcess, ScanProcessEnded, ScanProcesses
+from activities.input.scan_process import ScanProcess, ScanProcessEndedError, ScanProcesses
 from activities.store.local import LocalStore
-from activities.upstreams.client import UpstreamUnavailable
+from activities.upstreams.client import UpstreamUnavailableError
 from activities.upstreams.config import Upstream
 from activities.upstreams.routes import ModelRoutes
 from activities.validate_input import SMALL_INPUT_BYTES, ValidateInput
@@ -51,16 +51,16 @@ def test_an_input_that_ends_early_for_it_is_read_to_its_end(process: ScanProcess
 
 def test_its_errors_are_raised_here(process: ScanProcess) -> None:
     two = [Upstream(name=name, urls=(f"http://{name}/v1",)) for name in ("a", "b")]
-    with pytest.raises(UpstreamUnavailable, match=r'upstream "a" .* or upstream "b"'):
+    with pytest.raises(UpstreamUnavailableError, match=r'upstream "a" .* or upstream "b"'):
         process.scan([lines(1)], make_spec(), ModelRoutes(two, [None, None]))
 
 
 def test_a_cancelled_input_leaves_nothing_for_the_next(process: ScanProcess) -> None:
     def cancelled() -> Iterator[bytes]:
         yield lines(10)
-        raise Stopped
+        raise StoppedError
 
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         process.scan(cancelled(), make_spec(), routes())
     assert process.scan([lines(3)], make_spec(), routes()).result.total == 3
 
@@ -72,7 +72,7 @@ def test_one_that_is_killed_is_replaced(process: ScanProcess) -> None:
         while True:
             yield lines(1000)
 
-    with pytest.raises(ScanProcessEnded):
+    with pytest.raises(ScanProcessEndedError):
         process.scan(killed(), make_spec(), routes())
     assert process.scan([lines(3)], make_spec(), routes()).result.total == 3
 

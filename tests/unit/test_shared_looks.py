@@ -34,8 +34,8 @@ class Clock:
         return self.now
 
 
-def shared(clock: Clock, most: int = 10) -> SharedLooks[str, int]:
-    return SharedLooks(0.25, most, clock)
+def shared(clock: Clock, maximum: int = 10) -> SharedLooks[str, int]:
+    return SharedLooks(0.25, maximum, clock)
 
 
 async def test_a_hundred_who_ask_at_once_share_one_look() -> None:
@@ -117,7 +117,7 @@ async def test_after_a_change_nobody_gets_what_was_seen_before_it() -> None:
 
 async def test_memory_is_bounded() -> None:
     watched, clock = Watched(), Clock()
-    looks = shared(clock, most=2)
+    looks = shared(clock, maximum=2)
     for key in ("a", "b", "c"):
         await looks.get(key, watched.look)
     assert [looks.last(key) is None for key in ("a", "b", "c")] == [True, False, False]

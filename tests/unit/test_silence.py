@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from activities.upstreams.silence import FIRST_SECONDS, LEAST_SECONDS, TIMES, Silence
+from activities.upstreams.silence import FIRST_SECONDS, MIN_SECONDS, TIMES, Silence
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
 
 @pytest.mark.parametrize(
     ("took", "patience"),
-    [(None, FIRST_SECONDS), (0.5, LEAST_SECONDS), (20.0, 20.0 * TIMES), (500.0, 750.0)],
+    [(None, FIRST_SECONDS), (0.5, MIN_SECONDS), (20.0, 20.0 * TIMES), (500.0, 750.0)],
     ids=["never", "quick", "slow", "as long as it may"],
 )
 def test_silence_is_unusual_after_several_times_the_longest_answer(took: float | None, patience: float) -> None:

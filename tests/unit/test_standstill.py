@@ -14,7 +14,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from api.gateway.interface import Progress
 from api.gateway.pending import Pending
-from api.gateway.readiness import CannotWrite, Readiness
+from api.gateway.readiness import CannotWriteError, Readiness
 from api.gateway.standstill import SILENT_SECONDS, Standstill
 from workflows.types import BatchMemo, BatchPhase, BatchStatus, Counts
 
@@ -43,7 +43,7 @@ class FakeTemporal:
 
     async def has_worker(self) -> bool:
         if self.is_full:
-            raise CannotWrite
+            raise CannotWriteError
         return True
 
 

@@ -19,7 +19,7 @@ from activities import configured
 from activities.configured import open_store
 from activities.settings import Settings
 from activities.store.local import LocalStore
-from activities.store.object_store import CHUNK, ObjectNotFound, StoreError
+from activities.store.object_store import CHUNK, ObjectNotFoundError, StoreError
 from activities.store.s3 import S3Store
 from tests.store_contract import StoreContract
 from tests.store_writer import write_and_delete
@@ -128,7 +128,7 @@ def test_what_the_system_refuses_is_a_store_error_without_a_path(
     assert caught.value.condition == "its disk is full"
     assert str(tmp_path) not in str(caught.value)
     assert caught.value.__cause__ is None  # Temporal keeps causes
-    assert not isinstance(caught.value, ObjectNotFound)
+    assert not isinstance(caught.value, ObjectNotFoundError)
     assert store.get("a/b") == b"old"
     assert all_files(tmp_path) == [tmp_path / "a" / "b"]
 
@@ -194,7 +194,7 @@ def test_a_store_that_has_gone_is_not_an_empty_one(tmp_path: Path, mount_point: 
     for call in calls:
         with pytest.raises(StoreError) as caught:
             call()
-        assert not isinstance(caught.value, ObjectNotFound)
+        assert not isinstance(caught.value, ObjectNotFoundError)
     if mount_point:
         root.rmdir()  # and so it is empty still
     assert not root.exists()

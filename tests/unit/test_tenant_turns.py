@@ -71,7 +71,7 @@ def test_kinds(asked: str, kind: Kind) -> None:
 
 
 async def test_a_tenant_with_many_uploads_makes_only_itself_wait(api: Api, keys: dict[str, dict[str, str]]) -> None:
-    slow = Slow(api, keys["a"], Kind.TRANSFER.most)
+    slow = Slow(api, keys["a"], Kind.TRANSFER.maximum)
     await asyncio.sleep(0.05)
     refused = await api.http.post("/v1/files", content=BODY, headers=keys["a"] | FORM)
     assert refused.status_code == 429
@@ -79,12 +79,12 @@ async def test_a_tenant_with_many_uploads_makes_only_itself_wait(api: Api, keys:
     assert refused.headers["retry-after"] == "5"
     assert (await api.http.post("/v1/files", content=BODY, headers=keys["b"] | FORM)).status_code == 200
     assert (await api.http.get("/v1/files", headers=keys["a"])).status_code == 200
-    assert [answer.status_code for answer in await slow.end()] == [200] * Kind.TRANSFER.most
+    assert [answer.status_code for answer in await slow.end()] == [200] * Kind.TRANSFER.maximum
     assert (await api.http.post("/v1/files", content=BODY, headers=keys["a"] | FORM)).status_code == 200
 
 
 async def test_what_is_too_much_waits_its_turn(api: Api, keys: dict[str, dict[str, str]]) -> None:
-    slow = Slow(api, keys["a"], Kind.TRANSFER.most + 3)
+    slow = Slow(api, keys["a"], Kind.TRANSFER.maximum + 3)
     await asyncio.sleep(0.05)
     assert {answer.status_code for answer in await slow.end()} == {200}
 
@@ -92,9 +92,9 @@ async def test_what_is_too_much_waits_its_turn(api: Api, keys: dict[str, dict[st
 async def test_a_flood_is_refused_at_once(
     api: Api, keys: dict[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tenant_turns, "MOST_WAITING", 0)
+    monkeypatch.setattr(tenant_turns, "MAX_WAITING", 0)
     monkeypatch.setattr(Kind, "patience", 60)
-    slow = Slow(api, keys["a"], Kind.TRANSFER.most)
+    slow = Slow(api, keys["a"], Kind.TRANSFER.maximum)
     await asyncio.sleep(0.05)
     async with asyncio.timeout(10):
         refused = await api.http.post("/v1/files", content=BODY, headers=keys["a"] | FORM)

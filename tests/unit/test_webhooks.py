@@ -12,7 +12,7 @@ import pytest
 from openai import AsyncOpenAI, InvalidWebhookSignatureError, OpenAI
 from pydantic import SecretStr, ValidationError
 
-from activities.deliver_webhook import TargetRefused, is_public, public_socket
+from activities.deliver_webhook import TargetRefusedError, is_public, public_socket
 from activities.settings import Settings
 from activities.webhooks import Endpoints, event_body, load_endpoints, signature
 from tests.fakes.worker import BATCH, make_spec
@@ -267,7 +267,7 @@ def test_a_delivery_has_an_id_for_each_endpoint() -> None:
 )
 def test_addresses_that_are_refused(address: str) -> None:
     assert not is_public(address)
-    with pytest.raises(TargetRefused):
+    with pytest.raises(TargetRefusedError):
         public_socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 80)))
 
 

@@ -310,17 +310,17 @@ async def test_an_attempt_that_is_overtaken_between_two_shards_fails_and_writes_
         await log.commit()
     delete_prefix = batch.store.delete_prefix
 
-    class Interrupted(Exception):
+    class WriteInterruptedError(Exception):
         pass
 
     def stop_after_parts(prefix: str) -> None:
         delete_prefix(prefix)
         if "/parts/" in prefix:
-            raise Interrupted
+            raise WriteInterruptedError
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch.store, "delete_prefix", stop_after_parts)
-        with pytest.raises(Interrupted):
+        with pytest.raises(WriteInterruptedError):
             await batch.write(BatchPhase.CANCELLED, MissingReason.CANCELLED)
     # In this moment the slow attempt looks at a shard; it had asked for the record before.
     asked = iter([None])
