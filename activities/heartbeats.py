@@ -7,13 +7,13 @@ import contextlib
 import threading
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 from temporalio import activity
 from temporalio.client import AsyncActivityCancelledError
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from workflows.types import ShardProgress
 
@@ -78,12 +78,15 @@ async def _with_heartbeats(task: asyncio.Future[T]) -> T:
         activity.heartbeat()
 
 
-def _longest_silence(limit: float) -> float:
+def _longest_silence(timeout: timedelta | None) -> float:
     """Seconds between two beats after which Temporal may have stopped waiting.
 
     It counts from the last heartbeat that it got, which may be older than the last beat: by what the SDK holds back,
     and by the way there, for which this grants a second.
     """
+    if timeout is None:
+        return float("inf")
+    limit = timeout.total_seconds()
     return max(BEAT_SECONDS + limit / 2, limit - HEARTBEAT_THROTTLE.total_seconds() - 1.0)
 
 
@@ -107,6 +110,10 @@ class ShardHeartbeat:
         self._on_lapse = on_lapse
         self._loop = asyncio.get_running_loop()
         self._beat_at = self._loop.time()
+        info = activity.info()
+        self._longest_silence = _longest_silence(info.heartbeat_timeout)
+        # With the task already in hand the process may have been suspended.
+        self._began_late = (datetime.now(UTC) - info.started_time).total_seconds() > self._longest_silence
         self.lapsed = False
         self.has_ended = False
         # A shard that ends within the first second never needs a heartbeat.
@@ -124,6 +131,30 @@ class ShardHeartbeat:
         self.has_ended = True
         self.beat()
 
+    def has_lapsed(self) -> bool:
+        """Whether the process was suspended for so long that its shards run elsewhere. Ask before each request: what
+        was suspended in the middle of a step goes on with that, before any timer.
+        """
+        if self._loop.time() - self._beat_at > self._longest_silence:
+            self.lapsed = True
+            self._on_lapse()
+        return self.lapsed
+
+    async def is_forgotten(self) -> bool:
+        """Whether Temporal gave up this attempt before it began.
+
+        Temporal is asked only where the clocks say so: they may differ, and each question costs both sides.
+        """
+        if self._began_late:
+            handle = activity.client().get_async_activity_handle(task_token=activity.info().task_token)
+            try:
+                await handle.heartbeat(self._progress())
+            except AsyncActivityCancelledError:
+                pass  # the SDK hears of that too
+            except RPCError as error:
+                self.lapsed = error.status is RPCStatusCode.NOT_FOUND
+        return self.lapsed
+
     async def hears_cancel(self) -> bool:
         """Ask Temporal whether the shard is cancelled.
 
@@ -139,12 +170,7 @@ class ShardHeartbeat:
         return False
 
     def _tick(self) -> None:
-        # A process that was suspended for long is thought dead, and its shards run elsewhere: what they have not sent
-        # yet is not theirs to send any more. This runs before any answer that came meanwhile makes room for more.
-        silence, self._beat_at = self._loop.time() - self._beat_at, self._loop.time()
-        limit = activity.info().heartbeat_timeout
-        if limit and silence > _longest_silence(limit.total_seconds()):
-            self.lapsed = True
-            self._on_lapse()
+        self.has_lapsed()
+        self._beat_at = self._loop.time()
         self.beat()
         self._timer = self._loop.call_later(BEAT_SECONDS, self._tick)

@@ -128,6 +128,8 @@ class ShardRun:
     async def _send(self) -> None:
         if activity.info().attempt > 1:
             self.heartbeat.beat()  # lost before its first heartbeat, this attempt would not be known to be lost
+        if await self.heartbeat.is_forgotten() or self._is_stopped:
+            return
         if self._convict() or self._losses < LOSSES:
             await self._send_all(list(self._requests))
         else:
@@ -275,6 +277,8 @@ class ShardRun:
         task.add_done_callback(self._sent)
 
     async def _send_request(self, line: int, flight: Flight) -> None:
+        if self.heartbeat.has_lapsed():
+            return
         try:
             answer = await self._client.send(self._task.endpoint, self._requests[line].body, flight.replica)
             outcome, failed_before = _OUTCOMES[answer.verdict], self._log.tries(line).failed > 0

@@ -62,6 +62,8 @@ class Sent:
     sent_at: float
     load: int
     """Other requests for this model in flight when it was sent."""
+    answers_before: int = 0
+    """To other requests, before it was sent."""
 
 
 @dataclass(slots=True, eq=False)
@@ -73,6 +75,10 @@ class _Failure:
     """A later request was answered."""
     others_answered: bool
     """Some other request was answered since it first failed, while it ran, or just before."""
+    was_overtaken: bool
+    """So many others were answered while it ran that it cannot have waited behind them: it hung while others ran."""
+    is_known: bool
+    """An earlier failure of this request was its own fault."""
     is_judged: bool = False
     has_company: bool = False
     """Others failed too, with none that was answered later."""
@@ -93,9 +99,12 @@ class Witnesses:
         self._last_answered: Sent | None = None
         """Of all that were answered, the one that was sent last."""
         self._answered_at = float("-inf")
+        self._answers = 0
+        self._doubtful: set[Hashable] = set()
+        """Requests that have timed out since the last answer, perhaps because they waited behind others."""
 
     def send(self, key: Hashable, now: float) -> Sent:
-        sent = Sent(key, now, len(self.in_flight))
+        sent = Sent(key, now, len(self.in_flight), self._answers)
         self.in_flight.add(sent)
         self._last_sent = sent
         return sent
@@ -110,6 +119,8 @@ class Witnesses:
     def answered(self, sent: Sent, now: float) -> None:
         self.in_flight.discard(sent)
         self._answered_at = now
+        self._answers += 1
+        self._doubtful.clear()
         if self._last_answered is None or sent.sent_at >= self._last_answered.sent_at:
             self._last_answered = sent
         if self.is_out and sent.sent_at >= self._out_since:
@@ -119,11 +130,14 @@ class Witnesses:
             self._failures.pop(sent.key, None)
             for failure in self._failures.values():
                 failure.others_answered = True
-                # In a queue, what was dropped makes room for what is behind it: later answers say nothing of a timeout.
-                if failure.outcome is not Outcome.TIMED_OUT and _contradicts(sent, failure):
-                    failure.is_contradicted = True
+                if failure.outcome is not Outcome.TIMED_OUT:
+                    failure.is_contradicted |= _contradicts(sent, failure)
+                # In a queue, what was dropped makes room for what is behind it: that says nothing of a timeout.
+                elif failure.was_overtaken or failure.is_known:
+                    failure.is_contradicted |= sent.sent_at > failure.sent.sent_at
 
-    def failed(self, sent: Sent, outcome: Outcome, now: float) -> None:
+    def failed(self, sent: Sent, outcome: Outcome, now: float, *, failed_before: bool = False) -> None:
+        """Args: ``failed_before`` is whether an earlier failure was found to be its own fault."""
         self.in_flight.discard(sent)
         before = self._failures.get(sent.key)
         failure = _Failure(
@@ -134,6 +148,8 @@ class Witnesses:
             others_answered=self._answered_at >= sent.sent_at - RECENT_SECONDS
             or sent.key in self._suspects
             or (before is not None and before.others_answered),
+            was_overtaken=self._answers - sent.answers_before >= 2 * max(sent.load + 1, OUTAGE_FAILURES),
+            is_known=failed_before,
         )
         failure.is_contradicted = self._last_answered is not None and _contradicts(self._last_answered, failure)
         self._failures[sent.key] = failure
@@ -142,6 +158,7 @@ class Witnesses:
         """Its batch has no use for a judgement any more."""
         self._failures.pop(key, None)
         self._suspects.pop(key, None)
+        self._doubtful.discard(key)
 
     def is_contradicted(self, key: Hashable) -> bool:
         """Whether the last failure of a request was its own: a later one was answered."""
@@ -153,7 +170,7 @@ class Witnesses:
 
         A few failures among many that are still in flight may well be bad requests.
         """
-        failures = [one for one in self._open_failures() if one.outcome is not Outcome.OVERLOADED]
+        failures = [one for one in self._open_failures() if not (one.outcome is Outcome.OVERLOADED or one.is_known)]
         if len(failures) < OUTAGE_FAILURES:
             return False
         first = min(one.sent.sent_at for one in failures)
@@ -166,18 +183,17 @@ class Witnesses:
             self.is_out = True
             self._out_since = now
 
-    def judge(self, key: Hashable, *, failed_before: bool, more_to_come: bool) -> Fault:
+    def judge(self, key: Hashable, *, more_to_come: bool) -> Fault:
         """Whose fault the last failure of a request is.
 
         Args:
             key: the request.
-            failed_before: whether an earlier failure was found to be its own fault.
             more_to_come: whether requests for this model wait to be sent.
         """
         failure = self._failures.get(key)
         if failure is None:
             return Fault.EVERYBODY
-        fault = self._judge(failure, failed_before, more_to_come)
+        fault = self._judge(failure, more_to_come)
         if fault is Fault.UNDECIDED:
             return fault
         failure.is_judged = True
@@ -189,30 +205,38 @@ class Witnesses:
                     self._suspects.popitem(last=False)
         return fault
 
-    def _judge(self, failure: _Failure, failed_before: bool, more_to_come: bool) -> Fault:
+    def _judge(self, failure: _Failure, more_to_come: bool) -> Fault:
         if failure.is_contradicted:
             return Fault.REQUEST
         is_last = not (self.in_flight or more_to_come)
         open_failures = self._open_failures()
-        if self.is_out and not (failed_before and is_last and len(open_failures) == 1):
+        if self.is_out and not (failure.is_known and is_last and len(open_failures) == 1):
             return Fault.EVERYBODY
-        if failure.outcome is Outcome.TIMED_OUT and not self._was_nearly_alone(failure.sent):
-            return Fault.EVERYBODY  # it may have waited behind the others
+        if failure.outcome is Outcome.TIMED_OUT and self._may_have_queued(failure):
+            self._doubtful.add(failure.sent.key)
+            return Fault.EVERYBODY
         if not is_last:
             return Fault.UNDECIDED
-        if failed_before:
+        if failure.is_known:
             return Fault.ALONE
         others_fail = any(one is not failure and not one.others_answered for one in self._failures.values())
         # An engine that drains ends what runs and refuses the rest, so two refusals are too many already.
         maximum = 1 if failure.outcome is Outcome.OVERLOADED else OUTAGE_FAILURES - 1
-        if others_fail or len(open_failures) > maximum:
+        doubtful = self._doubtful.union(
+            one.sent.key for one in open_failures if not (one.was_overtaken and one.outcome is Outcome.TIMED_OUT)
+        )
+        if others_fail or len(doubtful) > maximum:
             for one in open_failures:
                 one.has_company = True
         return Fault.ALONE if failure.others_answered and not failure.has_company else Fault.EVERYBODY
 
-    def _was_nearly_alone(self, sent: Sent) -> bool:
-        """Whether it is one of the last few, as far as we know: too few for one to have waited behind the others."""
-        return self.was_alone(sent) or (sent.load < OUTAGE_FAILURES - 1 and not self.in_flight)
+    def _may_have_queued(self, failure: _Failure) -> bool:
+        """Whether it may have timed out because it waited behind others."""
+        sent = failure.sent
+        if failure.was_overtaken or (failure.is_known and self._answered_at < sent.sent_at):
+            return False
+        # Unless it is one of the last few, as far as we know: too few for one to have waited behind the others.
+        return not (self.was_alone(sent) or (sent.load < OUTAGE_FAILURES - 1 and not self.in_flight))
 
     def _open_failures(self) -> list[_Failure]:
         return [one for one in self._failures.values() if not (one.is_contradicted or one.is_judged)]

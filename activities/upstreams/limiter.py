@@ -153,7 +153,7 @@ class Limiter:
                 self.wait = wait
                 self._pause(replica, replica.adaptive.unreachable(sent.sent_at))
         else:
-            lane.witnesses.failed(sent, outcome, now)
+            lane.witnesses.failed(sent, outcome, now, failed_before=failed_before)
             if not failed_before:
                 self._heed(flight, outcome, retry_after, wait)
         self.on_end(flight, outcome, wait)
@@ -179,7 +179,7 @@ class Limiter:
         lane, model, key = flight.lane, flight.model, flight.sent.key
         while True:
             more = self._waiting_for[model] > 0 and not self._is_paused(model)
-            fault = lane.witnesses.judge(key, failed_before=failed_before, more_to_come=more)
+            fault = lane.witnesses.judge(key, more_to_come=more)
             if fault is not Fault.UNDECIDED:
                 break
             if self.draining:

@@ -36,8 +36,12 @@ ELSEWHERE: Final = (
     ("terminate from the Temporal UI", "tests/integration/test_batch_ends.py"),
     ("expiry before a worker came", "tests/integration/test_batch_ends.py"),
     (
-        "reset of the workflow to each event, ended and running, with the same and with other routes",
+        "reset of the workflow to each event, ended and running, with the same and with other routes, also on S3",
         "tests/integration/test_resets.py",
+    ),
+    (
+        "several requests that hang from the start of a small batch, while the others are answered",
+        "tests/integration/test_batch_faults.py",
     ),
     ("pause and resume, cancel and expiry while paused", "tests/integration/test_pause.py"),
     ("`kill -9` of `everbatch dev` with all in it", "tests/e2e/test_dev.py"),

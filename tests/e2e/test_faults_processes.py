@@ -129,6 +129,7 @@ async def test_zombie(world: MakeWorld, size: Size) -> None:
     await it.until_answered(0.2)
     with it.fault():
         suspended.send(signal.SIGSTOP)
+        await asyncio.sleep(0.1)  # what it has sent arrives
         it.struck()
 
         async def taken_up() -> bool:
@@ -138,14 +139,11 @@ async def test_zombie(world: MakeWorld, size: Size) -> None:
     it.lift()
     suspended.send(signal.SIGCONT)
     await it.until_ended(60)
-    allowed, note = it.at_risk(), ""
-    if size is SINGLE:
-        note = "besides, the test grants what it begins on waking"
-        # Its polls were out: a shard that was handed to it while it was suspended begins when it wakes, though the
-        # other may be about to answer it. That can be seen in the first moments only.
-        first, last = it.lifted - size.latency * SECOND, it.lifted + SECOND / 2
-        allowed |= {event.custom_id for event in it.log.events if event.kind == "recv" and first < event.at < last}
-    await it.end("Worker", "zombie: SIGSTOP, its shards run elsewhere, SIGCONT", allowed=allowed, note=note)
+    # What waited for its connection when it was stopped goes out on waking, and is dropped.
+    waking = [event for event in it.log.read().events if it.lifted < event.at < it.lifted + SECOND / 10]
+    connecting = {event.custom_id for event in waking if event.kind == "abort"}
+    allowed = it.at_risk() | connecting
+    await it.end("Worker", "zombie: SIGSTOP, its shards run elsewhere, SIGCONT", allowed=allowed)
     assert suspended.running
 
 
@@ -179,7 +177,9 @@ async def test_api_is_killed_during_upload(world: MakeWorld) -> None:
     writer.close()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
-    assert [file.filename async for file in it.client.files.list()] == ["in.jsonl"]
+    names = {file.filename async for file in it.client.files.list()}
+    # The batch may have ended meanwhile.
+    assert names - {f"{it.batch_id}_output.jsonl"} == {"in.jsonl"}
     await it.end("API", "`kill -9` during an upload", note="no half file is listed")
 
 

@@ -69,13 +69,14 @@ async def test_one_gets_it(world: MakeWorld, size: Size, status: int) -> None:
     await it.submit(lines)
     await it.until_ended(120)
     others = it.log.read().answered.values()
-    sends = sum(event.kind == "recv" and event.custom_id == "alone" for event in it.log.events)
+    sends = [event.at for event in it.log.events if event.kind == "recv" and event.custom_id == "alone"]
+    early = sum(at < min(others) for at in sends)  # such a failure may be an outage, and need not count
     ideal = size.count / size.rate
     took = (max(others) - min(others)) / SECOND + size.latency
-    note = f"sent {sends} times; the others took {took:.1f} s, ideal {ideal:.1f} s"
+    note = f"sent {len(sends)} times; the others took {took:.1f} s, ideal {ideal:.1f} s"
     code = "invalid_request_error" if status < 500 else "server_error"
     await it.end("Whose fault", f"{status} to one request, always", errors={"alone": code}, note=note)
-    assert sends == 5
+    assert 5 <= len(sends) <= 5 + early, [(at - it.log.events[0].at) / SECOND for at in sends]
     assert took <= 1.5 * ideal + 1
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
@@ -52,10 +53,14 @@ class ShardWorker:
         )
 
     def start(
-        self, attempt: int = 1, said: dict[str, Any] | None = None, **changes: Any
+        self,
+        attempt: int = 1,
+        said: dict[str, Any] | None = None,
+        temporal: Client | None = None,
+        **changes: Any,
     ) -> tuple[asyncio.Task[ShardResult], ActivityEnvironment]:
-        """Args: ``said`` is the last heartbeat of the attempts before."""
-        environment, self.beats = activity_environment(attempt, *([said] if said else []))
+        """Args: ``said`` is the last heartbeat of the attempts before; ``temporal`` answers questions."""
+        environment, self.beats = activity_environment(attempt, *([said] if said else []), temporal=temporal)
         values: dict[str, Any] = {"index": 0, "shard": self.shard, "max_attempts": 3, "cut": SHARD.cut}
         task = RunRequestsInput(batch_id=BATCH, tenant=TENANT, endpoint=CHAT, **(values | changes))
         running = asyncio.ensure_future(environment.run(self.activity.run_requests, task))

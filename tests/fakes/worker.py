@@ -7,8 +7,10 @@ import contextlib
 import json
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, cast
 
+from temporalio.client import Client
 from temporalio.testing import ActivityEnvironment
 
 from activities.records import keys
@@ -75,10 +77,14 @@ def save_input(store: ObjectStore, content: bytes, **changes: Any) -> FileRecord
     return record
 
 
-def activity_environment(attempt: int = 1, *said: Any) -> tuple[ActivityEnvironment, list[Any]]:
+def activity_environment(
+    attempt: int = 1, *said: Any, temporal: Client | None = None
+) -> tuple[ActivityEnvironment, list[Any]]:
     """An environment and the list that its heartbeats go to. Args: ``said`` is in those of the attempts before."""
-    environment = ActivityEnvironment()
-    environment.info = replace(ActivityEnvironment.default_info(), attempt=attempt, heartbeat_details=said)
+    environment = ActivityEnvironment(temporal)
+    environment.info = replace(
+        ActivityEnvironment.default_info(), attempt=attempt, heartbeat_details=said, started_time=datetime.now(UTC)
+    )
     beats: list[Any] = []
     environment.on_heartbeat = lambda *details: beats.append(details[0] if details else None)
     return environment, beats

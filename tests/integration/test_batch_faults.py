@@ -103,6 +103,19 @@ async def test_several_that_are_never_answered_do_not_keep_a_batch_for_ever(
     assert all(received[name] == 1 for name in received if name.startswith("ok"))
 
 
+@pytest.mark.parametrize("count", [50, 100], ids=["single", "grouped"])
+async def test_many_that_hang_while_the_others_are_answered_do_not_keep_a_batch_for_ever(
+    stack: MakeStack, count: int
+) -> None:
+    it = await stack(max_attempts=2, request_timeout=1.5, max_in_flight=16)
+    it.script(mode="hang", match="bad")
+    finished = await it.run([request(f"{'bad' if n < 7 else 'ok'}-{n}") for n in range(count)])
+    assert finished.counts == (count, count - 7, 7)
+    assert set(finished.error_codes.values()) == {"request_timeout"}
+    received = it.engine.counters().received
+    assert {name: times for name, times in received.items() if times != 1} == {f"bad-{n}": 2 for n in range(7)}
+
+
 async def test_overload_means_later(stack: MakeStack) -> None:
     it = await stack(max_attempts=1)
     it.script(mode="status", status=503, retry_after=2)

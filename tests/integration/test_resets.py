@@ -16,6 +16,7 @@ from tests.fakes.engine_script import Script
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import Stack, request, requests
 from tests.integration.test_upstreams import Engines
+from tests.s3_server import BUCKET, S3Server
 
 
 @pytest.fixture
@@ -61,8 +62,17 @@ async def begin_and_lose_the_file(it: Stack, lines: list[dict[str, Any]]) -> str
     return batch_id
 
 
-async def test_a_batch_that_has_ended_is_reset_to_every_event(stack: MakeStack) -> None:
-    it = await stack()
+@pytest.fixture(params=["folder", "s3"])
+def place_of_store(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Settings of a store."""
+    if request.param == "folder":
+        return {}
+    server: S3Server = request.getfixturevalue("s3_server")
+    return {"store": f"s3://{BUCKET}/{uuid.uuid4().hex}", **server.settings}
+
+
+async def test_a_batch_that_has_ended_is_reset_to_every_event(stack: MakeStack, place_of_store: dict[str, Any]) -> None:
+    it = await stack(**place_of_store)
     it.script(mode="status", status=400, match="r-9")
     file_id = await it.upload(requests(70))
     batch_id = (await it.create(file_id)).id
@@ -101,9 +111,14 @@ async def test_a_batch_that_did_not_complete_is_reset_to_every_event(stack: Make
     assert it.engine.counters().received_total == sent
 
 
-@pytest.mark.parametrize("place", [0, 1, -1], ids=["first", "validated", "last"])
-async def test_a_batch_that_runs_is_reset(stack: MakeStack, place: int) -> None:
-    it = await stack()
+@pytest.mark.parametrize(
+    ("place_of_store", "place"),
+    [("folder", 0), ("folder", 1), ("folder", -1), ("s3", 0)],
+    ids=["first", "validated", "last", "first on S3"],
+    indirect=["place_of_store"],
+)
+async def test_a_batch_that_runs_is_reset(stack: MakeStack, place_of_store: dict[str, Any], place: int) -> None:
+    it = await stack(**place_of_store)
     it.script(mode="hang", match="hangs")
     lines = some_hang(70, "fake")
     batch_id = await begin_and_lose_the_file(it, lines)

@@ -9,8 +9,8 @@ from activities.upstreams.judgement import OUTAGE_FAILURES, Fault, Outcome, Witn
 FAILURES = [Outcome.FAILED, Outcome.OVERLOADED]
 
 
-def judge(it: Witnesses, key: str, *, failed_before: bool = False, more: bool = False) -> Fault:
-    return it.judge(key, failed_before=failed_before, more_to_come=more)
+def judge(it: Witnesses, key: object, *, more: bool = False) -> Fault:
+    return it.judge(key, more_to_come=more)
 
 
 @pytest.mark.parametrize("outcome", FAILURES)
@@ -53,8 +53,8 @@ def test_the_last_one_left_is_judged_alone(outcome: Outcome) -> None:
     it.failed(bad, outcome, 101)
     it.answered(other, 102)
     assert judge(it, "bad") is Fault.ALONE
-    it.failed(it.send("bad", 200), outcome, 200)
-    assert judge(it, "bad", failed_before=True) is Fault.ALONE
+    it.failed(it.send("bad", 200), outcome, 200, failed_before=True)
+    assert judge(it, "bad") is Fault.ALONE
 
 
 @pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.TIMED_OUT])
@@ -68,16 +68,17 @@ def test_the_last_few_that_are_left_are_judged_without_others(outcome: Outcome) 
         assert {judge(it, name) for name in few} == {Fault.ALONE}
 
 
-@pytest.mark.parametrize("outcome", FAILURES)
+@pytest.mark.parametrize("outcome", [*FAILURES, Outcome.TIMED_OUT])
 def test_those_that_were_found_guilty_stay_so_when_only_they_are_left(outcome: Outcome) -> None:
     it = Witnesses()
     names = [f"bad-{n}" for n in range(2 * OUTAGE_FAILURES)]
     for one in [it.send(name, 100) for name in names]:
-        it.failed(one, outcome, 101)
-    assert {judge(it, name, failed_before=True) for name in names} == {Fault.ALONE}
+        it.failed(one, outcome, 101, failed_before=True)
+    assert not it.looks_out()
+    assert {judge(it, name) for name in names} == {Fault.ALONE}
     it.begin_outage(200)  # in which one of them asks after the upstream
-    it.failed(it.send(names[0], 201), outcome, 202)
-    assert judge(it, names[0], failed_before=True) is Fault.ALONE
+    it.failed(it.send(names[0], 201), outcome, 202, failed_before=True)
+    assert judge(it, names[0]) is Fault.ALONE
 
 
 def test_what_begins_to_fail_when_nobody_is_answered_is_an_outage() -> None:
@@ -95,7 +96,7 @@ def test_many_failures_in_a_row_are_an_outage_and_an_answer_ends_it() -> None:
         it.failed(one, Outcome.FAILED, 110)
     assert it.looks_out()
     it.begin_outage(111)
-    assert it.judge(0, failed_before=True, more_to_come=False) is Fault.EVERYBODY
+    assert judge(it, 0) is Fault.EVERYBODY
     it.answered(it.send("probe", 112), 113)
     assert not it.is_out
 
@@ -116,7 +117,7 @@ def test_a_timeout_in_a_queue_is_no_request_s_fault() -> None:
         it.failed(one, Outcome.TIMED_OUT, 102)
     assert not it.looks_out()
     it.answered(it.send("behind", 101.5), 102.5)  # what was dropped made room for it
-    assert {it.judge(n, failed_before=False, more_to_come=False) for n in range(1, 9)} == {Fault.EVERYBODY}
+    assert {judge(it, n) for n in range(1, 9)} == {Fault.EVERYBODY}
 
 
 def test_a_timeout_is_its_own_fault_where_a_much_later_one_was_answered_or_it_was_alone() -> None:
@@ -125,5 +126,48 @@ def test_a_timeout_is_its_own_fault_where_a_much_later_one_was_answered_or_it_wa
     it.answered(it.send("later", 106), 107)
     it.failed(hangs, Outcome.TIMED_OUT, 110)
     assert judge(it, "hangs") is Fault.REQUEST
-    it.failed(it.send("hangs", 120), Outcome.TIMED_OUT, 130)
-    assert judge(it, "hangs", failed_before=True) is Fault.ALONE
+    it.failed(it.send("hangs", 120), Outcome.TIMED_OUT, 130, failed_before=True)
+    assert judge(it, "hangs") is Fault.ALONE
+
+
+def hang(it: Witnesses, count: int, answered: int) -> list[str]:
+    """So many are sent at once that hang, while so many others are sent after them and answered in good time."""
+    names = [f"hangs-{n}" for n in range(count)]
+    hanging = [it.send(name, 100) for name in names]
+    for n in range(answered):
+        it.answered(it.send(f"ok-{n}", 101 + n), 101.5 + n)
+    for one in hanging:
+        it.failed(one, Outcome.TIMED_OUT, 700)
+    return names
+
+
+def test_any_number_that_hung_while_many_others_were_answered_are_at_fault() -> None:
+    it = Witnesses()
+    names = hang(it, 2 * OUTAGE_FAILURES, 4 * OUTAGE_FAILURES)
+    assert not it.looks_out()
+    assert {judge(it, name) for name in names} == {Fault.ALONE}
+    for one in [it.send(name, 800) for name in names]:  # now nobody else is left
+        it.failed(one, Outcome.TIMED_OUT, 1400, failed_before=True)
+    assert not it.looks_out()
+    assert {judge(it, name) for name in names} == {Fault.ALONE}
+
+
+def test_what_hung_while_many_others_were_answered_is_at_fault_once_another_is_answered() -> None:
+    it = Witnesses()
+    names = hang(it, 2, 4 * OUTAGE_FAILURES)
+    running = it.send("running", 701)
+    assert {judge(it, name) for name in names} == {Fault.UNDECIDED}
+    it.answered(running, 1200)
+    assert {judge(it, name) for name in names} == {Fault.REQUEST}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_engine_that_hangs_after_it_has_answered_many_is_an_outage(order: int) -> None:
+    it = Witnesses()
+    slow = [it.send(f"slow-{n}", 100) for n in range(2)]
+    for n in range(4 * OUTAGE_FAILURES):
+        it.answered(it.send(f"ok-{n}", 101 + n), 101.5 + n)
+    last = [it.send(f"last-{n}", 200) for n in range(OUTAGE_FAILURES)]
+    for one in slow + last:
+        it.failed(one, Outcome.TIMED_OUT, 900)
+    assert {judge(it, one.key) for one in (slow + last)[::order]} == {Fault.EVERYBODY}

@@ -7,12 +7,15 @@ import dataclasses
 import logging
 import threading
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 from temporalio.activity import ActivityCancellationDetails
+from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import ActivityEnvironment
 
 from activities import heartbeats
@@ -21,7 +24,7 @@ from activities.results import commits
 from activities.results.shard_log import Tries
 from tests.fakes.shard_worker import SHARD, ShardWorker
 from tests.fakes.worker import refusal, request_line, until
-from workflows.types import Shard, ShardResult
+from workflows.types import Shard, ShardProgress, ShardResult
 
 
 @pytest.fixture
@@ -124,6 +127,54 @@ async def test_a_worker_that_was_suspended_sends_nothing_more(tmp_path: Path, mo
     assert worker.engine.sent == [1, 2, 3, 4]
     assert sorted(worker.committed().records) == [1, 2, 3, 4]
     worker.settled()
+
+
+async def test_a_worker_that_was_suspended_in_the_middle_of_a_step_sends_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had ready to do then it does first, before any timer."""
+    monkeypatch.setattr(heartbeats, "BEAT_SECONDS", 0.2)
+    worker = ShardWorker(tmp_path, 10, in_flight=4)
+    worker.engine.held = {1, 2, 3, 4}
+    running, environment = worker.start()
+    environment.info = dataclasses.replace(environment.info, heartbeat_timeout=timedelta(seconds=0.1))
+    await until(lambda: worker.engine.in_flight == 4)
+    worker.engine.release()
+    threading.Event().wait(0.3)
+    with pytest.raises(ApplicationError, match="6 of 10 requests to retry: the worker was suspended"):
+        await running
+    assert worker.engine.sent == [1, 2, 3, 4]
+    worker.settled()
+
+
+@pytest.mark.parametrize("status", [RPCStatusCode.NOT_FOUND, RPCStatusCode.UNAVAILABLE, None], ids=str)
+async def test_an_attempt_that_temporal_gave_up_before_it_began_sends_nothing(
+    worker: ShardWorker, status: RPCStatusCode | None
+) -> None:
+    """Its worker was suspended after it had taken the shard: that runs elsewhere, so Temporal is asked first."""
+    asked: list[ShardProgress] = []
+
+    class Temporal:
+        def get_async_activity_handle(self, *, task_token: bytes) -> Temporal:
+            return self
+
+        async def heartbeat(self, said: ShardProgress) -> None:
+            asked.append(said)
+            if status:
+                raise RPCError("no", status, b"")
+
+    running, environment = worker.start(temporal=cast(Client, Temporal()))
+    taken = datetime.now(UTC) - timedelta(seconds=15)
+    environment.info = dataclasses.replace(
+        environment.info, heartbeat_timeout=timedelta(seconds=10), started_time=taken
+    )
+    if status is RPCStatusCode.NOT_FOUND:
+        with pytest.raises(ApplicationError, match="10 of 10 requests to retry: the worker was suspended"):
+            await running
+    else:
+        assert (await running).completed == 10
+    assert len(worker.engine.sent) == (0 if status is RPCStatusCode.NOT_FOUND else 10)
+    assert len(asked) == 1
 
 
 # Pause
