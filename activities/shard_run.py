@@ -378,6 +378,7 @@ class ShardRun:
     def _progress(self) -> ShardProgress:
         completed, failed = self._log.committed
         wait = self._commits.wait or self._wait or silence_of(self._sending.values(), self._upstream)
+        now = self._loop.time()
         if wait:
             self._log.waits.begin(wait)
         return ShardProgress(
@@ -390,6 +391,8 @@ class ShardRun:
             losses=self._losses,
             errors=self._log.committed_errors,
             waits=self._log.waits.past,
+            done_at=self._log.committed_at,
+            oldest_seconds=max((now - flight.sent.sent_at for flight in self._sending.values()), default=0.0),
         )
 
 

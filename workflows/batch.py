@@ -16,7 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows import contract, steps
     from workflows.details import batch_details, end_reason, shard_summary
     from workflows.end_types import CloseBatchInput, WriteFilesInput
-    from workflows.events import EventType, NotedEvent
+    from workflows.events import IN_TEMPORAL, EventType, NotedEvent, validated_text, who_cancelled
     from workflows.fairness import MAX_SHARDS, fairness_key, fairness_weight, first_window
     from workflows.tally import Tally
     from workflows.types import (
@@ -25,6 +25,7 @@ with workflow.unsafe.imports_passed_through():
         BatchPhase,
         BatchSpec,
         BatchStatus,
+        Counts,
         MissingReason,
         PauseShardsInput,
         RunRequestsInput,
@@ -40,9 +41,6 @@ MEMO_STEPS = 10
 
 MEMO_SECONDS = 60.0
 """… or when it finishes a shard after this time, if that comes first."""
-
-IN_TEMPORAL = "in Temporal"
-"""Who has paused, resumed or cancelled a batch and does not say so."""
 
 _END_TIMES: Final = {
     BatchPhase.COMPLETED: "completed_at",
@@ -109,7 +107,7 @@ class BatchWorkflow:
     @workflow.signal(name=contract.RESUME_SIGNAL)
     def resume(self, by: str = IN_TEMPORAL) -> None:
         if self._status.paused_at is not None:
-            self._update(paused_at=None)
+            self._update(paused_at=None, **self._rate_from_now())
             self._note(EventType.RESUMED, f"Resumed {by}.")
 
     # The way of a batch
@@ -162,7 +160,7 @@ class BatchWorkflow:
     def _cancelled_by_temporal(self) -> None:
         """The API asks for a cancel in this way too, as do Temporal's UI and CLI."""
         self._run_is_cancelled = True
-        self.cancel(workflow.cancellation_reason() or IN_TEMPORAL)
+        self.cancel(who_cancelled(workflow.cancellation_reason()))
 
     async def _work(self) -> None:
         if self._cancel_requested:
@@ -193,8 +191,9 @@ class BatchWorkflow:
             shards_total=len(result.shards),
             counts=result.counts,
             error_summary=result.kept_errors,
+            **self._rate_from_now(result.counts),
         )
-        self._note(EventType.VALIDATED, f"Validated {_requests(result.total)}{_took(began)}.")
+        self._note(EventType.VALIDATED, validated_text(result.total, workflow.time() - began))
         self._set_phase(BatchPhase.IN_PROGRESS)
         await workflow.wait_condition(lambda: self._status.paused_at is None)
         self._shards_scheduled = True
@@ -322,7 +321,7 @@ class BatchWorkflow:
                 in_progress_at=self._status.in_progress_at or merged.in_progress_at,
                 finalizing_at=self._status.finalizing_at or self._now(),
             )
-            self._note(EventType.FILES_WRITTEN, f"Wrote the result files{_took(began)}.")
+            self._note(EventType.FILES_WRITTEN, f"Wrote the result files in {workflow.time() - began:.1f} s.")
         return True
 
     def _decide(self, outcome: BatchPhase) -> None:
@@ -371,6 +370,10 @@ class BatchWorkflow:
         event = NotedEvent(at=self._now(), type=kind, message=message)
         self._update(history=self._status.history.with_event(event))
 
+    def _rate_from_now(self, counts: Counts | None = None) -> dict[str, float]:
+        counts = counts or self._status.counts
+        return {"rate_since": workflow.time(), "rate_done": counts.completed + counts.failed}
+
     def _set_phase(self, phase: BatchPhase) -> None:
         self._update(phase=phase)
         self._show(phase)
@@ -390,11 +393,3 @@ class BatchWorkflow:
 
     def _now(self) -> int:
         return int(workflow.time())
-
-
-def _requests(count: int) -> str:
-    return f"{count:,} request{'s' if count != 1 else ''}"
-
-
-def _took(began: float) -> str:
-    return f" in {workflow.time() - began:.1f} s"

@@ -17,6 +17,10 @@ MAX_WAITS: Final = 50
 """Of a batch; the shortest are dropped."""
 MAX_WAITS_OF_SHARD: Final = 5
 MAX_EVENTS: Final = 100
+MAX_REASON: Final = 100
+IN_TEMPORAL: Final = "in Temporal"
+"""Where a batch was paused, resumed or cancelled by who does not say so."""
+_BY_TENANT: Final = "by tenant "
 
 _DIGITS: Final = re.compile(r"[0-9.]+")
 
@@ -77,6 +81,22 @@ class NotedEvent(BaseModel):
     """Unix seconds."""
     type: EventType
     message: str
+
+
+def by_api(tenant: str) -> str:
+    """Who has paused, resumed or cancelled a batch through the API."""
+    return f'{_BY_TENANT}"{tenant}" through the API'
+
+
+def who_cancelled(reason: str | None) -> str:
+    """Args: ``reason`` is what Temporal was given for it, by the API or by a person."""
+    if reason and reason.startswith(_BY_TENANT):
+        return reason
+    return f"{IN_TEMPORAL} ({reason[:MAX_REASON]})" if reason else IN_TEMPORAL
+
+
+def validated_text(requests: int, seconds: float) -> str:
+    return f"Validated {requests:,} request{'s' if requests != 1 else ''} in {seconds:.1f} s."
 
 
 class History(BaseModel):

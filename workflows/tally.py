@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 from workflows.error_summary import summed
 from workflows.events import ended
 from workflows.ids import format_ranges
 from workflows.types import BatchStatus, Counts, ShardResult
 
-RATE_WINDOW = 30.0
-"""Seconds over which the recent rate is taken."""
-
 
 class Tally:
     def __init__(self) -> None:
         self._finished: set[int] = set()
-        self._samples: deque[tuple[float, int]] = deque()
 
     @property
     def finished(self) -> int:
@@ -27,11 +21,6 @@ class Tally:
         """The status of a batch with one more of its shards finished, at this Unix time."""
         self._finished.add(index)
         counts = status.counts
-        done = counts.completed + counts.failed
-        while self._samples and now - self._samples[0][0] > RATE_WINDOW:
-            self._samples.popleft()
-        if not self._samples or now - self._samples[-1][0] >= 1.0:
-            self._samples.append((now, done))
         changes = {
             "counts": Counts(
                 total=counts.total,
@@ -42,7 +31,6 @@ class Tally:
             "error_summary": summed([*status.error_summary, *result.errors]),
             "history": status.history.with_waits(ended(wait, int(now)) for wait in result.waits),
             "finished_shards": format_ranges(self._finished),
-            "rate_since": self._samples[0][0],
-            "rate_done": self._samples[0][1],
+            "rate_at": now,
         }
         return status.model_copy(update=changes)

@@ -244,6 +244,10 @@ class ShardProgress(Model):
     errors: list[ErrorCount] = []
     """Committed."""
     waits: list[PastWait] = []
+    done_at: float | None = None
+    """Unix time of the last commit."""
+    oldest_seconds: float = 0.0
+    """For which the oldest of its requests has been in flight."""
 
 
 class MissingReason(StrEnum):
@@ -324,9 +328,11 @@ class BatchStatus(Model):
     """As ranges, for example ``0-16,18``, so that a caller counts each shard once."""
     shards_total: int = 0
     rate_since: float | None = None
-    """Unix time of an earlier moment of this run, for the recent rate of requests …"""
+    """Unix time at which its requests were begun, or begun again after a pause …"""
     rate_done: int = 0
-    """… and how many requests of finished shards were done then."""
+    """… and how many were done then."""
+    rate_at: float | None = None
+    """When the last of its shards was finished, in Unix time."""
 
     @property
     def ended_at(self) -> int | None:
@@ -348,6 +354,9 @@ class BatchMemo(Model):
     finished_shards: str = ""
     model: str | None = None
     error_summary: list[ErrorCount] = []
+    rate_since: float | None = None
+    rate_done: int = 0
+    rate_at: float | None = None
 
     @classmethod
     def of(cls, status: BatchStatus, written_at: int) -> BatchMemo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 UTF8_IS_WANTED: Final = "A batch's input must be JSON lines in UTF-8."
@@ -20,6 +21,8 @@ _WIDE: Final = {
     b"\xff\xfe": "UTF-16 (little endian)",
     b"\xfe\xff": "UTF-16 (big endian)",
 }
+_OPENED: Final = re.compile(rb'\{[ \t\r]*\n\s*"')
+"""The beginning of an object that goes on in the next line."""
 
 
 def file_error(head: bytes) -> str | None:
@@ -33,7 +36,7 @@ def file_error(head: bytes) -> str | None:
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if first.startswith(b"["):
         return f"The file is a JSON array. {UTF8_IS_WANTED} Write one object on each line, without brackets and commas."
-    if first.partition(b"\n")[0].rstrip() == b"{":
+    if _OPENED.match(first):
         return f"The file has JSON over several lines (pretty-printed). {UTF8_IS_WANTED} Write one object on each line."
     return None
 

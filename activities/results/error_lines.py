@@ -9,6 +9,7 @@ import msgspec
 from workflows.error_summary import FIRST_LINES, MAX_CODES, ErrorCount, summed
 
 NO_CODE: Final = "unknown"
+MAX_CODE_LENGTH: Final = 100
 MAX_MESSAGE_LENGTH: Final = 300
 
 
@@ -59,7 +60,7 @@ def read_error(line: bytes) -> LineError:
             message = message or error.message
         code = f"http_{decoded.response.status_code}" if code is None else code
     text = " ".join(message.split())[:MAX_MESSAGE_LENGTH] if isinstance(message, str) else None
-    return LineError(NO_CODE if code is None else str(code), text)
+    return LineError(NO_CODE if code is None else str(code)[:MAX_CODE_LENGTH], text)
 
 
 class ErrorTally:

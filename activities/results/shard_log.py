@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -188,6 +189,8 @@ class ShardLog:
         """Completed and failed, of what is in the store."""
         self._errors = ErrorTally(shard.number)
         self.committed_errors: list[ErrorCount] = []
+        self.committed_at: float | None = None
+        """By this attempt, in Unix time."""
 
     @property
     def done(self) -> int:
@@ -271,7 +274,7 @@ class ShardLog:
             self._tried_changed |= tried
             self.waits.has_changed |= waited
             raise
-        self.committed, self.committed_errors = counts, errors
+        self.committed, self.committed_errors, self.committed_at = counts, errors, time.time()
         offset = 0
         for line, encoded in pending:
             self._held_bytes += len(encoded)

@@ -86,7 +86,7 @@ class BatchLooks:
         if view.progress is None:
             return view
         status = view.record.status
-        return BatchView(self.shown.record(record.spec, status, status.counts), view.progress)
+        return BatchView(self.shown.record(record.spec, status), view.progress)
 
 
 def _key(record: BatchRecord) -> Key:

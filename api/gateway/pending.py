@@ -43,6 +43,12 @@ class Pending:
     """Unix seconds."""
     heard_at: float | None = None
     """When one that runs last sent a heartbeat, in Unix seconds."""
+    started_at: float | None = None
+    """When one that runs was started, in Unix seconds."""
+    oldest_at: float | None = None
+    """When the oldest of its requests in flight was sent, in Unix seconds, by its last heartbeat."""
+    done_at: float | None = None
+    """When the last of its requests that are done was, in Unix seconds."""
     queue: str = ""
     """Its task queue: each upstream has its own."""
     errors: list[ErrorCount] = field(default_factory=list[ErrorCount])
@@ -88,6 +94,8 @@ def _read(activity: PendingActivityInfo) -> Pending:
         next_attempt_at = _seconds(activity, "next_attempt_schedule_time") if wait else None
     elif kind == "line" and not activity.heartbeat_details.payloads:
         in_flight = 1
+    heard_at = None if is_waiting else _seconds(activity, "last_heartbeat_time")
+    started_at = None if is_waiting else _seconds(activity, "last_started_time")
     return Pending(
         shard=int(number) if kind == "shard" else None,
         completed=said.completed if kind == "shard" else 0,
@@ -96,7 +104,10 @@ def _read(activity: PendingActivityInfo) -> Pending:
         limit=None if is_waiting else said.limit,
         wait=wait,
         next_attempt_at=next_attempt_at,
-        heard_at=None if is_waiting else _seconds(activity, "last_heartbeat_time"),
+        heard_at=heard_at,
+        started_at=started_at,
+        oldest_at=heard_at - said.oldest_seconds if heard_at and in_flight else started_at,
+        done_at=said.done_at,
         queue=activity.activity_options.task_queue.name.removesuffix(FIRST_SUFFIX),
         errors=said.errors if kind == "shard" else [],
         waits=said.waits,
@@ -118,7 +129,8 @@ def _wait_after(activity: PendingActivityInfo) -> Wait | None:
 
 
 def _seconds(
-    activity: PendingActivityInfo, field: Literal["last_heartbeat_time", "next_attempt_schedule_time"]
+    activity: PendingActivityInfo,
+    field: Literal["last_heartbeat_time", "last_started_time", "next_attempt_schedule_time"],
 ) -> float | None:
     """A time of an activity, where it has it."""
     return getattr(activity, field).ToNanoseconds() / 1e9 if activity.HasField(field) else None

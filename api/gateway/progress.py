@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from api.gateway.interface import Progress
+from api.gateway.pace import Pace
 from api.gateway.pending import Pending
 from workflows.error_summary import ErrorCount, summed
 from workflows.events import History
@@ -19,7 +20,7 @@ REMEMBERED: Final = 10_000
 
 def live_counts(status: BatchStatus, pending: list[Pending]) -> Counts:
     """Counts with those of running shards. Each shard counts once: finished ones are in the status already."""
-    running = _running(status, pending)
+    running = unfinished(status, pending)
     return Counts(
         total=status.counts.total,
         completed=status.counts.completed + sum(item.completed for item in running),
@@ -29,22 +30,16 @@ def live_counts(status: BatchStatus, pending: list[Pending]) -> Counts:
 
 def live_history(status: BatchStatus, pending: list[Pending]) -> History:
     """With what running shards have waited for, or do."""
+    return status.history.with_waits(wait for item in unfinished(status, pending) for wait in item.waits)
+
+
+def unfinished(status: BatchStatus, pending: list[Pending]) -> list[Pending]:
+    """What runs, but for shards that the status counts already."""
     finished = parse_ranges(status.finished_shards)
-    return status.history.with_waits(wait for item in pending if item.shard not in finished for wait in item.waits)
+    return [item for item in pending if item.shard not in finished]
 
 
-def _running(status: BatchStatus, pending: list[Pending]) -> list[Pending]:
-    finished = parse_ranges(status.finished_shards)
-    return [item for item in pending if item.shard is not None and item.shard not in finished]
-
-
-def progress_of(status: BatchStatus, counts: Counts, pending: list[Pending], now: float) -> Progress:
-    """Args: ``counts`` are the live ones; ``now`` is Unix time."""
-    done = counts.completed + counts.failed
-    since, before = status.rate_since, status.rate_done
-    if since is None and status.in_progress_at is not None:
-        since, before = float(status.in_progress_at), 0
-    rate = (done - before) / (now - since) if since is not None and now - since >= 1 else None
+def progress_of(status: BatchStatus, pending: list[Pending], pace: Pace | None) -> Progress:
     in_flight = sum(item.in_flight for item in pending)
     queues: dict[str, list[int]] = {}
     for item in pending:
@@ -53,8 +48,8 @@ def progress_of(status: BatchStatus, counts: Counts, pending: list[Pending], now
     if status.paused_at is not None:
         return Progress(in_flight=in_flight)
     return Progress(
-        requests_per_second=round(rate, 2) if rate is not None else None,
-        eta_seconds=round((counts.total - done) / rate) if rate else None,
+        requests_per_second=float(f"{pace.per_second:.3g}") if pace else None,
+        eta_seconds=round(pace.seconds_left) if pace else None,
         in_flight=in_flight,
         in_flight_limit=sum(map(min, queues.values())) or None,
     )
@@ -62,7 +57,7 @@ def progress_of(status: BatchStatus, counts: Counts, pending: list[Pending], now
 
 def live_errors(status: BatchStatus, pending: list[Pending]) -> list[ErrorCount]:
     """The errors of the requests that :func:`live_counts` counts as failed."""
-    return summed([*status.error_summary, *(error for item in _running(status, pending) for error in item.errors)])
+    return summed([*status.error_summary, *(error for item in unfinished(status, pending) for error in item.errors)])
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,7 @@ class HighWater:
         self._shown: OrderedDict[str, _Shown] = OrderedDict()
 
     def record(
-        self, spec: BatchSpec, status: BatchStatus, counts: Counts, seen_at: float = 0.0, is_from_workflow: bool = False
+        self, spec: BatchSpec, status: BatchStatus, seen_at: float = 0.0, is_from_workflow: bool = False
     ) -> BatchRecord:
         """The batch to show: with counts no lower than before, and as cancelled if it was shown so.
 
@@ -96,9 +91,9 @@ class HighWater:
         keeps_cancel = not (is_from_workflow and seen_at > before.cancel_seen)
         cancelling_at = status.cancelling_at or (before.cancelling_at if keeps_cancel else None)
         shown = Counts(
-            total=max(counts.total, before.counts.total),
-            completed=max(counts.completed, before.counts.completed),
-            failed=max(counts.failed, before.counts.failed),
+            total=max(status.counts.total, before.counts.total),
+            completed=max(status.counts.completed, before.counts.completed),
+            failed=max(status.counts.failed, before.counts.failed),
         )
         cancel_seen = max(seen_at, before.cancel_seen) if status.cancelling_at else before.cancel_seen
         self._shown[spec.batch_id] = _Shown(shown, cancelling_at, cancel_seen)

@@ -30,8 +30,9 @@ from api.gateway.interface import (
     Progress,
     TemporalUnavailableError,
 )
+from api.gateway.pace import Paces
 from api.gateway.pending import Pending, opened, read_pending, tell_missing
-from api.gateway.progress import live_counts, live_errors, live_history, progress_of
+from api.gateway.progress import live_counts, live_errors, live_history, progress_of, unfinished
 from api.gateway.readiness import CannotWriteError, Readiness
 from api.gateway.shared_looks import Seen
 from api.gateway.standstill import Standstill
@@ -40,6 +41,7 @@ from api.gateway.waits import ReportedWait, waits_of, with_waits
 from api.gateway.worker_silence import LATE_SECONDS, WorkerSilence
 from api.gateway.workflow_reader import CALL_ERRORS, UNANSWERED, WorkflowReader, batches_of
 from workflows import contract
+from workflows.events import by_api
 from workflows.ids import is_batch_id
 from workflows.types import BatchPhase, BatchRecord, BatchSpec, BatchStatus
 from workflows.waits import Wait
@@ -67,6 +69,7 @@ class TemporalGateway:
         self._address = address
         self._upstreams = upstreams
         self._looks = BatchLooks()
+        self._paces = Paces()
         self._reader = WorkflowReader(client)
         self._runs = BatchRuns(client, task_queue)
         self._readiness = Readiness(client, task_queue)
@@ -183,7 +186,7 @@ class TemporalGateway:
 
     def _still(self, spec: BatchSpec, status: BatchStatus, wait: Wait, as_of: int | None) -> BatchView:
         """A batch of which no activity is known."""
-        record = self._looks.shown.record(spec, status, status.counts)
+        record = self._looks.shown.record(spec, status)
         return self._telling(record, Progress(as_of=as_of), [ReportedWait(wait)])
 
     def _telling(self, record: BatchRecord, progress: Progress, waits: Sequence[ReportedWait]) -> BatchView:
@@ -200,15 +203,19 @@ class TemporalGateway:
     async def _shown(
         self, spec: BatchSpec, status: BatchStatus, pending: list[Pending], began: float, is_from_workflow: bool
     ) -> BatchView:
-        record = self._looks.shown.record(spec, status, live_counts(status, pending), began, is_from_workflow)
-        status = record.status
-        now = time.time()
-        progress = progress_of(status, status.counts, pending, now).model_copy(update={"as_of": int(began)})
+        live = {
+            "counts": live_counts(status, pending),
+            "error_summary": live_errors(status, pending),
+            "history": live_history(status, pending),
+        }
+        record = self._looks.shown.record(spec, status.model_copy(update=live), began, is_from_workflow)
+        status, now = record.status, time.time()
+        left = status.counts.total - status.counts.completed - status.counts.failed
+        pace = self._paces.of(spec.batch_id, status, unfinished(status, pending), left, now)
+        progress = progress_of(status, pending, pace).model_copy(update={"as_of": int(began)})
         waits = waits_of(spec, status, pending, now)
         if not waits and (wait := await self._standstill.wait(spec.batch_id, status, pending, progress)):
             waits = [ReportedWait(wait)]
-        update = {"error_summary": live_errors(status, pending), "history": live_history(status, pending)}
-        record = BatchRecord(spec=spec, status=status.model_copy(update=update))
         return self._telling(record, progress, waits)
 
     async def cancel(self, tenant: str, batch_id: str) -> BatchView:
@@ -216,7 +223,7 @@ class TemporalGateway:
         was_asked = False
         if not record.status.phase.is_terminal:
             try:
-                was_asked = await self._runs.cancel(batch_id, by=_by(tenant))
+                was_asked = await self._runs.cancel(batch_id, by=by_api(tenant))
             except CALL_ERRORS as error:
                 raise self._unavailable(error) from error
         return await self._after_cancel(record, CANCEL_SECONDS if was_asked else 0)
@@ -241,7 +248,7 @@ class TemporalGateway:
     async def set_paused(self, tenant: str, batch_id: str, paused: bool) -> BatchView:
         record = await self._known(tenant, batch_id)
         if not record.status.phase.is_terminal:
-            await self._signal(batch_id, contract.PAUSE_SIGNAL if paused else contract.RESUME_SIGNAL, _by(tenant))
+            await self._signal(batch_id, contract.PAUSE_SIGNAL if paused else contract.RESUME_SIGNAL, by_api(tenant))
         self._looks.forget(record)
         view = await self.find(tenant, batch_id)
         if view.record.status.phase.is_terminal:
@@ -382,10 +389,6 @@ class TemporalGateway:
 
     def _temporal_wait(self, error: Exception) -> Wait:
         return unanswered_wait(error, self._address, self._client.namespace, self._reader.silent_seconds)
-
-
-def _by(tenant: str) -> str:
-    return f'by tenant "{tenant}" through the API'
 
 
 def _as_of(seen: Seen[BatchView] | None) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 from openai.types import Batch
 
 from tests.integration.conftest import MakeStack
-from tests.integration.stack import Stack, request, requests
+from tests.integration.stack import Stack, request, requests, until
 from workflows.types import BatchRecord
 
 
@@ -43,6 +43,12 @@ async def test_a_shard_that_runs_and_a_cancel(stack: MakeStack) -> None:
     (one,) = summary_of(running)
     assert (len(one["first_lines"]), running.status) == (5, "in_progress")
     assert one["message"]
+
+    async def listed() -> bool:
+        (batch,) = (await it.openai.batches.list()).data
+        return summary_of(batch) == [{**one, "message": None}]
+
+    await until(listed, "the list says so too")
     await it.openai.batches.cancel(batch_id)
     finished = await it.finished(batch_id)
     cancelled, refused = summary_of(finished.batch)

@@ -11,7 +11,17 @@ from api.gateway.interface import BatchView
 from api.routes.events import events_of
 from tests.fakes.worker import BATCH, TENANT, ShakyStore, make_spec
 from workflows.error_summary import ErrorCount
-from workflows.events import MAX_EVENTS, MAX_WAITS, EventType, History, NotedEvent, PastWait, merge_waits
+from workflows.events import (
+    MAX_EVENTS,
+    MAX_WAITS,
+    EventType,
+    History,
+    NotedEvent,
+    PastWait,
+    by_api,
+    merge_waits,
+    who_cancelled,
+)
 from workflows.types import BatchError, BatchPhase, BatchRecord, BatchStatus, Counts
 from workflows.waits import Wait, WaitKind
 
@@ -93,6 +103,14 @@ async def test_the_next_attempt_takes_the_waits_up_and_the_batch_has_them_at_its
     assert isinstance(found, Committed)
     assert found.waits == second.waits.past
     assert (await second.finish()).waits == second.waits.past
+
+
+def test_a_reason_of_a_person_does_not_pass_for_a_tenant() -> None:
+    assert [who_cancelled(reason) for reason in (by_api("ann"), "from the UI", "", None)] == [
+        'by tenant "ann" through the API',
+        "in Temporal (from the UI)",
+        *["in Temporal"] * 2,
+    ]
 
 
 def test_the_end_is_told_as_it_was() -> None:

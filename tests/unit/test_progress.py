@@ -9,8 +9,9 @@ from temporalio.api.failure.v1 import ApplicationFailureInfo, Failure, TimeoutFa
 from temporalio.api.workflow.v1 import PendingActivityInfo
 
 from api.gateway.interface import Progress
+from api.gateway.pace import Paces
 from api.gateway.pending import read_pending, tell_missing
-from api.gateway.progress import HighWater, live_counts, progress_of
+from api.gateway.progress import HighWater, live_counts, progress_of, unfinished
 from api.gateway.waits import duration, waits_of, with_waits
 from tests.fakes.worker import make_spec
 from workflows.types import BatchPhase, BatchStatus, Counts, ShardProgress
@@ -57,7 +58,9 @@ def progress(status: BatchStatus, *infos: PendingActivityInfo) -> tuple[Counts, 
     activities = read_pending(infos)
     counts = live_counts(status, activities)
     waits = waits_of(SPEC, status, activities, NOW)
-    return counts, with_waits(progress_of(status, counts, activities, NOW), waits, SPEC, status, counts, NOW)
+    left = counts.total - counts.completed - counts.failed
+    pace = Paces().of(SPEC.batch_id, status, unfinished(status, activities), left, NOW)
+    return counts, with_waits(progress_of(status, activities, pace), waits, SPEC, status, counts, NOW)
 
 
 def test_running_shards_count_and_finished_ones_count_once() -> None:
@@ -168,30 +171,23 @@ def test_durations_are_rounded_down() -> None:
     assert shown == ["1 s", "119 s", "2 min", "119 min", "2 h", "71 h", "3 d"]
 
 
-def test_rate_and_time_left_are_of_the_last_moments() -> None:
-    status = BatchStatus(
-        counts=Counts(total=1000, completed=400), in_progress_at=int(NOW) - 1000, rate_since=NOW - 10, rate_done=300
-    )
-    _, shown = progress(status)
-    assert (shown.requests_per_second, shown.eta_seconds) == (10.0, 60)
-    _, at_the_start = progress(BatchStatus(counts=Counts(total=5), in_progress_at=int(NOW)))
-    assert (at_the_start.requests_per_second, at_the_start.eta_seconds) == (None, None)
-
-
 def test_counts_shown_never_go_back() -> None:
-    marks, status = HighWater(), BatchStatus()
-    assert marks.record(SPEC, status, Counts(total=10, completed=5, failed=1)).status.counts.completed == 5
-    counts = marks.record(SPEC, status, Counts(total=10, completed=3)).status.counts
-    assert counts == Counts(total=10, completed=5, failed=1)
+    marks = HighWater()
+
+    def shown(counts: Counts) -> Counts:
+        return marks.record(SPEC, BatchStatus(counts=counts)).status.counts
+
+    assert shown(Counts(total=10, completed=5, failed=1)) == Counts(total=10, completed=5, failed=1)
+    assert shown(Counts(total=10, completed=3)) == Counts(total=10, completed=5, failed=1)
     marks.forget(SPEC.batch_id)
-    assert marks.record(SPEC, status, Counts(total=10, completed=3)).status.counts == Counts(total=10, completed=3)
+    assert shown(Counts(total=10, completed=3)) == Counts(total=10, completed=3)
 
 
 def test_a_cancel_that_was_shown_is_taken_back_only_by_the_workflow_itself() -> None:
     marks, running, cancelling = HighWater(), BatchStatus(), BatchStatus(cancelling_at=7)
 
     def shown(status: BatchStatus, seen_at: float, is_from_workflow: bool = False) -> int | None:
-        return marks.record(SPEC, status, Counts(), seen_at, is_from_workflow).status.cancelling_at
+        return marks.record(SPEC, status, seen_at, is_from_workflow).status.cancelling_at
 
     assert shown(running, seen_at=1.0) is None
     assert shown(cancelling, seen_at=2.0) == 7

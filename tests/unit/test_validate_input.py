@@ -284,7 +284,7 @@ def test_a_line_that_is_too_large_is_not_held_and_refuses_nothing() -> None:
         (b"PK\x03\x04" + bytes(99), "ZIP"),
         (b"\x28\xb5\x2f\xfd" + bytes(99), "Zstandard"),
         (b"[\n" + request_line(1) + b"]\n", "JSON array"),
-        (b"\n{\r\n  " + request_line(1) + b"}\n", "pretty-printed"),
+        (b'\n{\r\n  "custom_id": "a"\r\n}\n', "pretty-printed"),
         (request_line(1).decode().encode("cp1252") * 300, "cp1252"),
         (request_line(1) + b"\xef\xbb\xbf" + request_line(2) + b"\xef\xbb\xbf" + request_line(3), "mark"),
     ],
