@@ -23,7 +23,7 @@ from activities.store.object_store import ObjectStore
 from activities.upstreams.answer_budget import AnswerBudget
 from activities.upstreams.answers import Answer, Verdict
 from activities.upstreams.client import InferenceClient
-from activities.upstreams.judgement import Fault, Outcome
+from activities.upstreams.judgement import OUTCOMES, Fault, Outcome
 from activities.upstreams.lanes import Flight
 from activities.upstreams.limiter import Limiter
 from activities.upstreams.metrics import RequestMetrics
@@ -45,15 +45,6 @@ suspects yet may take two workers down beside it, and then goes one at a time to
 
 AT_ONCE: Final = 0.001
 """Seconds; zero would be taken for "not set"."""
-
-_OUTCOMES: Final = {
-    Verdict.SUCCESS: Outcome.ANSWERED,
-    Verdict.FINAL: Outcome.ANSWERED,
-    Verdict.RETRY: Outcome.FAILED,
-    Verdict.TIMED_OUT: Outcome.TIMED_OUT,
-    Verdict.OVERLOADED: Outcome.OVERLOADED,
-    Verdict.UNREACHABLE: Outcome.UNREACHABLE,
-}
 
 
 class Process:
@@ -281,7 +272,7 @@ class ShardRun:
             return
         try:
             answer = await self._client.send(self._task.endpoint, self._requests[line].body, flight.replica)
-            outcome, failed_before = _OUTCOMES[answer.verdict], self._log.tries(line).failed > 0
+            outcome, failed_before = OUTCOMES[answer.verdict], self._log.tries(line).failed > 0
             wait = None if outcome is Outcome.ANSWERED else wait_after(answer, self._upstream, flight.replica)
             try:
                 if outcome is Outcome.ANSWERED:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from activities.upstreams.answers import Verdict
+
 OUTAGE_FAILURES: Final = 5
 """Requests that fail, with no later one answered, before the failures are taken for an outage while others are still
 in flight."""
@@ -40,6 +42,17 @@ class Outcome(Enum):
     """Before it was sent: no connection. Never the fault of a request."""
     DROPPED = "dropped"
     """It was we who ended it."""
+
+
+OUTCOMES: Final = {
+    Verdict.SUCCESS: Outcome.ANSWERED,
+    Verdict.FINAL: Outcome.ANSWERED,
+    Verdict.RETRY: Outcome.FAILED,
+    Verdict.TIMED_OUT: Outcome.TIMED_OUT,
+    Verdict.OVERLOADED: Outcome.OVERLOADED,
+    Verdict.UNREACHABLE: Outcome.UNREACHABLE,
+}
+"""What the answers of an engine say of it."""
 
 
 class Fault(Enum):

@@ -70,6 +70,11 @@ def port_of(it: Stack, upstream: int) -> int:
     return int(url.rpartition(":")[2].removesuffix("/v1"))
 
 
+def requests_waiting(batch: Batch) -> int | None:
+    waiting = progress_of(batch).get("waiting")
+    return waiting["requests"] if waiting else None
+
+
 @pytest.mark.parametrize("count", [20, 1200], ids=["single", "grouped"])
 async def test_one_batch_over_an_engine_that_lives_and_one_that_is_down(
     stack: MakeStack, engines: Engines, count: int
@@ -86,7 +91,7 @@ async def test_one_batch_over_an_engine_that_lives_and_one_that_is_down(
         lambda batch: (
             batch.request_counts
             and batch.request_counts.completed == count // 2
-            and (progress_of(batch).get("waiting") or {}).get("requests") == count // 2
+            and requests_waiting(batch) == count // 2
         ),
     )
     waiting = progress_of(batch)["waiting"]
