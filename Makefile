@@ -7,6 +7,8 @@ STAMP := .venv/.everbatch-setup
 # Most tests wait more than they work; each process has a Temporal of its own.
 TESTS_AT_ONCE ?= 4
 FAULTS_AT_ONCE ?= 2
+# Each of these processes imports all there is, which takes three times as long where nothing compiled is kept.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(CURDIR)/.pytest_cache/pycache .venv/bin/pytest
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,12 +25,12 @@ dev: $(STAMP) ## run everything on this machine: Temporal, worker and API
 test: $(STAMP) ## run the tests; the first time this may build the Temporal binary and an S3 server
 	@.venv/bin/python -m api.dev.temporal_binary
 	@.venv/bin/python -m tests.s3_server
-	.venv/bin/pytest -n $(TESTS_AT_ONCE) --dist worksteal
+	$(PYTEST) -n $(TESTS_AT_ONCE) --dist worksteal
 
 faults: $(STAMP) ## run the whole fault matrix, which takes the better part of an hour
 	@.venv/bin/python -m api.dev.temporal_binary
 	@.venv/bin/python -m tests.s3_server
-	EVERBATCH_WRITE_FAULTS=1 .venv/bin/pytest tests/e2e -m faults -n $(FAULTS_AT_ONCE) --dist worksteal
+	EVERBATCH_WRITE_FAULTS=1 $(PYTEST) tests/e2e -m faults -n $(FAULTS_AT_ONCE) --dist worksteal
 
 clients: $(STAMP) ## install the users' own tools and run each against Everbatch; writes the table in docs/clients.md
 	@.venv/bin/python -m api.dev.temporal_binary

@@ -40,7 +40,7 @@ async def test_a_worker_that_stops_and_comes_back_is_no_loss(stack: MakeStack) -
     it = await stack()
     it.script(mode="hang")
     batch_id = await it.submit(requests(3))
-    for number in range(1, 4):
+    for number in (1, 2):
         await it.until(batch_id, lambda _: it.engine.counters().in_flight == 3)
         await it.stop_worker()
         said = await progress(it, batch_id, number)

@@ -15,22 +15,22 @@ from tests.integration.stack import progress_of, requests
 async def test_a_long_retry_after_of_a_cancelled_batch_holds_nobody(stack: MakeStack, status: int) -> None:
     it = await stack(latency=0.02)
     it.script(mode="status", status=status, match="told", retry_after=600)
-    told = await it.submit(requests(300, prefix="told"))
+    told = await it.submit(requests(100, prefix="told"))
     await it.until(told, lambda batch: progress_of(batch).get("waiting_reason"))
     await it.openai.batches.cancel(told)
     await it.finished(told)
     began = time.monotonic()
-    assert (await it.run(requests(300))).counts == (300, 300, 0)
+    assert (await it.run(requests(100))).counts == (100, 100, 0)
     assert time.monotonic() - began < 15
 
 
 async def test_while_a_batch_waits_another_of_the_same_model_asks_for_itself(stack: MakeStack) -> None:
     it = await stack(latency=0.02)
     it.script(mode="status", status=503, match="told", retry_after=600)
-    told = await it.submit(requests(300, prefix="told"))
+    told = await it.submit(requests(100, prefix="told"))
     waiting = await it.until(told, lambda batch: progress_of(batch).get("next_attempt_at"))
     assert 50 < progress_of(waiting)["next_attempt_at"] - time.time() < 70  # a minute, and not ten
-    assert (await it.run(requests(300))).counts == (300, 300, 0)
+    assert (await it.run(requests(100))).counts == (100, 100, 0)
     refused = it.engine.counters().refused_total
     await asyncio.sleep(2)
     assert it.engine.counters().refused_total <= refused + 1  # the batch that was told asks no more

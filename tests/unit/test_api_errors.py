@@ -31,6 +31,12 @@ def api(tmp_path: Path) -> Api:
     return open_api(tmp_path, completion_windows="24h,5s")
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Api:
+    """For tests of many rows that leave nothing in it: to make one takes longer than most of them."""
+    return open_api(tmp_path_factory.mktemp("shared"), completion_windows="24h,5s")
+
+
 async def refused(api: Api, **changes: Any) -> dict[str, Any]:
     """The error of a create whose parameters are good but for the changes; ``...`` leaves one out."""
     body = {name: value for name, value in (GOOD | changes).items() if value is not ...}
@@ -43,8 +49,8 @@ async def refused(api: Api, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["input_file_id", "endpoint", "completion_window"])
-async def test_missing_field(api: Api, name: str) -> None:
-    error = await refused(api, **{name: ...})
+async def test_missing_field(shared: Api, name: str) -> None:
+    error = await refused(shared, **{name: ...})
     assert error["message"] == f"Missing required parameter: '{name}'."
     assert (error["code"], error["param"]) == ("missing_required_parameter", name)
 
@@ -91,8 +97,8 @@ async def test_bad_endpoint(api: Api) -> None:
         ({"idempotency_key": 1}, "idempotency_key", "a string", "an integer"),
     ],
 )
-async def test_bad_type(api: Api, changes: dict[str, Any], param: str, expected: str, got: str) -> None:
-    error = await refused(api, **changes)
+async def test_bad_type(shared: Api, changes: dict[str, Any], param: str, expected: str, got: str) -> None:
+    error = await refused(shared, **changes)
     assert error["message"] == f"Invalid type for '{param}': expected {expected}, but got {got} instead."
     assert (error["code"], error["param"]) == ("invalid_type", param)
 
@@ -134,8 +140,8 @@ async def test_bad_type(api: Api, changes: dict[str, Any], param: str, expected:
         ),
     ],
 )
-async def test_out_of_bounds(api: Api, changes: dict[str, Any], code: str, param: str, pattern: str) -> None:
-    error = await refused(api, **changes)
+async def test_out_of_bounds(shared: Api, changes: dict[str, Any], code: str, param: str, pattern: str) -> None:
+    error = await refused(shared, **changes)
     assert (error["code"], error["param"]) == (code, param)
     assert re.search(pattern, error["message"])
 
@@ -151,8 +157,8 @@ async def test_out_of_bounds(api: Api, changes: dict[str, Any], code: str, param
         ("9" * 5000, None, "'limit'"),
     ],
 )
-async def test_bad_limit(api: Api, path: str, limit: str, code: str | None, text: str) -> None:
-    response = await api.http.get(path, params={"limit": limit})
+async def test_bad_limit(shared: Api, path: str, limit: str, code: str | None, text: str) -> None:
+    response = await shared.http.get(path, params={"limit": limit})
     assert response.status_code == 400
     error = error_of(response)
     assert error["param"] == "limit"
@@ -168,8 +174,8 @@ async def test_limit_of_batches_in_the_words_of_the_contract(api: Api) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/batches", "/v1/files"])
-async def test_bad_order(api: Api, path: str) -> None:
-    error = error_of(await api.http.get(f"{path}?order=up"))
+async def test_bad_order(shared: Api, path: str) -> None:
+    error = error_of(await shared.http.get(f"{path}?order=up"))
     assert error["message"] == "Invalid value: 'up'. Supported values are: 'asc' and 'desc'."
     assert (error["code"], error["param"]) == ("invalid_value", "order")
 
@@ -202,10 +208,10 @@ async def test_unknown_ids(api: Api) -> None:
 
 
 @pytest.mark.parametrize("name", ["..", "%2e%2e%2fx", "a.b", "%00", "x" * 500, "%F0%9F%98%80"])
-async def test_ids_that_could_not_be(api: Api, name: str) -> None:
-    assert (await api.http.get(f"/v1/files/{name}")).status_code == 404
-    assert (await api.http.get(f"/v1/batches/{name}/cancel")).status_code in (404, 405)
-    assert (await api.http.get(f"/v1/files?after={name}")).status_code == 400
+async def test_ids_that_could_not_be(shared: Api, name: str) -> None:
+    assert (await shared.http.get(f"/v1/files/{name}")).status_code == 404
+    assert (await shared.http.get(f"/v1/batches/{name}/cancel")).status_code in (404, 405)
+    assert (await shared.http.get(f"/v1/files?after={name}")).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -224,8 +230,8 @@ async def test_ids_that_could_not_be(api: Api, name: str) -> None:
         b"\x00",
     ],
 )
-async def test_bodies_that_are_no_object(api: Api, body: bytes) -> None:
-    response = await api.http.post("/v1/batches", content=body, headers=JSON)
+async def test_bodies_that_are_no_object(shared: Api, body: bytes) -> None:
+    response = await shared.http.post("/v1/batches", content=body, headers=JSON)
     assert response.status_code == 400
     assert error_of(response)["message"]
 
@@ -239,10 +245,10 @@ async def test_json_sent_as_something_else(api: Api) -> None:
 
 @pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x", "text/plain"])
 @pytest.mark.parametrize("declared", [False, True])
-async def test_a_body_that_is_too_large(api: Api, kind: str, declared: bool) -> None:
+async def test_a_body_that_is_too_large(shared: Api, kind: str, declared: bool) -> None:
     body = json.dumps(GOOD | {"padding": "x" * JSON_LIMIT}).encode()
     content = body if declared else chunked(body, 64 * 1024)
-    response = await api.http.post("/v1/batches", content=content, headers={"content-type": kind})
+    response = await shared.http.post("/v1/batches", content=content, headers={"content-type": kind})
     assert response.status_code == 413
     assert str(JSON_LIMIT) in error_of(response)["message"]
 
@@ -347,9 +353,9 @@ async def test_headers_of_every_answer(api: Api) -> None:
 @pytest.mark.parametrize(
     ("value", "status"), [("a" * 512, 200), ("a" * 513, 400), ("ä", 400), ("", 200), ("\x1b[2J", 400)]
 )
-async def test_client_request_id(api: Api, value: str, status: int, caplog: pytest.LogCaptureFixture) -> None:
+async def test_client_request_id(shared: Api, value: str, status: int, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        response = await api.http.get("/v1/files", headers=[(b"X-Client-Request-Id", value.encode("latin-1"))])
+        response = await shared.http.get("/v1/files", headers=[(b"X-Client-Request-Id", value.encode("latin-1"))])
     assert response.status_code == status
     if status == 400:
         error_of(response)

@@ -14,9 +14,9 @@ from tests.fakes.api import Api, error_of, field, file, form, open_api
 PAGE = {"host": "localhost:8000"}
 
 
-@pytest.fixture
-def api(tmp_path: Path) -> Api:
-    return open_api(tmp_path, allowed_hosts="batch.lan, OTHER")
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Api:
+    return open_api(tmp_path_factory.mktemp("store"), allowed_hosts="batch.lan, OTHER")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,8 @@ async def test_with_keys_the_key_is_what_is_asked_for(tmp_path: Path) -> None:
     assert (await api.http.get("/v1/files", headers=headers)).status_code == 200
 
 
-async def test_a_form_cannot_write_the_log(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_form_cannot_write_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    api = open_api(tmp_path)
     from api.http.logs import configure_logging
 
     configure_logging("text")

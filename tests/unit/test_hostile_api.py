@@ -61,6 +61,12 @@ def api(tmp_path: Path) -> Api:
     return open_api(tmp_path, max_file_bytes=4 * MEGABYTE)
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Api:
+    """For tests of many rows that leave nothing in it: to make one takes longer than most of them."""
+    return open_api(tmp_path_factory.mktemp("shared"), max_file_bytes=4 * MEGABYTE)
+
+
 async def ask(
     api: Api,
     method: str,
@@ -171,9 +177,9 @@ async def test_any_body_where_json_is_expected(api: Api, path: bytes, value: Any
     ],
     ids=["digits", "nesting", "100,000 keys", "objects", "100,000 errors", "NUL", "mark", "no utf-8"],
 )
-async def test_bombs_in_json(api: Api, body: bytes) -> None:
+async def test_bombs_in_json(shared: Api, body: bytes) -> None:
     with at_most(100):
-        refused(await ask(api, "POST", b"/v1/batches", body=body, headers=JSON), 400)
+        refused(await ask(shared, "POST", b"/v1/batches", body=body, headers=JSON), 400)
 
 
 async def test_of_a_member_that_comes_twice_the_last_counts(api: Api) -> None:
@@ -184,11 +190,11 @@ async def test_of_a_member_that_comes_twice_the_last_counts(api: Api) -> None:
 
 @pytest.mark.parametrize("encoding", [b"gzip", b"br", b"deflate, gzip"])
 @pytest.mark.parametrize("path", [b"/v1/batches", b"/v1/files", b"/v1/uploads/x/parts"])
-async def test_a_body_that_is_compressed_is_not_unpacked(api: Api, path: bytes, encoding: bytes) -> None:
+async def test_a_body_that_is_compressed_is_not_unpacked(shared: Api, path: bytes, encoding: bytes) -> None:
     kind = b"multipart/form-data; boundary=b0" if path != b"/v1/batches" else b"application/json"
     headers = {b"content-type": kind, b"content-encoding": encoding}
-    refused(await ask(api, "POST", path, body=b"\x1f\x8b\x08\x00" + b"\x00" * 1000, headers=headers), 400, 404)
-    assert api.stored() == []
+    refused(await ask(shared, "POST", path, body=b"\x1f\x8b\x08\x00" + b"\x00" * 1000, headers=headers), 400, 404)
+    assert shared.stored() == []
 
 
 # Paths, queries, headers
@@ -219,8 +225,8 @@ async def test_any_path_is_an_answer_or_an_error_in_the_envelope(
 @pytest.mark.parametrize("path", [b"/v1/files/%b", b"/v1/files/%b/content", b"/v1/batches/%b", b"/v1/uploads/%b"])
 @given(st.binary(min_size=1).filter(lambda name: b"/" not in name) | st.just(b"x" * MEGABYTE))
 @shared_api
-async def test_any_id_that_nobody_has(api: Api, path: bytes, name: bytes) -> None:
-    refused(await ask(api, "GET", path % name), 404)
+async def test_any_id_that_nobody_has(shared: Api, path: bytes, name: bytes) -> None:
+    refused(await ask(shared, "GET", path % name), 404)
 
 
 queries = st.lists(

@@ -26,6 +26,12 @@ def api(tmp_path: Path) -> Api:
     return open_api(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Api:
+    """For tests of many rows that leave nothing in it: to make one takes longer than most of them."""
+    return open_api(tmp_path_factory.mktemp("shared"))
+
+
 def message(custom_id: str = "a", **params: Any) -> dict[str, Any]:
     body = {"model": "m", "max_tokens": 10, "messages": [{"role": "user", "content": "żółw\u2028"}], **params}
     return {"custom_id": custom_id, "params": {name: value for name, value in body.items() if value is not ...}}
@@ -128,12 +134,12 @@ async def test_a_body_in_pieces_with_line_ends_inside(api: Api) -> None:
         (["hello"], "requests.0: Input should be an object with a custom_id and params"),
     ],
 )
-async def test_requests_that_are_refused(api: Api, requests: list[Any], said: str) -> None:
-    before = api.stored()
-    status, kind, text = error_of(await api.http.post(URL, json={"requests": requests}))
+async def test_requests_that_are_refused(shared: Api, requests: list[Any], said: str) -> None:
+    before = shared.stored()
+    status, kind, text = error_of(await shared.http.post(URL, json={"requests": requests}))
     assert (status, kind) == (400, "invalid_request_error")
     assert text.startswith(said)
-    assert (api.stored(), api.gateway.created) == (before, [])
+    assert (shared.stored(), shared.gateway.created) == (before, [])
 
 
 @pytest.mark.parametrize(
@@ -147,8 +153,8 @@ async def test_requests_that_are_refused(api: Api, requests: list[Any], said: st
         (b'{"requests": [{"custom_id": "\xff"}]}', "The request body is not valid JSON"),
     ],
 )
-async def test_bodies_that_are_refused(api: Api, body: bytes, said: str) -> None:
-    status, _, text = error_of(await api.http.post(URL, content=body))
+async def test_bodies_that_are_refused(shared: Api, body: bytes, said: str) -> None:
+    status, _, text = error_of(await shared.http.post(URL, content=body))
     assert status == 400
     assert text.startswith(said)
 
