@@ -32,7 +32,7 @@ from activities.upstreams.waiting_requests import WaitingRequests
 from activities.upstreams.waits import silence_of, unavailable_wait, wait_after
 from workflows.contract import WRONG_ROUTE
 from workflows.types import RunRequestsInput, ShardProgress, ShardResult
-from workflows.waits import EndsBy, Wait, pause_wait, worker_wait
+from workflows.waits import EndsBy, Wait, WaitKind, pause_wait, worker_wait
 
 COSTLY_SENDS: Final = 2
 """Of a request whose answers the engine has worked out but nobody can use."""
@@ -252,7 +252,12 @@ class ShardRun:
         seconds = retry_delay(self._most_tried, pause, self._task.max_attempts if self._fails_alone else None)
         if self._limiter.draining:
             seconds = AT_ONCE
+<<<<<<< ours
         if not pause:  # others are answered: this passes, if only because these requests become error lines
+=======
+        wait = wait or unavailable_wait(self._upstream)
+        if not pause and wait.kind is not WaitKind.STORE:  # others are answered: these get an error line in the end
+>>>>>>> theirs
             wait = wait.model_copy(update={"ends_by": EndsBy.ITSELF})
         return try_again(self._task, self._log.done, wait, seconds)
 

@@ -54,7 +54,7 @@ async def test_the_disk_is_full(small_disk: Path, world: MakeWorld, size: Size) 
             while file.write(b"\0" * 4096):
                 pass
         it.struck()
-        await until_told(it, "the store failed", *([] if it.s3 else ["No space left on device"]))
+        await until_told(it, "the store cannot be used", *([] if it.s3 else ["its disk is full"]))
         with pytest.raises(openai.InternalServerError) as caught:
             await it.client.files.create(file=("more.jsonl", b"x" * 100_000), purpose="batch")
         assert caught.value.status_code == 503

@@ -25,6 +25,7 @@ from activities.results.shard_log import Tries
 from tests.fakes.shard_worker import SHARD, ShardWorker
 from tests.fakes.worker import refusal, request_line, until
 from workflows.types import Shard, ShardProgress, ShardResult
+from workflows.waits import EndsBy, WaitKind, store_wait
 
 
 @pytest.fixture
@@ -250,6 +251,13 @@ async def test_answers_outlive_the_store_being_away_and_nothing_more_is_sent(
     assert (await worker.run(attempt=2)).completed == 10
     assert sorted(worker.engine.sent) == list(range(1, 11))
     worker.settled()
+
+
+async def test_a_shard_that_comes_while_the_disk_is_full_says_that_the_operator_must_act(worker: ShardWorker) -> None:
+    worker.limiter.wait = store_wait("its disk is full", is_lasting=True)
+    worker.limiter.block()
+    (wait,) = (await worker.run_to_retry()).details
+    assert (wait.kind, wait.ends_by, wait.requests) == (WaitKind.STORE, EndsBy.OPERATOR, 10)
 
 
 async def test_a_finish_waits_for_the_store(tmp_path: Path) -> None:
