@@ -252,12 +252,7 @@ class ShardRun:
         seconds = retry_delay(self._most_tried, pause, self._task.max_attempts if self._fails_alone else None)
         if self._limiter.draining:
             seconds = AT_ONCE
-<<<<<<< ours
-        if not pause:  # others are answered: this passes, if only because these requests become error lines
-=======
-        wait = wait or unavailable_wait(self._upstream)
         if not pause and wait.kind is not WaitKind.STORE:  # others are answered: these get an error line in the end
->>>>>>> theirs
             wait = wait.model_copy(update={"ends_by": EndsBy.ITSELF})
         return try_again(self._task, self._log.done, wait, seconds)
 

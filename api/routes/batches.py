@@ -160,10 +160,13 @@ class _Batches:
             view = await self._gateway.find(tenant, batch_id)
         except ObjectNotFoundError:
             raise _no_batch(batch_id) from None
+        return _rendered(await self._object(view, partial=self._partial.wanted(partial)))
+
+    async def _object(self, view: BatchView, *, partial: bool = False) -> Batch:
+        """The batch with what only the store knows of it."""
         retried_by = await asyncio.to_thread(self._retries.retried_by, view.record)
         messages = await asyncio.to_thread(self._messages, view.record) if view.record.status.error_summary else {}
-        is_partial = self._partial.wanted(partial)
-        return _rendered(batch_object(view, retried_by, partial=is_partial, messages=messages))
+        return batch_object(view, retried_by, partial=partial, messages=messages)
 
     def _messages(self, record: BatchRecord) -> dict[str, str]:
         try:
@@ -173,7 +176,7 @@ class _Batches:
 
     async def cancel_batch(self, batch_id: str, tenant: Tenant) -> Batch:
         try:
-            return batch_object(await self._gateway.cancel(tenant, batch_id))
+            return await self._object(await self._gateway.cancel(tenant, batch_id))
         except ObjectNotFoundError:
             raise _no_batch(batch_id) from None
         except BatchHasEndedError as error:
@@ -189,7 +192,7 @@ class _Batches:
 
     async def _set_paused(self, tenant: str, batch_id: str, paused: bool) -> Batch:
         try:
-            return batch_object(await self._gateway.set_paused(tenant, batch_id, paused))
+            return await self._object(await self._gateway.set_paused(tenant, batch_id, paused))
         except ObjectNotFoundError:
             raise _no_batch(batch_id) from None
         except BatchHasEndedError as error:

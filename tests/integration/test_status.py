@@ -70,7 +70,7 @@ async def test_a_cancel_without_a_worker_takes_effect_when_one_comes(stack: Make
 
 
 async def test_counts_never_go_back_while_workers_come_and_go(stack: MakeStack) -> None:
-    it = await stack(latency=0.05, heartbeat_timeout=5.0)
+    it = await stack(latency=0.05, heartbeat_timeout=5.0, max_in_flight=16)
     batch_id = await it.submit(requests(600))
     shown: list[tuple[int, int, int]] = []
     restarts = [100, 300]

@@ -91,11 +91,7 @@ async def test_one_batch_over_an_engine_that_lives_and_one_that_is_down(
         lambda batch: (
             batch.request_counts
             and batch.request_counts.completed == count // 2
-<<<<<<< ours
             and requests_waiting(batch) == count // 2
-=======
-            and (progress_of(batch).get("waiting") or dict[str, Any]()).get("requests") == count // 2
->>>>>>> theirs
         ),
     )
     waiting = progress_of(batch)["waiting"]
