@@ -16,6 +16,8 @@ from activities.upstreams.silence import Silence
 TRUSTED_SECONDS: Final = 60.0
 """Of a longer ``Retry-After``: then one request asks, and where it is refused too, the next after twice as long."""
 
+PROBE_SECONDS: Final = 2.0
+"""Between the first two requests that are sent beyond a level while all that is in flight hangs; then twice as long."""
 SPARE: Final = 2
 """Requests above a level that was found, for batches that have nothing in flight. An engine of ten seconds whose
 requests all began together would let them wait for nearly as long again."""
@@ -114,6 +116,8 @@ class Lane(Gate):
         """Requests that hang while others are answered. A level below their number would let nothing be sent."""
         self._answered_since = float("-inf")
         """When the latest sent of the requests that were answered was sent."""
+        self._probe_at = float("-inf")
+        self._probe_seconds = PROBE_SECONDS
 
     def take(self, batch_id: str) -> None:
         """A request of a batch is in flight from now on."""
@@ -169,6 +173,7 @@ class Lane(Gate):
         if not self._level:
             return
         self._answered_since = max(self._answered_since, sent.sent_at)
+        self._probe_seconds = PROBE_SECONDS
         if self.adaptive.is_back:  # rather than meeting that limit again and again
             self._level.cut(self.adaptive.limit)
             self.adaptive.allow(self._level.value)
@@ -194,9 +199,15 @@ class Lane(Gate):
             self.adaptive.allow(self._level.value)
 
     def _count_stragglers(self, level: InFlightLevel) -> None:
-        # Where nothing that was sent later is answered either, it is the engine that hangs, and more would not help.
-        old = min(self._clock() - level.straggles_after, self._answered_since)
-        self._stragglers = sum(one.sent_at < old for one in self.witnesses.in_flight)
+        now = self._clock()
+        old = now - level.straggles_after
+        hanging = [one.sent_at for one in self.witnesses.in_flight if one.sent_at < old]
+        self._stragglers = sum(sent_at < self._answered_since for sent_at in hanging)
+        if hanging and len(hanging) == self.in_flight and now >= self._probe_at:
+            # Nothing that was sent later is answered either. One more will tell whether it is the engine that hangs.
+            self._stragglers = max(self._stragglers, self.in_flight + 1 - int(self.adaptive.limit))
+            self._probe_at = now + self._probe_seconds
+            self._probe_seconds *= 2
 
 
 class Replica(Gate):

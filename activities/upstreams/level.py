@@ -117,7 +117,7 @@ class InFlightLevel:
     @property
     def straggles_after(self) -> float:
         """Seconds in flight after which a request is a straggler: it is not what the level is about."""
-        return STRAGGLES * self._latency
+        return STRAGGLES * self._latency if self._latency else float("inf")
 
     def told(self, load: EngineLoad, in_flight: int) -> None:
         """The engine has said what it has to do.

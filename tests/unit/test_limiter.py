@@ -131,6 +131,30 @@ async def test_more_hang_than_a_level_allows_that_fell_while_others_were_answere
     assert it.order.count("more") == 5
 
 
+async def test_one_more_is_sent_now_and_then_while_all_that_is_in_flight_hangs() -> None:
+    it = Upstream(maximum=100, finds_level=True)
+    it.shard("answered", START)
+    it.clock.now += 0.1
+    flights, it.flying = [flight for _, _, flight in it.flying], []
+    for flight in flights:
+        it.limiter.finished(flight, Outcome.ANSWERED, work=1.0)
+    it.shard("hanging", 11)
+    flights[0].lane.timed_out(it.flying[0][2].sent)
+    it.shard("more", 20)
+    assert "more" not in it.order
+    it.clock.now += 2
+    it.limiter.told(0, None)
+    it.limiter.told(0, None)
+    assert it.order.count("more") == 1, "it may be that the engine hangs"
+    it.clock.now += 1
+    it.limiter.told(0, None)
+    assert it.order.count("more") == 1
+
+    it.limiter.finished(it.flying.pop()[2], Outcome.ANSWERED, work=1.0)
+    it.limiter.told(0, None)
+    assert it.order.count("more") == 1 + int(it.limiter.limit) - 11, "it is only those that hang"
+
+
 @pytest.mark.parametrize("finds_level", [False, True])
 async def test_what_the_operator_or_the_upstream_allows_is_not_exceeded(finds_level: bool) -> None:
     it = Upstream(maximum=12, finds_level=finds_level)
