@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Generator
 from pathlib import Path
 
@@ -11,13 +10,6 @@ import pytest
 from tests.s3_server import S3Server, find_binary
 
 pytest.register_assert_rewrite("tests.e2e.faults", "tests.store_contract")
-
-
-def pytest_collection_finish() -> None:
-    # The modules and the thousands of collected tests stay: the collector need not go through them again and again.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 def _server(folder: Path) -> S3Server:

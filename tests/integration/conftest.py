@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import io
 import uuid
@@ -47,26 +46,17 @@ async def empty_temporal(tmp_path: Path) -> AsyncGenerator[Client]:
         yield client
 
 
-@pytest.fixture(scope="session")
-async def closing(temporal: Client) -> AsyncGenerator[list[asyncio.Task[None]]]:
-    """Stacks of tests that are over. A worker waits for more than a second while it stops; tests go on meanwhile."""
-    stacks: list[asyncio.Task[None]] = []
-    yield stacks
-    await asyncio.gather(*stacks)
-
-
 @pytest.fixture
-async def stack(temporal: Client, closing: list[asyncio.Task[None]], tmp_path: Path) -> AsyncGenerator[MakeStack]:
+async def stack(temporal: Client, tmp_path: Path) -> AsyncGenerator[MakeStack]:
     """Makes a running stack: ``await stack(max_attempts=2)``; ``worker=False`` leaves the worker out."""
-    exits = contextlib.AsyncExitStack()
+    async with contextlib.AsyncExitStack() as exits:
 
-    async def make(*, worker: bool = True, latency: float = 0.0, **settings: Any) -> Stack:
-        made = await exits.enter_async_context(
-            Stack.open(temporal, tmp_path / uuid.uuid4().hex, latency=latency, **settings)
-        )
-        if worker:
-            await made.start_worker()
-        return made
+        async def make(*, worker: bool = True, latency: float = 0.0, **settings: Any) -> Stack:
+            made = await exits.enter_async_context(
+                Stack.open(temporal, tmp_path / uuid.uuid4().hex, latency=latency, **settings)
+            )
+            if worker:
+                await made.start_worker()
+            return made
 
-    yield make
-    closing.append(asyncio.create_task(exits.aclose()))
+        yield make
