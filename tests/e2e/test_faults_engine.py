@@ -85,16 +85,16 @@ async def first_refusal(it: World, status: int) -> int:
 
 @slow
 async def test_429_storm(world: MakeWorld) -> None:
-    """The engine takes fewer at once than the worker may send."""
-    admitted, latency = 96, 0.2
-    it = await world(GROUPED, workers=0, engine={"max_concurrent": admitted, "latency": latency})
+    """The engine takes fewer at once than the worker may send; so slow that the machine is not the limit."""
+    admitted, latency = 96, 0.8
+    it = await world(Size("storm", 2400, latency, 128), workers=0, engine={"max_concurrent": admitted})
     await it.start_worker(128)
     await it.submit()
     await it.until_answered(1)
     answers = sorted(it.log.answered.values())
     refused = sum(event.status == 429 for event in it.log.events)
     # Without the first shards, in which it learns the limit, and the last, which is too few to keep an engine busy.
-    rate = it.log.rate(answers[500], answers[4500]) / (admitted / latency)
+    rate = it.log.rate(answers[500], answers[2100]) / (admitted / latency)
     whole = len(answers) / ((answers[-1] - it.log.events[0].at) / SECOND) / (admitted / latency)
     note = f"{rate:.0%} of what it admits, {whole:.0%} with the start and the end; {refused} times 429"
     await it.end("Engine", f"429 storm: takes {admitted} at once of 128", note=note)

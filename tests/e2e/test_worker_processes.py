@@ -60,4 +60,4 @@ async def test_workers_that_cannot_start_end_the_command(cluster: Launcher) -> N
     assert await workers.wait(40) == 1
     workers.check_clean_exit()
     assert "a worker process cannot start" in workers.stderr
-    assert "EVERBATCH_METRICS_ADDRESS=nowhere:1" in workers.stderr
+    assert re.search("EVERBATCH_METRICS_ADDRESS=nowhere:[12]", workers.stderr), "each process has a port of its own"
