@@ -66,7 +66,10 @@ def test_of_many_codes_the_rest_is_other_and_no_count_is_lost() -> None:
     [
         (refused(1, "worker_lost"), ("worker_lost", "why 1")),
         (b'{"error":null,"response":{"status_code":404,"body":{"error":{"type":"t","message":"m"}}}}', ("t", "m")),
-        (b'{"error":null,"response":{"status_code":404,"body":{"error":{"code":7,"type":"t"}}}}', ("t", "The inference")),
+        (
+            b'{"error":null,"response":{"status_code":404,"body":{"error":{"code":7,"type":"t"}}}}',
+            ("t", "The inference"),
+        ),
         (b'{"error":null,"response":{"status_code":418,"body":"tea"}}', ("http_418", "The inference")),
         (refused(1, "Bob Smith, call me"), ("unknown", "why 1")),
         (b"no JSON", ("unknown", None)),
@@ -79,7 +82,13 @@ def test_code_and_message_of_an_error_line(line: bytes, said: tuple[str, str | N
     assert len(message or "") <= 300
 
 
-SENTENCES = ["the prompt 'call Bob Smith' is not allowed", "call_bob_smith_who_lives_in_rome", "x" * 65, "Zürich", "a\n"]
+SENTENCES = [
+    "the prompt 'call Bob Smith' is not allowed",
+    "call_bob_smith_who_lives_in_rome",
+    "x" * 65,
+    "Zürich",
+    "a\n",
+]
 
 
 @pytest.mark.parametrize("said", SENTENCES)
