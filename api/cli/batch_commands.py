@@ -160,8 +160,8 @@ def results(session: Session, batch_id: str, output: Path, errors: Path | None) 
     batch = session.client.retrieve(batch_id)
     if batch.status not in TERMINAL:
         raise ValueError(
-            f"{batch.id} is {batch.status}; wait for it: everbatch status {batch.id} --watch, or take what it has by "
-            "now: --follow"
+            f"{batch.id} is {batch.status}; wait for it: everbatch status {batch.id} --watch, or download its "
+            "results so far: --follow"
         )
     return take(session, batch, output, errors)
 

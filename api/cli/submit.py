@@ -85,7 +85,6 @@ class Submission:
         Raises:
             BadInputError: the targets would not be one for each.
         """
-        stems = [source.stem for source in sources]
         targets = list(filter(None, (self.output, self.errors)))
         if len(sources) == 1:
             if folder := next((target for target in targets if target.is_dir()), None):
@@ -98,8 +97,10 @@ class Submission:
                 problem = f"{target} is not a folder" if target.exists() else f"there is no folder {target}"
                 advice = "" if target.exists() else "; make it first"
                 raise BadInputError(f"{problem}, which the results of several inputs need{advice}")
-        if targets and (source := next((one for one in sources if stems.count(one.stem) > 1), None)):
-            raise BadInputError(f"{source.name}: several inputs of this name would have the same results file")
+        names = [source.stem if targets else source.resolve() for source in sources]
+        if source := next((one for one, name in zip(sources, names, strict=True) if names.count(name) > 1), None):
+            problem = "several inputs of this name would have the same results file"
+            raise BadInputError(f"{source.name}: {problem if targets else 'this input is given twice'}")
         return [self._of(source) for source in sources]
 
     def _of(self, source: Path) -> Submission:

@@ -233,8 +233,8 @@ def test_a_running_batch_has_no_results(server: BatchServer, run: Run) -> None:
     result = run("results", "batch_1", "-o", "out")
     assert result.exit_code == 1
     assert said(result) == [
-        "everbatch results: batch_1 is in_progress; wait for it: everbatch status batch_1 --watch, or take what it "
-        "has by now: --follow"
+        "everbatch results: batch_1 is in_progress; wait for it: everbatch status batch_1 --watch, or download its "
+        "results so far: --follow"
     ]
     assert os.listdir() == ["in.jsonl"]
 
