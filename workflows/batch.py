@@ -16,7 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows import contract, steps
     from workflows.details import batch_details, end_reason, shard_summary
     from workflows.end_types import CloseBatchInput, WriteFilesInput
-    from workflows.events import IN_TEMPORAL, EventType, NotedEvent, validated_text, who_cancelled
+    from workflows.events import ByTenant, EventType, NotedEvent, validated_text, who
     from workflows.fairness import MAX_SHARDS, fairness_key, fairness_weight, first_window
     from workflows.tally import Tally
     from workflows.types import (
@@ -92,23 +92,23 @@ class BatchWorkflow:
         return self._status
 
     @workflow.signal(name=contract.CANCEL_SIGNAL)
-    def cancel(self, by: str = IN_TEMPORAL) -> None:
+    def cancel(self, by: ByTenant | str | None = None) -> None:
         if self._status.outcome is None and not self._cancel_requested:
             self._cancel_requested = True
             self._update(cancelling_at=self._now())
-            self._note(EventType.CANCELLING, f"Cancelled {by}.")
+            self._note(EventType.CANCELLING, f"Cancelled {who(by)}.")
 
     @workflow.signal(name=contract.PAUSE_SIGNAL)
-    def pause(self, by: str = IN_TEMPORAL) -> None:
+    def pause(self, by: ByTenant | str | None = None) -> None:
         if self._status.paused_at is None and not self._status.finalizing_at:
             self._update(paused_at=self._now())
-            self._note(EventType.PAUSED, f"Paused {by}.")
+            self._note(EventType.PAUSED, f"Paused {who(by)}.")
 
     @workflow.signal(name=contract.RESUME_SIGNAL)
-    def resume(self, by: str = IN_TEMPORAL) -> None:
+    def resume(self, by: ByTenant | str | None = None) -> None:
         if self._status.paused_at is not None:
             self._update(paused_at=None, **self._rate_from_now())
-            self._note(EventType.RESUMED, f"Resumed {by}.")
+            self._note(EventType.RESUMED, f"Resumed {who(by)}.")
 
     # The way of a batch
 
@@ -160,7 +160,7 @@ class BatchWorkflow:
     def _cancelled_by_temporal(self) -> None:
         """The API asks for a cancel in this way too, as do Temporal's UI and CLI."""
         self._run_is_cancelled = True
-        self.cancel(who_cancelled(workflow.cancellation_reason()))
+        self.cancel(workflow.cancellation_reason())
 
     async def _work(self) -> None:
         if self._cancel_requested:

@@ -6,7 +6,9 @@ Messages may quote a request or a response, and never enter Temporal. So the API
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
@@ -15,6 +17,8 @@ MAX_CODES = 20
 MAX_CODES_OF_SHARD = 8
 FIRST_LINES = 5
 OTHER = "other"
+MAX_CODE_LENGTH = 64
+_CODE: Final = re.compile(r"[A-Za-z0-9]+(?:[_.:-]+[A-Za-z0-9]+){0,5}")
 
 
 class ErrorCount(BaseModel):
@@ -33,6 +37,11 @@ class ErrorCount(BaseModel):
         lines = sorted({*self.first_lines, *other.first_lines})[:FIRST_LINES]
         first = self if lines[:1] == self.first_lines[:1] else other
         return ErrorCount(code=self.code, count=self.count + other.count, first_lines=lines, shard=first.shard)
+
+
+def is_code(text: str) -> bool:
+    """Whether an engine's word may name an error in Temporal: six words at most, and no sentence of a response."""
+    return len(text) <= MAX_CODE_LENGTH and bool(_CODE.fullmatch(text))
 
 
 def summed(counts: Iterable[ErrorCount], maximum: int = MAX_CODES) -> list[ErrorCount]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,10 +17,7 @@ MAX_WAITS: Final = 50
 """Of a batch; the shortest are dropped."""
 MAX_WAITS_OF_SHARD: Final = 5
 MAX_EVENTS: Final = 100
-MAX_REASON: Final = 100
-IN_TEMPORAL: Final = "in Temporal"
-"""Where a batch was paused, resumed or cancelled by who does not say so."""
-_BY_TENANT: Final = "by tenant "
+MAX_REASON: Final = 200
 
 _DIGITS: Final = re.compile(r"[0-9.]+")
 
@@ -83,16 +80,28 @@ class NotedEvent(BaseModel):
     message: str
 
 
-def by_api(tenant: str) -> str:
-    """Who has paused, resumed or cancelled a batch through the API."""
-    return f'{_BY_TENANT}"{tenant}" through the API'
+class ByTenant(BaseModel):
+    """Who asks through the API."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    tenant: str
 
 
-def who_cancelled(reason: str | None) -> str:
-    """Args: ``reason`` is what Temporal was given for it, by the API or by a person."""
-    if reason and reason.startswith(_BY_TENANT):
-        return reason
-    return f"{IN_TEMPORAL} ({reason[:MAX_REASON]})" if reason else IN_TEMPORAL
+def by_api(tenant: str) -> Any:
+    """What a signal is sent that a tenant asks for: a :class:`ByTenant`."""
+    return ByTenant(tenant=tenant)
+
+
+def who(by: ByTenant | str | None) -> str:
+    """Who has paused, resumed or cancelled a batch.
+
+    Args: ``by`` is a tenant, or the reason that somebody gave to Temporal, if any.
+    """
+    if isinstance(by, ByTenant):
+        return f'by tenant "{by.tenant[:MAX_REASON]}" through the API'
+    reason = " ".join((by or "").split())[:MAX_REASON]
+    return f"in Temporal ({reason})" if reason else "in Temporal"
 
 
 def validated_text(requests: int, seconds: float) -> str:

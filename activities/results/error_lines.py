@@ -6,21 +6,16 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from workflows.error_summary import FIRST_LINES, MAX_CODES, ErrorCount, summed
+from activities.upstreams.answer_bodies import error_of, read_body
+from workflows.error_summary import FIRST_LINES, MAX_CODES, ErrorCount, is_code, summed
 
 NO_CODE: Final = "unknown"
-MAX_CODE_LENGTH: Final = 100
 MAX_MESSAGE_LENGTH: Final = 300
 
 
 class _Coded(msgspec.Struct):
     code: str | int | None = None
-    type: str | None = None
     message: Any = None
-
-
-class _Body(msgspec.Struct):
-    error: _Coded | str | None = None
 
 
 class _Response(msgspec.Struct):
@@ -34,7 +29,6 @@ class _ErrorLine(msgspec.Struct):
 
 
 _decode: Final = msgspec.json.Decoder(_ErrorLine).decode
-_decode_body: Final = msgspec.json.Decoder(_Body).decode
 
 
 class LineError(NamedTuple):
@@ -43,7 +37,10 @@ class LineError(NamedTuple):
 
 
 def read_error(line: bytes) -> LineError:
-    """The error of an error line; of a strict one, which leaves it out, that of the response, or its status."""
+    """The error of an error line; of a strict one, which leaves it out, that of the response.
+
+    The code may enter Temporal, and so is a code whatever the line says; the message may not.
+    """
     try:
         decoded = _decode(line)
     except msgspec.DecodeError:
@@ -51,16 +48,9 @@ def read_error(line: bytes) -> LineError:
     code = decoded.error.code if decoded.error else None
     message = decoded.error.message if decoded.error else None
     if code is None and decoded.response:
-        try:
-            error = _decode_body(decoded.response.body).error
-        except msgspec.DecodeError:
-            error = None
-        if isinstance(error, _Coded):
-            code = error.type if error.code is None else error.code
-            message = message or error.message
-        code = f"http_{decoded.response.status_code}" if code is None else code
+        code, message = error_of(decoded.response.status_code, read_body(bytes(decoded.response.body)))
     text = " ".join(message.split())[:MAX_MESSAGE_LENGTH] if isinstance(message, str) else None
-    return LineError(NO_CODE if code is None else str(code)[:MAX_CODE_LENGTH], text)
+    return LineError(str(code) if is_code(str(code or "")) else NO_CODE, text)
 
 
 class ErrorTally:

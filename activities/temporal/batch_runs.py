@@ -19,6 +19,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from workflows import contract
 from workflows.details import batch_summary, webhook_summary
+from workflows.events import ByTenant
 from workflows.ids import webhook_workflow_id
 from workflows.types import BatchPhase, BatchRecord, BatchSpec
 from workflows.webhook_types import WebhookInput
@@ -81,7 +82,7 @@ class BatchRuns:
             task_queue=self._task_queue,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             start_signal=contract.CANCEL_SIGNAL,
-            start_signal_args=["because its run was terminated or lost"],
+            start_signal_args=["its run was terminated or lost"],
             static_summary="closes a batch whose run was terminated or lost",
             search_attributes=_attributes(spec, BatchPhase.CANCELLING),
             rpc_timeout=CALL_LIMIT,
@@ -101,13 +102,17 @@ class BatchRuns:
                 rpc_timeout=CALL_LIMIT,
             )
 
-    async def cancel(self, batch_id: str, run_id: str | None = None, by: str = "") -> bool:
+    async def cancel(self, batch_id: str, run_id: str | None = None, by: ByTenant | None = None) -> bool:
         """Ask the run of a batch to stop; whether there was one that had not closed.
 
-        Args: ``by`` says who asks, as the end of a sentence.
+        Args: ``by`` says who asks. The signal tells it, as a reason could be given by anybody; the other call has
+            Temporal know of the cancel while no worker runs, and show the run as cancelled at its end.
         """
+        handle = self._client.get_workflow_handle(batch_id, run_id=run_id)
         try:
-            await self._client.get_workflow_handle(batch_id, run_id=run_id).cancel(reason=by, rpc_timeout=CALL_LIMIT)
+            if by:
+                await handle.signal(contract.CANCEL_SIGNAL, by, rpc_timeout=CALL_LIMIT)
+            await handle.cancel(rpc_timeout=CALL_LIMIT)
         except RPCError as error:
             if not is_unknown(error):
                 raise

@@ -12,10 +12,10 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 
 from activities.raw_json import escaped, is_null, raw_object, repaired
+from workflows.error_summary import is_code
 from workflows.types import Usage
 
 _NO_USAGE: Final = Usage()
-_MAX_CODE_LENGTH: Final = 100
 _TOO_LONG: Final = re.compile(
     r"(maximum|exceeds?\b.*|available|model'?s) context (length|size|window)|maximum model length|max_model_len",
     re.IGNORECASE,
@@ -206,8 +206,8 @@ def error_of(status: int, body: AnswerBody | None) -> tuple[str, str]:
     """Code and message of an error answer; both are never empty.
 
     Read are OpenAI's envelope, the bare object that older engines send, ``{"error": "…"}`` and ``{"detail": "…"}``.
-    A code that is only the HTTP status again gives way to the ``type``, and texts that tell of too long a prompt get
-    OpenAI's code for it.
+    A code that is only the HTTP status again, or no code but a text, gives way to the ``type``, and that to the status.
+    Texts that tell of too long a prompt get OpenAI's code for it.
     """
     members = raw_object(body.data) if body else None
     error = (members or {}).get("error")
@@ -216,13 +216,11 @@ def error_of(status: int, body: AnswerBody | None) -> tuple[str, str]:
     else:
         found = _error(body.data) if body else _Error()
     words = (_scalar(raw) for raw in (found.code, found.type))
-    code = next((word for word in words if isinstance(word, str) and word and not word.isdecimal()), "")
+    code = next((word for word in words if isinstance(word, str) and is_code(word) and not word.isdecimal()), "")
     message = _scalar(found.message) or _scalar(found.detail)
     if status < 500 and isinstance(message, str) and _TOO_LONG.search(message[:10_000]):
         code = "context_length_exceeded"
-    return code[:_MAX_CODE_LENGTH] or f"http_{status}", str(
-        message or f"The inference server answered {status_text(status)}."
-    )
+    return code or f"http_{status}", str(message or f"The inference server answered {status_text(status)}.")
 
 
 def is_refusal(status: int, message: str) -> bool:

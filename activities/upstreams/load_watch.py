@@ -33,7 +33,7 @@ async def watch_load(client: InferenceClient, limiter: Limiter, replica: int) ->
             interval = INTERVAL if load else min(2 * interval, MAX_INTERVAL)
             if load and not tells:
                 log.info(
-                    "upstream %s tells its queue: it decides how many requests are in flight", client.upstream.name
+                    "upstream %s reports its queue, which decides how many requests are in flight", client.upstream.name
                 )
             tells |= load is not None
         limiter.told(replica, load)

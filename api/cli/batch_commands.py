@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -160,8 +160,8 @@ def results(session: Session, batch_id: str, output: Path, errors: Path | None) 
     batch = session.client.retrieve(batch_id)
     if batch.status not in TERMINAL:
         raise ValueError(
-            f"{batch.id} is {batch.status}; wait for it: everbatch status {batch.id} --watch, or take what it has by "
-            "now: --follow"
+            f"{batch.id} is {batch.status}; wait for it: everbatch status {batch.id} --watch, or download its "
+            "results so far: --follow"
         )
     return take(session, batch, output, errors)
 
@@ -204,13 +204,13 @@ def _print(batch: Batch, as_json: bool) -> None:
         click.echo(line)
 
 
-def check_targets(output: Path | None, errors: Path | None, source: Path | None = None) -> None:
+def check_targets(output: Path | None, errors: Path | None, sources: Sequence[Path] = ()) -> None:
     """Check the files to be written before the batch runs: at its end it may be too late to ask.
 
     Raises:
         BadInputError: one of them cannot be written, or two are the same.
     """
-    used = [(source.resolve(), "input")] if source else []
+    used = [(source.resolve(), "input") for source in sources]
     for path, role in ((output, "output"), (errors, "errors")):
         if path is None or (path == STDOUT and role == "output") or (path.exists() and not path.is_file()):
             continue

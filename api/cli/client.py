@@ -50,7 +50,7 @@ def server_options(command: Command) -> Command:
 @click.option("-i", "--input", "named", multiple=True, type=INPUT, help="An input file; - is standard input.")
 @click.option("-o", "--output", default=None, type=TARGET, help="Where to write the results; - is standard output.")
 @click.option("--errors", default=None, type=TARGET, help="Where to write the error file.")
-@click.option("--dry-run", is_flag=True, help="Only check the input: say its errors, requests and estimated tokens.")
+@click.option("--dry-run", is_flag=True, help="Only check the input: print its errors, requests and estimated tokens.")
 @click.option("--wait", is_flag=True, help="Wait for the end of the batch, as with --output or --errors.")
 @click.option("--model", default=None, help="The model that a table's prompts are for.")
 @click.option("--prompt", default=None, help="The prompt for each row, or a file that has it. [{prompt}]")
@@ -87,7 +87,7 @@ def submit(
     each row, as CSV, JSONL or Parquet by its name. With --schema, the members of the answers are columns too.
 
     With several inputs each becomes a batch, and --output and --errors are folders, which get NAME_output and
-    NAME_errors for each input NAME. Files appear under their names only when they are whole.
+    NAME_errors for each input NAME. Files appear under their names only when they are complete.
 
     Exits with 0 when all requests succeeded, 2 when some failed, 1 when the batch did not complete, 64 when the command
     was used wrongly. Without --output, --errors and --wait it prints the id of the batch and exits.
@@ -148,7 +148,7 @@ def status(batch_id: str, watch: bool, as_json: bool, base_url: str | None, api_
 @json_option
 @server_options
 def events(batch_id: str, as_json: bool, base_url: str | None, api_key: str | None) -> None:
-    """Show what has happened to a batch, and for what it has waited."""
+    """Show what has happened to a batch, and what it has waited for."""
     from api.cli import batch_commands as do
 
     sys.exit(do.run("events", base_url, api_key, lambda session: do.events(session, batch_id, as_json)))
@@ -159,7 +159,7 @@ def events(batch_id: str, as_json: bool, base_url: str | None, api_key: str | No
 @json_option
 @server_options
 def pause(batch_id: str, as_json: bool, base_url: str | None, api_key: str | None) -> None:
-    """Let a batch send nothing more. Requests in flight finish, and the completion window runs on."""
+    """Pause a batch: it sends no more requests. Those in flight finish, and the completion window keeps running."""
     from api.cli import batch_commands as do
 
     sys.exit(do.run("pause", base_url, api_key, lambda session: do.set_paused(session, batch_id, True, as_json)))
@@ -170,7 +170,7 @@ def pause(batch_id: str, as_json: bool, base_url: str | None, api_key: str | Non
 @json_option
 @server_options
 def resume(batch_id: str, as_json: bool, base_url: str | None, api_key: str | None) -> None:
-    """Let a paused batch go on."""
+    """Resume a paused batch."""
     from api.cli import batch_commands as do
 
     sys.exit(do.run("resume", base_url, api_key, lambda session: do.set_paused(session, batch_id, False, as_json)))
@@ -228,7 +228,7 @@ def retry(
 ) -> None:
     """Send the failed requests of a batch that has ended again, as a new batch.
 
-    The results of the new batch have all requests of the first one: its answers are taken over. Without --output,
+    The results of the new batch have all requests of the first one: its answers are copied. Without --output,
     --errors and --wait it prints the id of the new batch and exits. Exits as submit does.
     """
     from api.cli import batch_commands as do

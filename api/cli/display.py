@@ -111,9 +111,10 @@ def outcome(batch: Batch) -> str:
     """How many requests came to what, as one sentence."""
     total, completed, failed = counts_of(batch)
     if not total or failed < total:
-        return f"{total} requests, {completed} completed, {failed} failed"
+        return f"{total} request{'' if total == 1 else 's'}, {completed} completed, {failed} failed"
     reasons = failures(batch)
-    return f"all {total} requests failed" + (f": {reasons[0]}" if len(reasons) == 1 else "")
+    what = "the only request" if total == 1 else f"all {total} requests"
+    return f"{what} failed" + (f": {reasons[0]}" if len(reasons) == 1 else "")
 
 
 def other_failures(batch: Batch) -> list[str]:
@@ -141,7 +142,7 @@ def details(batch: Batch) -> list[str]:
     rows = [
         ("batch", batch.id),
         ("status", batch.status),
-        ("requests", outcome(batch).replace(" requests, ", ", ")),
+        ("requests", outcome(batch)),
         ("progress", ", ".join(filter(None, getting_on))),
         ("waiting", waiting_reason(batch).removeprefix("Waiting: ")),
         ("endpoint", batch.endpoint),

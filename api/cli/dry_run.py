@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, cast
 
+from activities.completion_windows import window_seconds
+from activities.input.jsonl import read_lines
 from activities.input.scan import scan_input
 from activities.upstreams.config import Upstream
 from activities.upstreams.routes import ModelRoutes
@@ -19,22 +21,30 @@ _PROMPTS: Final = ("messages", "prompt", "input", "instructions", "system", "too
 _MAX_OUTPUT: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
-def check(path: Path, name: str, endpoint: str) -> tuple[list[str], bool]:
+def check(path: Path, name: str, endpoint: str, window: str) -> tuple[list[str], bool]:
     """What there is to say of an input file, in lines; and whether a server of default settings would take it.
 
-    Args: ``name`` is what it is called.
+    Which models, endpoints and completion windows a server has, only that server knows.
+
+    Args: ``name`` is what the file is called.
     """
+    try:
+        seconds = window_seconds(window)
+    except ValueError as error:
+        return [f"{name}: {error}"], False
     spec = BatchSpec(
         batch_id="",
         tenant="",
         input_file_id=name,
         endpoint=endpoint,
-        completion_window="24h",
-        window_seconds=86_400,
+        completion_window=window,
+        window_seconds=seconds,
         created_ms=time.time_ns() // 1_000_000,
         digest="",
-        unknown_model="line",  # which models there are, only a server knows
+        unknown_model="line",
     )
+    if (size := path.stat().st_size) > spec.max_input_bytes:
+        return [f"{name}: the file has {size:,} bytes; a server takes {spec.max_input_bytes:,} by default"], False
     result, _ = scan_input(_chunks(path), spec, ModelRoutes([Upstream(name="", urls=("",))], [None]))
     errors = [
         f"  line {error.line}: {error.message} ({error.code})" if error.line else f"  {error.message} ({error.code})"
@@ -44,9 +54,10 @@ def check(path: Path, name: str, endpoint: str) -> tuple[list[str], bool]:
         more = result.errors_total - len(result.errors)
         errors += [f"  and {more:,} more"] if more else []
         return [f"{name}: {result.errors_total:,} error{'s' if result.errors_total > 1 else ''}", *errors], False
-    given, asked = _tokens(path)
+    given, asked = _tokens(path, spec.max_line_bytes)
     maximum = f", at most {asked:,} output tokens" if asked is not None else ""
-    return [f"{name}: {result.total:,} requests, no errors, about {given:,} input tokens{maximum}"], True
+    requests = f"{result.total:,} request{'s' if result.total > 1 else ''}"
+    return [f"{name}: {requests} for {endpoint}, no errors, about {given:,} input tokens{maximum}"], True
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -55,16 +66,17 @@ def _chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _tokens(path: Path) -> tuple[int, int | None]:
+def _tokens(path: Path, max_line_bytes: int) -> tuple[int, int | None]:
     """An estimate of the input tokens, and how many output tokens the requests allow, where each says so."""
     size, asked, is_limited = 0, 0, True
-    with path.open(encoding="utf-8-sig") as file:
-        for line in filter(str.strip, file):
-            body = json.loads(line)["body"]
-            size += sum(_text_bytes(body.get(name)) for name in _PROMPTS)
-            limit = next((body[name] for name in _MAX_OUTPUT if isinstance(body.get(name), int)), None)
-            is_limited = is_limited and limit is not None
-            asked += limit or 0
+    for line in read_lines(_chunks(path), max_line_bytes):
+        if line.data is None:
+            continue  # it is not sent
+        body = json.loads(line.data)["body"]
+        size += sum(_text_bytes(body.get(name)) for name in _PROMPTS)
+        limit = next((body[name] for name in _MAX_OUTPUT if type(body.get(name)) is int), None)
+        is_limited = is_limited and limit is not None
+        asked += limit or 0
     return size // BYTES_A_TOKEN, asked if is_limited else None
 
 

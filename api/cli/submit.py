@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import sys
 import tempfile
@@ -84,18 +85,22 @@ class Submission:
         Raises:
             BadInputError: the targets would not be one for each.
         """
-        stems = [source.stem for source in sources]
         targets = list(filter(None, (self.output, self.errors)))
         if len(sources) == 1:
             if folder := next((target for target in targets if target.is_dir()), None):
                 raise BadInputError(f"{folder} is a folder; give the name of a file")
             return [self]
-        if len(set(stems)) < len(stems) or self.idempotency_key or STDIN in sources:
-            raise BadInputError(
-                "several inputs need different names, and can neither be standard input nor have an --idempotency-key"
-            )
-        if file := next((target for target in targets if not target.is_dir()), None):
-            raise BadInputError(f"{file} is not a folder, which the results of several inputs need")
+        if self.idempotency_key or STDIN in sources:
+            raise BadInputError("several inputs can neither be standard input nor have an --idempotency-key")
+        for target in targets:
+            if not target.is_dir():
+                problem = f"{target} is not a folder" if target.exists() else f"there is no folder {target}"
+                advice = "" if target.exists() else "; make it first"
+                raise BadInputError(f"{problem}, which the results of several inputs need{advice}")
+        names = [source.stem if targets else source.resolve() for source in sources]
+        if source := next((one for one, name in zip(sources, names, strict=True) if names.count(name) > 1), None):
+            problem = "several inputs of this name would have the same results file"
+            raise BadInputError(f"{source.name}: {problem if targets else 'this input is given twice'}")
         return [self._of(source) for source in sources]
 
     def _of(self, source: Path) -> Submission:
@@ -116,7 +121,7 @@ class Submission:
 def submit(session: Session, jobs: Sequence[Submission]) -> int:
     """Run batches from file to file: all are created before the first is waited for."""
     for job in jobs:
-        check_targets(job.output, job.errors, job.source)
+        check_targets(job.output, job.errors, [job.source for job in jobs])
     with contextlib.ExitStack() as opened:
         inputs = [_Input(job, Path(opened.enter_context(tempfile.TemporaryDirectory()))) for job in jobs]
         if jobs[0].dry_run:
@@ -150,7 +155,7 @@ class _Input:
                 raise BadInputError(f"{job.source}: {problem}")
             self._endpoint = job.endpoint or endpoint_of(self._source)
             if not self._endpoint:
-                raise BadInputError(f"{job.source}: the first line has no url; give the --endpoint")
+                raise BadInputError(f"{job.source}: {_why_no_endpoint(self._source)}")
 
     def check(self) -> int:
         """Say what a server would."""
@@ -162,7 +167,7 @@ class _Input:
                 for request in _requests_of_table(self._job, self._source, self._added, self._columns):
                     writer.add(request)
                 self._endpoint, _ = writer.end()
-        said, is_good = dry_run.check(path, name, self._endpoint)
+        said, is_good = dry_run.check(path, name, self._endpoint, self._job.window)
         for line in said:
             click.echo(line)
         return ALL_SUCCEEDED if is_good else USAGE
@@ -183,6 +188,16 @@ class _Input:
         if self._job.is_table and self._job.output and batch.status != "failed":
             return _write_table(session, self._job, self._source, self._added, self._columns, batch)
         return take(session, batch, self._job.output, self._job.errors)
+
+
+def _why_no_endpoint(path: Path) -> str:
+    with path.open("rb") as file:
+        number, first = next((number, line) for number, line in enumerate(file, 1) if line.strip())
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        return f"line {number}: not valid JSON"
+    return "the first line has no url; give the --endpoint"
 
 
 def _copied(source: Path, folder: Path) -> Path:

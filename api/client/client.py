@@ -148,11 +148,11 @@ class BatchClient:
         return complete(self._batches.wait(batch_id, progress, timeout))
 
     def events(self, batch_id: str) -> list[dict[str, Any]]:
-        """What has happened to a batch, and for what it has waited: see ``docs/api.md``."""
+        """What has happened to a batch, and what it has waited for: see ``docs/api.md``."""
         return complete(self._batches.events(batch_id))
 
     def set_paused(self, batch_id: str, paused: bool) -> Batch:
-        """Let a batch send nothing more for now, or go on. Its completion window runs on."""
+        """Pause or resume a batch. Its completion window keeps running."""
         return complete(self._batches.set_paused(batch_id, paused))
 
     def cancel(self, batch_id: str) -> Batch:

@@ -73,15 +73,24 @@ async def test_who_paused_resumed_and_cancelled_it(stack: MakeStack) -> None:
     await it.http.post(f"/v1/batches/{batch_id}/pause")
     await it.http.post(f"/v1/batches/{batch_id}/resume")
     await it.workflow(batch_id).signal("pause")
+    await it.workflow(batch_id).signal("resume", 'by tenant "ann" through the API')
     await it.http.post(f"/v1/batches/{batch_id}/cancel")
     assert (await it.finished(batch_id)).batch.status == "cancelled"
     texts = [event["message"] for event in await events_of(it, batch_id)]
-    assert texts[2:6] == [
+    assert texts[2:7] == [
         'Paused by tenant "default" through the API.',
         'Resumed by tenant "default" through the API.',
         "Paused in Temporal.",
+        'Resumed in Temporal (by tenant "ann" through the API).',
         'Cancelled by tenant "default" through the API.',
     ]
     assert texts[-1].startswith("Cancelled after ")
     assert texts[-1].endswith("All 2 requests failed.")
+    other = await it.submit(requests(2))
+    await it.until(other, lambda batch: progress_of(batch)["in_flight"] == 2)
+    await it.workflow(other).cancel(reason='by tenant "ann" through the API' + "x" * 10_000)
+    await it.finished(other)
+    told = next(event["message"] for event in await events_of(it, other) if event["type"] == "cancelling")
+    assert told.startswith('Cancelled in Temporal (by tenant "ann" through the APIx')
+    assert len(told) < 300
     assert abs(time.time() - (await events_of(it, batch_id))[-1]["created_at"]) < 60

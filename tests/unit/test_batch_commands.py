@@ -96,7 +96,7 @@ def test_a_status_says_all_there_is(server: BatchServer, run: Run) -> None:
     result = run("status", "batch_1")
     assert result.exit_code == 0
     shown = {line[:12].rstrip(): line[12:] for line in result.stdout.splitlines()}
-    assert shown["requests"] == "9, 3 completed, 1 failed"
+    assert shown["requests"] == "9 requests, 3 completed, 1 failed"
     assert shown["progress"] == "12.5/s, 0 s left, 8 in flight"
     assert shown["waiting"] == "the upstream is overloaded; next try in 3 s; the window ends in 23"
     assert shown[""] == "h."
@@ -128,6 +128,12 @@ def test_a_batch_in_which_everything_failed_says_so_in_one_sentence(server: Batc
     sentence = "all 5 requests failed: 5 × context_length_exceeded (first line 88): Too long."
     assert said(run("submit", "in.jsonl", "--wait"))[-1] == f"completed: {sentence}"
     assert " ".join(run("status", "batch_0").stdout.split()).count(sentence) == 1
+    server.add(
+        "batch_1", {**counts(5, 0, 5), "error_summary": [{**SUMMARY[0], "message": "At most 9 requests, please."}]}
+    )
+    assert "At most 9 requests, please." in " ".join(run("status", "batch_1").stdout.split())
+    server.add("batch_2", counts(1, 1))
+    assert "1 request, 1 completed, 0 failed" in said(run("results", "batch_2", "-o", "out"))[0]
 
 
 def test_a_status_can_be_read_at_45_columns(server: BatchServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,8 +233,8 @@ def test_a_running_batch_has_no_results(server: BatchServer, run: Run) -> None:
     result = run("results", "batch_1", "-o", "out")
     assert result.exit_code == 1
     assert said(result) == [
-        "everbatch results: batch_1 is in_progress; wait for it: everbatch status batch_1 --watch, or take what it "
-        "has by now: --follow"
+        "everbatch results: batch_1 is in_progress; wait for it: everbatch status batch_1 --watch, or download its "
+        "results so far: --follow"
     ]
     assert os.listdir() == ["in.jsonl"]
 
@@ -288,6 +294,9 @@ def test_an_input_without_an_endpoint_is_refused(server: BatchServer, run: Run) 
     Path("in.jsonl").write_text("{}\n")
     result = run("submit", "-i", "in.jsonl", "-o", "out")
     assert said(result) == ["everbatch submit: in.jsonl: the first line has no url; give the --endpoint"]
+    Path("in.jsonl").write_text("\nnonsense\n" + line("a"))
+    for mode in ("--wait", "--dry-run"):
+        assert said(run("submit", "-i", "in.jsonl", mode)) == ["everbatch submit: in.jsonl: line 2: not valid JSON"]
     assert server.asked == []
 
 
@@ -323,7 +332,7 @@ def test_a_dry_run_says_requests_errors_and_tokens(server: BatchServer, run: Run
     result = run("submit", "in.jsonl", "--dry-run")
     assert (result.exit_code, result.stdout) == (
         0,
-        "in.jsonl: 2 requests, no errors, about 202 input tokens, at most 110 output tokens\n",
+        "in.jsonl: 2 requests for /v1/chat/completions, no errors, about 202 input tokens, at most 110 output tokens\n",
     )
     Path("in.jsonl").write_text(line("a") + "nope\n" + line("a"))
     result = run("submit", "in.jsonl", "--dry-run")
@@ -334,8 +343,26 @@ def test_a_dry_run_says_requests_errors_and_tokens(server: BatchServer, run: Run
     assert second.startswith("  line 3: ")
     Path("in.csv").write_text("prompt\nhello\nworld\n")
     result = run("submit", "in.csv", "--model", "m", "--dry-run")
-    assert result.stdout == "in.csv: 2 requests, no errors, about 4 input tokens\n"
+    assert result.stdout == "in.csv: 2 requests for /v1/chat/completions, no errors, about 4 input tokens\n"
     assert server.asked == []
+
+
+def test_a_dry_run_refuses_what_every_server_would(run: Run) -> None:
+    Path("in.jsonl").write_text(line("a"))
+    result = run("submit", "in.jsonl", "--dry-run", "--completion-window", "banana")
+    problem = "in.jsonl: 'banana' is not a completion window such as 24h, 30m or 5s\n"
+    assert (result.exit_code, result.stdout) == (64, problem)
+    os.truncate("in.jsonl", 209_715_201)
+    result = run("submit", "in.jsonl", "--dry-run")
+    problem = "in.jsonl: the file has 209,715,201 bytes; a server takes 209,715,200 by default\n"
+    assert (result.exit_code, result.stdout) == (64, problem)
+
+
+def test_a_dry_run_counts_the_lines_that_a_server_reads(run: Run) -> None:
+    Path("in.jsonl").write_bytes(b"\xef\xbb\xbf\n" + line("a", max_tokens=True).replace(", ", ",\r", 1).encode())
+    result = run("submit", "in.jsonl", "--dry-run")
+    text = "in.jsonl: 1 request for /v1/chat/completions, no errors, about 101 input tokens\n"
+    assert (result.exit_code, result.stdout) == (0, text)
 
 
 def test_several_inputs_are_batches_of_their_own(server: BatchServer, run: Run) -> None:
@@ -348,10 +375,32 @@ def test_several_inputs_are_batches_of_their_own(server: BatchServer, run: Run) 
     result = run("submit", "a.jsonl", "-i", "b.jsonl", "-o", "out", "--errors", "out")
     assert result.exit_code == 2
     assert sorted(os.listdir("out")) == [*("a_errors.jsonl", "a_output.jsonl", "b_errors.jsonl", "b_output.jsonl")]
-    for arguments in (["-o", "file"], ["--idempotency-key", "k"], ["-i", "-"]):
+    for arguments in (["-o", "a.jsonl"], ["--idempotency-key", "k"], ["-i", "-"]):
         assert run("submit", "a.jsonl", "b.jsonl", *arguments).exit_code == 64
+    problem = "everbatch submit: there is no folder new, which the results of several inputs need; make it first"
+    assert said(run("submit", "a.jsonl", "b.jsonl", "-o", "new")) == [problem]
     assert run("submit", "a.jsonl", "-o", "out").exit_code == 64
     assert len(server.created) == 4
+
+
+@pytest.mark.parametrize("names", [["x.jsonl", "x_output.jsonl"], ["x_output.jsonl", "x.jsonl"]])
+def test_the_results_of_an_input_do_not_take_the_place_of_another_input(
+    server: BatchServer, run: Run, names: list[str]
+) -> None:
+    for name in names:
+        Path(name).write_text(line(name))
+    problem = "everbatch submit: x_output.jsonl is used as both input and output"
+    assert said(run("submit", *names, "-o", ".")) == [problem]
+    assert server.asked == []
+
+
+def test_inputs_of_one_name_need_different_results_only_where_they_are_downloaded(run: Run) -> None:
+    for folder in ("mon", "tue"):
+        Path(folder).mkdir()
+        Path(folder, "in.jsonl").write_text(line(folder))
+    assert run("submit", "mon/in.jsonl", "tue/in.jsonl").stdout == "batch_0\nbatch_1\n"
+    refused = run("submit", "mon/in.jsonl", "tue/in.jsonl", "-o", ".")
+    assert said(refused) == ["everbatch submit: in.jsonl: several inputs of this name would have the same results file"]
 
 
 def test_a_download_that_is_always_cut_off_names_the_batch(server: BatchServer, run: Run) -> None:

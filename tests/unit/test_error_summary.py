@@ -15,6 +15,7 @@ from activities.records.shard_keys import ShardRef
 from activities.results.error_lines import ErrorTally, read_error
 from activities.results.output_lines import OutputLines
 from activities.results.shard_log import ShardLog
+from activities.upstreams.answers import classify
 from tests.fakes.worker import BATCH, TENANT, FakeRuns, ShakyStore, activity_environment, make_spec
 from workflows.end_types import CloseBatchInput
 from workflows.error_summary import MAX_CODES, OTHER, ErrorCount, summed
@@ -65,8 +66,12 @@ def test_of_many_codes_the_rest_is_other_and_no_count_is_lost() -> None:
     [
         (refused(1, "worker_lost"), ("worker_lost", "why 1")),
         (b'{"error":null,"response":{"status_code":404,"body":{"error":{"type":"t","message":"m"}}}}', ("t", "m")),
-        (b'{"error":null,"response":{"status_code":404,"body":{"error":{"code":7,"message":[]}}}}', ("7", None)),
-        (b'{"error":null,"response":{"status_code":418,"body":"tea"}}', ("http_418", None)),
+        (
+            b'{"error":null,"response":{"status_code":404,"body":{"error":{"code":7,"type":"t"}}}}',
+            ("t", "The inference"),
+        ),
+        (b'{"error":null,"response":{"status_code":418,"body":"tea"}}', ("http_418", "The inference")),
+        (refused(1, "Bob Smith, call me"), ("unknown", "why 1")),
         (b"no JSON", ("unknown", None)),
         (json.dumps({"error": {"code": "c", "message": "two\n lines " + "x" * 999}}).encode(), ("c", "two lines xxx")),
     ],
@@ -75,6 +80,31 @@ def test_code_and_message_of_an_error_line(line: bytes, said: tuple[str, str | N
     code, message = read_error(line)
     assert (code, message and message[:13]) == said
     assert len(message or "") <= 300
+
+
+SENTENCES = [
+    "the prompt 'call Bob Smith' is not allowed",
+    "call_bob_smith_who_lives_in_rome",
+    "x" * 65,
+    "Zürich",
+    "a\n",
+]
+
+
+@pytest.mark.parametrize("said", SENTENCES)
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_text_that_an_engine_sends_as_a_code_is_counted_by_its_status(said: str, strict: bool) -> None:
+    for error in ({"code": said, "type": said}, {"code": None, "type": said}):
+        answer = classify(400, {}, json.dumps({"error": {**error, "message": "m"}}).encode(), now=0)
+        assert read_error(OutputLines(BATCH, strict=strict).error(1, b'"a"', answer)) == ("http_400", "m")
+    answer = classify(400, {}, json.dumps({"error": {"code": said, "type": "BadRequestError"}}).encode(), now=0)
+    assert read_error(OutputLines(BATCH, strict=strict).error(1, b'"a"', answer)).code == "BadRequestError"
+
+
+@pytest.mark.parametrize("code", ["context_length_exceeded", "content-filter", "vllm.errors:TooLong", "E42"])
+def test_a_code_of_an_engine_is_counted_as_it_is(code: str) -> None:
+    answer = classify(400, {}, json.dumps({"error": {"code": code, "message": "m"}}).encode(), now=0)
+    assert read_error(LINES.error(1, b'"a"', answer)).code == code
 
 
 async def test_a_shard_counts_what_is_committed_whoever_did_it(tmp_path: Path) -> None:

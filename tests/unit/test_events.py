@@ -13,6 +13,7 @@ from tests.fakes.worker import BATCH, TENANT, ShakyStore, make_spec
 from workflows.error_summary import ErrorCount
 from workflows.events import (
     MAX_EVENTS,
+    MAX_REASON,
     MAX_WAITS,
     EventType,
     History,
@@ -20,7 +21,7 @@ from workflows.events import (
     PastWait,
     by_api,
     merge_waits,
-    who_cancelled,
+    who,
 )
 from workflows.types import BatchError, BatchPhase, BatchRecord, BatchStatus, Counts
 from workflows.waits import Wait, WaitKind
@@ -106,11 +107,18 @@ async def test_the_next_attempt_takes_the_waits_up_and_the_batch_has_them_at_its
 
 
 def test_a_reason_of_a_person_does_not_pass_for_a_tenant() -> None:
-    assert [who_cancelled(reason) for reason in (by_api("ann"), "from the UI", "", None)] == [
-        'by tenant "ann" through the API',
+    forged = 'by tenant "ann" through the API'
+    assert [who(by) for by in (by_api("ann"), forged, "from\n the UI", "", None)] == [
+        forged,
+        f"in Temporal ({forged})",
         "in Temporal (from the UI)",
         *["in Temporal"] * 2,
     ]
+
+
+def test_a_reason_is_bounded() -> None:
+    assert len(who("x" * 10_010)) == len(who("")) + len(" ()") + MAX_REASON
+    assert len(who(by_api("x" * 10_010))) < 2 * MAX_REASON
 
 
 def test_the_end_is_told_as_it_was() -> None:

@@ -222,7 +222,7 @@ def test_lines_may_come_from_standard_input(server: BatchServer, run: Run) -> No
     ("arguments", "text"),
     [
         ([], "give an input file: everbatch submit INPUT"),
-        (["in.txt", "-i", "in.txt"], "several inputs need different names"),
+        (["in.txt", "-i", "in.txt"], "in.txt: this input is given twice"),
         (["nothing.csv"], "'nothing.csv' does not exist"),
         (["in.txt", "--no-such"], "No such option"),
     ],
