@@ -210,8 +210,7 @@ class TemporalGateway:
         }
         record = self._looks.shown.record(spec, status.model_copy(update=live), began, is_from_workflow)
         status, now = record.status, time.time()
-        left = status.counts.total - status.counts.completed - status.counts.failed
-        pace = self._paces.of(spec.batch_id, status, unfinished(status, pending), left, now)
+        pace = self._paces.of(spec.batch_id, status, unfinished(status, pending), now)
         progress = progress_of(status, pending, pace).model_copy(update={"as_of": int(began)})
         waits = waits_of(spec, status, pending, now)
         if not waits and (wait := await self._standstill.wait(spec.batch_id, status, pending, progress)):
