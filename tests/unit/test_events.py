@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from activities.records.catalog import Catalog
+from activities.records.cuts import Cut
 from activities.records.shard_keys import ShardRef
+from activities.results.other_cuts import carry_over
+from activities.results.records import RecordReader
 from activities.results.shard_log import Committed, ShardLog, look_up
-from activities.results.shard_waits import ShardWaits
+from activities.results.shard_waits import ShardWaits, encode_waits, newest
 from api.gateway.interface import BatchView
 from api.routes.events import events_of
 from tests.fakes.worker import BATCH, TENANT, ShakyStore, make_spec
@@ -22,8 +28,8 @@ from workflows.events import (
     merge_waits,
     who_cancelled,
 )
-from workflows.types import BatchError, BatchPhase, BatchRecord, BatchStatus, Counts
-from workflows.waits import Wait, WaitKind
+from workflows.types import BatchError, BatchPhase, BatchRecord, BatchStatus, Counts, Shard
+from workflows.waits import Wait, WaitKind, store_wait
 
 NOW = 1_800_000_000
 
@@ -82,6 +88,63 @@ def test_a_wait_keeps_its_begin_and_its_latest_numbers_until_an_answer_comes() -
     assert [(wait.reason, *span) for wait, span in zip(waits.past, spans(waits.past), strict=True)] == [
         ("has answered none for 17 s", 0, 7, 1)
     ]
+
+
+def test_a_wait_that_returns_is_open_until_it_ends() -> None:
+    now = [float(NOW)]
+    waits = ShardWaits(lambda: now[0])
+    for subject in ("gpu", "store", "gpu"):
+        waits.begin(away(subject=subject))
+        now[0] += 5
+    waits.begin(away("is still away"))
+    assert spans(waits.past) == [(0, None, 2), (5, 10, 1)]
+    waits.end()
+    assert spans(waits.past) == [(0, 15, 2), (5, 10, 1)]
+
+
+def test_an_answer_does_not_end_the_wait_for_the_store() -> None:
+    waits = ShardWaits(lambda: NOW)
+    waits.begin(store_wait("its disk is full", is_lasting=True))
+    waits.has_changed = False
+    waits.end(WaitKind.UPSTREAM, WaitKind.MODEL)
+    assert (spans(waits.past), waits.has_changed) == ([(0, None, 1)], False)
+
+
+@pytest.mark.parametrize("of_objects", [([past(0, 9)], [past(0, None)]), ([past(0, None)], [past(0, 9)])])
+def test_a_wait_that_one_part_tells_as_ended_has_ended(of_objects: tuple[list[PastWait], ...]) -> None:
+    found = Committed({}, {}, {}, [], {}, [])
+    for waits in of_objects:
+        found.take("part", RecordReader(iter([encode_waits(waits)])))
+    assert spans(found.waits) == [(0, 9, 1)]
+
+
+def test_a_wait_that_came_again_is_as_it_was_told_last() -> None:
+    first, again = past(0, 9), past(0, 9).merged(past(20, None))
+    assert newest([again, first]) == newest([first, again]) == [again]
+
+
+async def test_the_waits_of_a_finished_shard_are_found_where_its_end_was_not_reported(tmp_path: Path) -> None:
+    store = ShakyStore(str(tmp_path))
+    shard = ShardRef(TENANT, BATCH, "c1", 0)
+    killed = ShardLog(store, shard, "000001-a")
+    killed.waits.begin(away())
+    killed.add(1, "output", b"{}\n")
+    result = await killed.finish()
+    assert [wait.subject for wait in result.waits if wait.ended] == ["gpu"]
+    assert await ShardLog(store, shard, "000002-a").load() == result
+
+
+async def test_the_waits_of_another_cut_are_carried_over(tmp_path: Path) -> None:
+    store = ShakyStore(str(tmp_path))
+    shard = Shard(0, 10, 1, 2)
+    cuts = [Cut("input", lines, [shard], ["default"], {}, 2) for lines in ("first", "second")]
+    for cut in cuts:
+        Catalog(store).save_cut(TENANT, BATCH, cut)
+    first, second = (ShardLog(store, ShardRef(TENANT, BATCH, cut.digest, 0), "000001-a") for cut in cuts)
+    first.waits.begin(away())
+    await first.commit()
+    await carry_over(store, ShardRef(TENANT, BATCH, cuts[1].digest, 0), shard, second, {1, 2})
+    assert second.waits.past == first.waits.past
 
 
 async def test_the_next_attempt_takes_the_waits_up_and_the_batch_has_them_at_its_end(tmp_path: Path) -> None:
