@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from activities.results.shard_log import Committed, ShardLog, look_up
 from activities.results.shard_waits import ShardWaits, encode_waits, newest
 from api.gateway.interface import BatchView
 from api.routes.events import events_of
+from tests.fakes.api import open_api
 from tests.fakes.worker import BATCH, TENANT, ShakyStore, make_spec
 from workflows.error_summary import ErrorCount
 from workflows.events import (
@@ -204,3 +206,40 @@ def test_the_end_is_told_as_it_was() -> None:
     assert told(failed)[-1] == "Failed after 2 s. Bad. (line 2)"
     running = BatchStatus(phase=BatchPhase.IN_PROGRESS, history=History(waits=[past(9999 - 125, None)]))
     assert told(running) == ["Created.", "Waiting for 2 min by now: gpu is away."]
+
+
+async def test_pages_of_a_running_batch_hold_each_event_once_and_its_id_stays(tmp_path: Path) -> None:
+    api = open_api(tmp_path)
+    spec = make_spec(created_ms=NOW * 1000, tenant="default", batch_id=f"batch_{'1' * 32}")
+    notes = [NotedEvent(at=NOW + at, type=EventType.PAUSED, message=str(at)) for at in (1, 200, 200)]
+    waits = [past(20, 90), past(60, 95, subject="store")]
+    running = BatchStatus(
+        phase=BatchPhase.IN_PROGRESS,
+        error_summary=[ErrorCount(code="context_length_exceeded", count=1)],
+        history=History(events=notes, waits=waits, dropped=2),
+    )
+
+    async def listed(**query: Any) -> dict[str, Any]:
+        return (await api.http.get(f"/v1/batches/{spec.batch_id}/events", params=query)).json()
+
+    api.gateway.set_status(BatchRecord(spec=spec, status=running), running)
+    pages = [await listed(limit=1)]
+    while pages[-1]["has_more"]:
+        pages.append(await listed(limit=1, after=pages[-1]["last_id"]))
+    first = [event for page in pages for event in page["data"]]
+    assert first == (await listed())["data"]
+    assert [event["created_at"] - NOW for event in first] == [0, 1, 20, 60, 200, 200]
+
+    # One becomes known that began before others, and the batch ends.
+    late = running.history.with_waits([past(20, 90, subject="another"), past(30, 40, subject="third")])
+    ended = running.model_copy(update={"phase": BatchPhase.COMPLETED, "completed_at": NOW + 300, "history": late})
+    api.gateway.set_status(BatchRecord(spec=spec, status=ended), ended)
+    found = (await listed())["data"]
+    assert [event for event in found if event["id"] in {one["id"] for one in first}] == first
+    assert [event["type"] for event in found if event not in first] == [
+        "wait",
+        "wait",
+        "errors",
+        "dropped",
+        "completed",
+    ]
