@@ -78,7 +78,7 @@ class Paces:
     def _samples(self, batch_id: str, status: BatchStatus, pending: Sequence[Pending], done: int) -> list[Sample]:
         """With what is known now; where the begin of the requests is not known, the first look is it."""
         assert status.rate_since is not None
-        since, samples = self._seen.pop(batch_id, (None, []))
+        since, samples = self._seen.pop(batch_id, (0.0, list[Sample]()))
         if since != status.rate_since:
             samples = [] if status.rate_done is None else [Sample(status.rate_since, status.rate_done)]
         at = max([status.rate_since, status.rate_at or 0, *(item.done_at or 0 for item in pending)])
