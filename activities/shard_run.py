@@ -335,7 +335,7 @@ class ShardRun:
             self._most_tried = max(self._most_tried, self._log.tries(line).failed)
         if self._log.has(line):
             del self._requests[line]
-            self._log.waits.end()
+            self._log.waits.end(WaitKind.UPSTREAM, WaitKind.MODEL)
         self._commits.soon()
 
     def _has_failed_for_good(self, line: int, answer: Answer) -> bool:

@@ -201,6 +201,8 @@ class WriteFiles(WriteFilesStub):
             reader.shard_head()
             for record in reader.records():
                 yield _ResultLine(record.line, record.kind, record.usage, reader.line())
+            if not source.attempt:
+                source.waits = reader.waits
 
     def _open_result(self, shard: ShardRef, attempt: str) -> Iterator[bytes] | None:
         """The object that is to count; ``None`` if it is gone, and then the shard is as one that never finished."""
@@ -244,7 +246,7 @@ class _ShardSource:
         self.attempt = task.attempts[index] if task.cut and index < len(task.attempts) else None
         self._cut = cut
         self.waits: list[PastWait] = []
-        """Of one that did not finish."""
+        """That the workflow does not know of."""
 
     def takes(self, request: RequestLine) -> bool:
         """Whether a request within the shard's run of lines is one of its own."""

@@ -25,7 +25,6 @@ with workflow.unsafe.imports_passed_through():
         BatchPhase,
         BatchSpec,
         BatchStatus,
-        Counts,
         MissingReason,
         PauseShardsInput,
         RunRequestsInput,
@@ -107,7 +106,7 @@ class BatchWorkflow:
     @workflow.signal(name=contract.RESUME_SIGNAL)
     def resume(self, by: ByTenant | str | None = None) -> None:
         if self._status.paused_at is not None:
-            self._update(paused_at=None, **self._rate_from_now())
+            self._update(paused_at=None, rate_since=workflow.time(), rate_done=None)
             self._note(EventType.RESUMED, f"Resumed {who(by)}.")
 
     # The way of a batch
@@ -191,7 +190,8 @@ class BatchWorkflow:
             shards_total=len(result.shards),
             counts=result.counts,
             error_summary=result.kept_errors,
-            **self._rate_from_now(result.counts),
+            rate_since=workflow.time(),
+            rate_done=result.kept.completed + result.kept.failed,
         )
         self._note(EventType.VALIDATED, validated_text(result.total, workflow.time() - began))
         self._set_phase(BatchPhase.IN_PROGRESS)
@@ -369,10 +369,6 @@ class BatchWorkflow:
     def _note(self, kind: EventType, message: str) -> None:
         event = NotedEvent(at=self._now(), type=kind, message=message)
         self._update(history=self._status.history.with_event(event))
-
-    def _rate_from_now(self, counts: Counts | None = None) -> dict[str, float]:
-        counts = counts or self._status.counts
-        return {"rate_since": workflow.time(), "rate_done": counts.completed + counts.failed}
 
     def _set_phase(self, phase: BatchPhase) -> None:
         self._update(phase=phase)

@@ -329,8 +329,8 @@ class BatchStatus(Model):
     shards_total: int = 0
     rate_since: float | None = None
     """Unix time at which its requests were begun, or begun again after a pause …"""
-    rate_done: int = 0
-    """… and how many were done then."""
+    rate_done: int | None = None
+    """… and how many were done then. Not known after a pause, as running shards tell it a while later."""
     rate_at: float | None = None
     """When the last of its shards was finished, in Unix time."""
 
@@ -355,7 +355,7 @@ class BatchMemo(Model):
     model: str | None = None
     error_summary: list[ErrorCount] = []
     rate_since: float | None = None
-    rate_done: int = 0
+    rate_done: int | None = None
     rate_at: float | None = None
 
     @classmethod

@@ -13,7 +13,7 @@ from activities.store.object_store import ObjectNotFoundError, StoreError
 from activities.upstreams.answer_budget import Held
 from activities.upstreams.limiter import Limiter
 from activities.upstreams.metrics import RequestMetrics
-from workflows.waits import Wait
+from workflows.waits import Wait, WaitKind
 
 T = TypeVar("T")
 
@@ -80,6 +80,7 @@ class Commits:
                         self._held[:0] = held
                         raise
                     self._release(held)
+                    self._log.waits.end(WaitKind.STORE)
                     self._measure()
                     return stored
                 except ObjectNotFoundError:

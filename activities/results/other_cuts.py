@@ -51,6 +51,7 @@ def _take_all(store: ObjectStore, shard: ShardRef, found: Committed) -> None:
             found.records[line], found.places[line] = record, committed.places[line]
     for line, tried in committed.tried.items():
         found.tried[line] = tried.merged(found.tried.get(line, tried))
+    found.waits.extend(committed.waits)
 
 
 async def carry_over(store: ObjectStore, ref: ShardRef, shard: Shard, log: ShardLog, lines: Collection[int]) -> None:
@@ -72,4 +73,5 @@ async def carry_over(store: ObjectStore, ref: ShardRef, shard: Shard, log: Shard
     for line, tried in found.tried.items():
         if line in lines and line not in found.records:
             log.note_tries(line, tried)
+    log.waits.take_over(found.waits)
     await log.commit()

@@ -7,7 +7,8 @@ copies bytes::
     17 output 3512 120 0 34 0       line, kind, bytes, input, cached, output and reasoning tokens
     {"id":"batch_req_…", …}
     19 tried 2 1 0                  line 19 has no answer yet: what was tried, see :mod:`activities.results.tries`
-    0 waited […]                    for what the shard has waited, see :mod:`activities.results.shard_waits`
+    0 waited […]                    for what the shard has waited, see :mod:`activities.results.shard_waits`; in a shard
+                                    object before all records
 """
 
 from __future__ import annotations

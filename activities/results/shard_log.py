@@ -22,11 +22,11 @@ from activities.records.catalog import Catalog
 from activities.records.shard_keys import ShardRef
 from activities.results.error_lines import ErrorTally, read_error
 from activities.results.records import NO_USAGE, Record, RecordReader, encode_record, tokens_text
-from activities.results.shard_waits import ShardWaits, encode_waits
+from activities.results.shard_waits import ShardWaits, encode_waits, newest
 from activities.results.tries import Tries
 from activities.store.object_store import ObjectNotFoundError, ObjectStore, StoreError
 from workflows.error_summary import MAX_CODES_OF_SHARD, ErrorCount
-from workflows.events import PastWait
+from workflows.events import PastWait, ended
 from workflows.ids import ResultKind
 from workflows.types import ShardResult, Usage
 
@@ -68,23 +68,23 @@ def shard_heads(store: ObjectStore, prefix: str) -> Iterator[tuple[str, int, int
 
 
 def find_result(store: ObjectStore, shard: ShardRef) -> ShardResult | None:
-    """The finished object of a shard, of whichever attempt; its errors are not read."""
+    """The finished object of a shard, of whichever attempt; its errors and waits are not read."""
     for key, completed, failed, usage in shard_heads(store, shard_keys.results_prefix(shard)):
         return ShardResult(attempt=shard_keys.attempt_of(key), completed=completed, failed=failed, usage=usage)
     return None
 
 
-def with_errors(store: ObjectStore, shard: ShardRef, result: ShardResult) -> ShardResult:
-    """The result of another attempt, with what its object says of its errors."""
-    if not result.failed:
-        return result
+def with_notes(store: ObjectStore, shard: ShardRef, result: ShardResult) -> ShardResult:
+    """The result of another attempt, with what its object says of its errors and waits."""
     tally = ErrorTally(shard.number)
     reader = RecordReader(store.stream(shard_keys.result_key(shard, result.attempt)))
     reader.shard_head()
-    for record in reader.records():
+    for record in reader.records():  # after the waits
+        if not result.failed:
+            break
         if record.kind == "error":
             tally.add(record.line, read_error(b"".join(reader.line())).code)
-    return result.model_copy(update={"errors": tally.summary(MAX_CODES_OF_SHARD)})
+    return result.model_copy(update={"errors": tally.summary(MAX_CODES_OF_SHARD), "waits": reader.waits})
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Committed:
                     self.codes[record.line] = read_error(b"".join(reader.line())).code
         for line, tried in reader.tried.items():
             self.tried[line] = tried.merged(self.tried.get(line, _NOTHING_TRIED))
-        self.waits[:] = reader.waits or self.waits
+        self.waits[:] = newest([*self.waits, *reader.waits])
 
 
 def look_up(store: ObjectStore, shard: ShardRef) -> ShardResult | Committed:
@@ -224,7 +224,7 @@ class ShardLog:
         if Catalog(self._store).get_final(self._shard.tenant, self._shard.batch_id):
             return ShardResult(attempt="", completed=0, failed=0)
         found = look_up(self._store, self._shard)
-        return with_errors(self._store, self._shard, found) if isinstance(found, ShardResult) else found
+        return with_notes(self._store, self._shard, found) if isinstance(found, ShardResult) else found
 
     def add(self, line: int, kind: ResultKind, data: bytes, usage: Usage = NO_USAGE, reason: str = "") -> None:
         """Take in a request's final answer. It counts from the next commit on.
@@ -263,7 +263,7 @@ class ShardLog:
         self._parts.append(key)
         notes = ["{} tried {} {} {}\n".format(line, *self._tried[line]).encode() for line in sorted(tried)]
         if waited:
-            notes.append(b"0 waited %b\n" % encode_waits(self.waits.past))
+            notes.append(encode_waits(self.waits.past))
         data = b"".join([encoded for _, encoded in pending] + notes)
         counts = (self.completed, self.failed)
         errors = self._errors.summary(MAX_CODES_OF_SHARD)
@@ -298,10 +298,13 @@ class ShardLog:
             reasoning_tokens=self._usage[3],
         )
         head = f"shard {self.completed} {self.failed} {tokens_text(usage)}\n".encode()
+        waits = [ended(wait, int(time.time())) for wait in self.waits.past]
         parts = PlaceReader(self._store, (place for place in self._records.values() if isinstance(place, Place)))
         try:
             with self._store.writer(shard_keys.result_key(self._shard, self._attempt)) as writer:
                 writer.write(head)
+                if waits:
+                    writer.write(encode_waits(waits))
                 for line in sorted(self._records):
                     record = self._records[line]
                     for piece in parts.read(record) if isinstance(record, Place) else (record,):
@@ -310,7 +313,7 @@ class ShardLog:
         except ObjectNotFoundError:
             # A part went: another attempt was faster. Its object counts.
             if result := find_result(self._store, self._shard):
-                return with_errors(self._store, self._shard, result)
+                return with_notes(self._store, self._shard, result)
             raise
         self._store.delete(*self._parts)
         failures = ", ".join(f"{count} × {reason}" for reason, count in self._failures.most_common(MAX_FAILURES))
@@ -321,7 +324,7 @@ class ShardLog:
             usage=usage,
             failures=failures,
             errors=self._errors.summary(MAX_CODES_OF_SHARD),
-            waits=self.waits.past,
+            waits=waits,
         )
 
     def _count(self, kind: ResultKind, usage: Usage) -> None:

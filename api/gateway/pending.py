@@ -43,8 +43,6 @@ class Pending:
     """Unix seconds."""
     heard_at: float | None = None
     """When one that runs last sent a heartbeat, in Unix seconds."""
-    started_at: float | None = None
-    """When one that runs was started, in Unix seconds."""
     oldest_at: float | None = None
     """When the oldest of its requests in flight was sent, in Unix seconds, by its last heartbeat."""
     done_at: float | None = None
@@ -105,7 +103,6 @@ def _read(activity: PendingActivityInfo) -> Pending:
         wait=wait,
         next_attempt_at=next_attempt_at,
         heard_at=heard_at,
-        started_at=started_at,
         oldest_at=heard_at - said.oldest_seconds if heard_at and in_flight else started_at,
         done_at=said.done_at,
         queue=activity.activity_options.task_queue.name.removesuffix(FIRST_SUFFIX),

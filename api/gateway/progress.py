@@ -66,6 +66,8 @@ class _Shown:
     cancelling_at: int | None = None
     cancel_seen: float = 0.0
     """When the look began that showed the cancel, in Unix time."""
+    history: History | None = None
+    """As its workflow told it last, without what running shards wait for."""
 
 
 class HighWater:
@@ -78,14 +80,22 @@ class HighWater:
     def __init__(self) -> None:
         self._shown: OrderedDict[str, _Shown] = OrderedDict()
 
+    def history(self, batch_id: str) -> History | None:
+        return self._shown.get(batch_id, _Shown()).history
+
     def record(
-        self, spec: BatchSpec, status: BatchStatus, seen_at: float = 0.0, is_from_workflow: bool = False
+        self,
+        spec: BatchSpec,
+        status: BatchStatus,
+        seen_at: float = 0.0,
+        is_from_workflow: bool = False,
+        history: History | None = None,
     ) -> BatchRecord:
         """The batch to show: with counts no lower than before, and as cancelled if it was shown so.
 
         ``seen_at`` is when the look at it began, in Unix time. With ``is_from_workflow`` the workflow itself answered,
         which knows better than any source that was asked before it: one that was reset to before its cancel is not
-        cancelled.
+        cancelled. ``history`` is as the workflow told it, where it is known.
         """
         before = self._shown.pop(spec.batch_id, _Shown())
         keeps_cancel = not (is_from_workflow and seen_at > before.cancel_seen)
@@ -96,7 +106,7 @@ class HighWater:
             failed=max(status.counts.failed, before.counts.failed),
         )
         cancel_seen = max(seen_at, before.cancel_seen) if status.cancelling_at else before.cancel_seen
-        self._shown[spec.batch_id] = _Shown(shown, cancelling_at, cancel_seen)
+        self._shown[spec.batch_id] = _Shown(shown, cancelling_at, cancel_seen, history or before.history)
         if len(self._shown) > REMEMBERED:
             self._shown.popitem(last=False)
         return BatchRecord(

@@ -169,6 +169,8 @@ class TemporalGateway:
         status, as_of = await self._reader.status(last.value.record if last else record, description)
         if as_of is not None:
             began = min(began, max(as_of, _as_of(last) or 0))
+        if told := self._looks.shown.history(record.spec.batch_id):  # a wait in the live one may have ended
+            status = status.model_copy(update={"history": told})
         pending = await self._pending(record, description)
         return await self._shown(record.spec, status, pending, began, is_from_workflow=False)
 
@@ -208,10 +210,10 @@ class TemporalGateway:
             "error_summary": live_errors(status, pending),
             "history": live_history(status, pending),
         }
-        record = self._looks.shown.record(spec, status.model_copy(update=live), began, is_from_workflow)
+        live_status = status.model_copy(update=live)
+        record = self._looks.shown.record(spec, live_status, began, is_from_workflow, status.history)
         status, now = record.status, time.time()
-        left = status.counts.total - status.counts.completed - status.counts.failed
-        pace = self._paces.of(spec.batch_id, status, unfinished(status, pending), left, now)
+        pace = self._paces.of(spec.batch_id, status, unfinished(status, pending), now)
         progress = progress_of(status, pending, pace).model_copy(update={"as_of": int(began)})
         waits = waits_of(spec, status, pending, now)
         if not waits and (wait := await self._standstill.wait(spec.batch_id, status, pending, progress)):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Final, Literal
+from zlib import crc32
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
@@ -24,7 +26,7 @@ MAX_EVENTS: Final = 1000
 SHORTEST_WAIT: Final = 1
 """Seconds; shorter ones are no event."""
 
-_ID: Final = re.compile(r"evt_([0-9]{10})_([0-9])_([0-9]{3})")
+_ID: Final = re.compile(r"evt_[0-9]{10}_[0-9]_[0-9a-f]{8}")
 
 
 class BatchEvent(BaseModel):
@@ -79,21 +81,23 @@ def events_router(gateway: Gateway) -> APIRouter:
 
 def events_of(view: BatchView, now: float) -> list[BatchEvent]:
     """The events of a batch, the first first. An id says when its event was, so that it is a place in the list also
-    where the event itself has become part of another.
+    where the event itself has become part of another, and stays when others become known.
 
     Args: ``now`` is Unix time.
     """
-    groups = (_created, _noted, _waits, _errors, _dropped, _ended)
-    found = [
-        event.model_copy(update={"id": f"evt_{event.created_at:010d}_{rank}_{number:03d}"})
-        for rank, group in enumerate(groups)
-        for number, event in enumerate(group(view.record, int(now)))
-    ]
+    found: list[BatchEvent] = []
+    for rank, group in enumerate((_created, _noted, _waits, _errors, _dropped, _ended)):
+        of_second = Counter[int]()
+        for event in group(view.record, int(now)):
+            place = event.id or f"{of_second[event.created_at]:08d}"
+            of_second[event.created_at] += 1
+            found.append(event.model_copy(update={"id": f"evt_{event.created_at:010d}_{rank}_{place}"}))
     return sorted(found, key=lambda event: event.id)
 
 
-def _event(at: int, kind: str, message: str, ended_at: int | None = None) -> BatchEvent:
-    return BatchEvent(id="", created_at=at, ended_at=ended_at, type=kind, message=message)
+def _event(at: int, kind: str, message: str, ended_at: int | None = None, place: str = "") -> BatchEvent:
+    """Args: ``place`` is one among others of this kind and second; without it they stand in the order of the record."""
+    return BatchEvent(id=place, created_at=at, ended_at=ended_at, type=kind, message=message)
 
 
 def _created(record: BatchRecord, now: int) -> Iterator[BatchEvent]:
@@ -109,7 +113,8 @@ def _noted(record: BatchRecord, now: int) -> Iterator[BatchEvent]:
 def _waits(record: BatchRecord, now: int) -> Iterator[BatchEvent]:
     for wait in record.status.history.waits:
         if wait.times > 1 or (wait.ended or now) - wait.began >= SHORTEST_WAIT:
-            yield _event(wait.began, "wait", _told(wait, now), wait.ended)
+            place = f"{crc32(f'{wait.kind} {wait.subject}'.encode()):08x}"
+            yield _event(wait.began, "wait", _told(wait, now), wait.ended, place)
 
 
 def _told(wait: PastWait, now: int) -> str:
@@ -120,19 +125,24 @@ def _told(wait: PastWait, now: int) -> str:
 
 
 def _errors(record: BatchRecord, now: int) -> Iterator[BatchEvent]:
-    for one in record.status.error_summary:
-        line = f" (first line {one.first_lines[0]})" if one.first_lines else ""
-        yield _event(record.status.ended_at or now, "errors", f"{one.count:,} × {one.code}{line}")
+    if ended_at := _ended_at(record):
+        for one in record.status.error_summary:
+            line = f" (first line {one.first_lines[0]})" if one.first_lines else ""
+            yield _event(ended_at, "errors", f"{one.count:,} × {one.code}{line}")
 
 
 def _dropped(record: BatchRecord, now: int) -> Iterator[BatchEvent]:
-    if dropped := record.status.history.dropped:
-        yield _event(record.status.ended_at or now, "dropped", f"{dropped:,} more events and waits are not listed.")
+    if (dropped := record.status.history.dropped) and (ended_at := _ended_at(record)):
+        yield _event(ended_at, "dropped", f"{dropped:,} more events and waits are not listed.")
+
+
+def _ended_at(record: BatchRecord) -> int | None:
+    return record.status.ended_at if record.status.phase.is_terminal else None
 
 
 def _ended(record: BatchRecord, now: int) -> Iterator[BatchEvent]:
     spec, status, counts = record.spec, record.status, record.status.counts
-    if status.ended_at is None or not status.phase.is_terminal:
+    if (ended_at := _ended_at(record)) is None:
         return
     if status.phase in (BatchPhase.FAILED, BatchPhase.EXPIRED):
         said = end_reason(spec, status)
@@ -140,5 +150,5 @@ def _ended(record: BatchRecord, now: int) -> Iterator[BatchEvent]:
         said = f"All {counts.total:,} requests failed."
     else:
         said = f"{counts.total:,} requests, {counts.completed:,} completed, {counts.failed:,} failed."
-    lasted = duration(status.ended_at - spec.created_at)
-    yield _event(status.ended_at, status.phase.value, f"{status.phase.capitalize()} after {lasted}. {said}")
+    lasted = duration(ended_at - spec.created_at)
+    yield _event(ended_at, status.phase.value, f"{status.phase.capitalize()} after {lasted}. {said}")

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from activities.records.catalog import Catalog
+from activities.records.cuts import Cut
 from activities.records.shard_keys import ShardRef
+from activities.results.other_cuts import carry_over
+from activities.results.records import RecordReader
 from activities.results.shard_log import Committed, ShardLog, look_up
-from activities.results.shard_waits import ShardWaits
+from activities.results.shard_waits import ShardWaits, encode_waits, newest
 from api.gateway.interface import BatchView
 from api.routes.events import events_of
+from tests.fakes.api import open_api
 from tests.fakes.worker import BATCH, TENANT, ShakyStore, make_spec
 from workflows.error_summary import ErrorCount
 from workflows.events import (
@@ -23,8 +31,8 @@ from workflows.events import (
     merge_waits,
     who,
 )
-from workflows.types import BatchError, BatchPhase, BatchRecord, BatchStatus, Counts
-from workflows.waits import Wait, WaitKind
+from workflows.types import BatchError, BatchPhase, BatchRecord, BatchStatus, Counts, Shard
+from workflows.waits import Wait, WaitKind, store_wait
 
 NOW = 1_800_000_000
 
@@ -83,6 +91,63 @@ def test_a_wait_keeps_its_begin_and_its_latest_numbers_until_an_answer_comes() -
     assert [(wait.reason, *span) for wait, span in zip(waits.past, spans(waits.past), strict=True)] == [
         ("has answered none for 17 s", 0, 7, 1)
     ]
+
+
+def test_a_wait_that_returns_is_open_until_it_ends() -> None:
+    now = [float(NOW)]
+    waits = ShardWaits(lambda: now[0])
+    for subject in ("gpu", "store", "gpu"):
+        waits.begin(away(subject=subject))
+        now[0] += 5
+    waits.begin(away("is still away"))
+    assert spans(waits.past) == [(0, None, 2), (5, 10, 1)]
+    waits.end()
+    assert spans(waits.past) == [(0, 15, 2), (5, 10, 1)]
+
+
+def test_an_answer_does_not_end_the_wait_for_the_store() -> None:
+    waits = ShardWaits(lambda: NOW)
+    waits.begin(store_wait("its disk is full", is_lasting=True))
+    waits.has_changed = False
+    waits.end(WaitKind.UPSTREAM, WaitKind.MODEL)
+    assert (spans(waits.past), waits.has_changed) == ([(0, None, 1)], False)
+
+
+@pytest.mark.parametrize("of_objects", [([past(0, 9)], [past(0, None)]), ([past(0, None)], [past(0, 9)])])
+def test_a_wait_that_one_part_tells_as_ended_has_ended(of_objects: tuple[list[PastWait], ...]) -> None:
+    found = Committed({}, {}, {}, [], {}, [])
+    for waits in of_objects:
+        found.take("part", RecordReader(iter([encode_waits(waits)])))
+    assert spans(found.waits) == [(0, 9, 1)]
+
+
+def test_a_wait_that_came_again_is_as_it_was_told_last() -> None:
+    first, again = past(0, 9), past(0, 9).merged(past(20, None))
+    assert newest([again, first]) == newest([first, again]) == [again]
+
+
+async def test_the_waits_of_a_finished_shard_are_found_where_its_end_was_not_reported(tmp_path: Path) -> None:
+    store = ShakyStore(str(tmp_path))
+    shard = ShardRef(TENANT, BATCH, "c1", 0)
+    killed = ShardLog(store, shard, "000001-a")
+    killed.waits.begin(away())
+    killed.add(1, "output", b"{}\n")
+    result = await killed.finish()
+    assert [wait.subject for wait in result.waits if wait.ended] == ["gpu"]
+    assert await ShardLog(store, shard, "000002-a").load() == result
+
+
+async def test_the_waits_of_another_cut_are_carried_over(tmp_path: Path) -> None:
+    store = ShakyStore(str(tmp_path))
+    shard = Shard(0, 10, 1, 2)
+    cuts = [Cut("input", lines, [shard], ["default"], {}, 2) for lines in ("first", "second")]
+    for cut in cuts:
+        Catalog(store).save_cut(TENANT, BATCH, cut)
+    first, second = (ShardLog(store, ShardRef(TENANT, BATCH, cut.digest, 0), "000001-a") for cut in cuts)
+    first.waits.begin(away())
+    await first.commit()
+    await carry_over(store, ShardRef(TENANT, BATCH, cuts[1].digest, 0), shard, second, {1, 2})
+    assert second.waits.past == first.waits.past
 
 
 async def test_the_next_attempt_takes_the_waits_up_and_the_batch_has_them_at_its_end(tmp_path: Path) -> None:
@@ -149,3 +214,40 @@ def test_the_end_is_told_as_it_was() -> None:
     assert told(failed)[-1] == "Failed after 2 s. Bad. (line 2)"
     running = BatchStatus(phase=BatchPhase.IN_PROGRESS, history=History(waits=[past(9999 - 125, None)]))
     assert told(running) == ["Created.", "Waiting for 2 min by now: gpu is away."]
+
+
+async def test_pages_of_a_running_batch_hold_each_event_once_and_its_id_stays(tmp_path: Path) -> None:
+    api = open_api(tmp_path)
+    spec = make_spec(created_ms=NOW * 1000, tenant="default", batch_id=f"batch_{'1' * 32}")
+    notes = [NotedEvent(at=NOW + at, type=EventType.PAUSED, message=str(at)) for at in (1, 200, 200)]
+    waits = [past(20, 90), past(60, 95, subject="store")]
+    running = BatchStatus(
+        phase=BatchPhase.IN_PROGRESS,
+        error_summary=[ErrorCount(code="context_length_exceeded", count=1)],
+        history=History(events=notes, waits=waits, dropped=2),
+    )
+
+    async def listed(**query: Any) -> dict[str, Any]:
+        return (await api.http.get(f"/v1/batches/{spec.batch_id}/events", params=query)).json()
+
+    api.gateway.set_status(BatchRecord(spec=spec, status=running), running)
+    pages = [await listed(limit=1)]
+    while pages[-1]["has_more"]:
+        pages.append(await listed(limit=1, after=pages[-1]["last_id"]))
+    first = [event for page in pages for event in page["data"]]
+    assert first == (await listed())["data"]
+    assert [event["created_at"] - NOW for event in first] == [0, 1, 20, 60, 200, 200]
+
+    # One becomes known that began before others, and the batch ends.
+    late = running.history.with_waits([past(20, 90, subject="another"), past(30, 40, subject="third")])
+    ended = running.model_copy(update={"phase": BatchPhase.COMPLETED, "completed_at": NOW + 300, "history": late})
+    api.gateway.set_status(BatchRecord(spec=spec, status=ended), ended)
+    found = (await listed())["data"]
+    assert [event for event in found if event["id"] in {one["id"] for one in first}] == first
+    assert [event["type"] for event in found if event not in first] == [
+        "wait",
+        "wait",
+        "errors",
+        "dropped",
+        "completed",
+    ]

@@ -58,8 +58,8 @@ def progress(status: BatchStatus, *infos: PendingActivityInfo) -> tuple[Counts, 
     activities = read_pending(infos)
     counts = live_counts(status, activities)
     waits = waits_of(SPEC, status, activities, NOW)
-    left = counts.total - counts.completed - counts.failed
-    pace = Paces().of(SPEC.batch_id, status, unfinished(status, activities), left, NOW)
+    live = status.model_copy(update={"counts": counts})
+    pace = Paces().of(SPEC.batch_id, live, unfinished(status, activities), NOW)
     return counts, with_waits(progress_of(status, activities, pace), waits, SPEC, status, counts, NOW)
 
 

@@ -253,6 +253,27 @@ async def test_answers_outlive_the_store_being_away_and_nothing_more_is_sent(
     worker.settled()
 
 
+async def test_a_wait_for_the_store_is_one_however_many_answers_come_and_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeats, "BEAT_SECONDS", 0.01)
+    worker = ShardWorker(tmp_path, 10, in_flight=2)
+    worker.engine.held = {5, 6}
+    worker.store.down = True
+    running, _ = worker.start()
+    await until(lambda: bool(worker.beats) and bool(worker.beats[-1].waits))
+    (begun,) = worker.beats[-1].waits
+    worker.engine.release()
+    await until(lambda: worker.engine.in_flight == 0)
+    beats = len(worker.beats)
+    await until(lambda: len(worker.beats) > beats + 1)
+    assert worker.beats[-1].waits == [begun]
+    worker.store.down = False
+    await asyncio.gather(running, return_exceptions=True)
+    (wait,) = worker.committed().waits
+    assert (wait.kind, wait.times, wait.ended is not None) == (WaitKind.STORE, 1, True)
+
+
 async def test_a_shard_that_comes_while_the_disk_is_full_says_that_the_operator_must_act(worker: ShardWorker) -> None:
     worker.limiter.wait = store_wait("its disk is full", is_lasting=True)
     worker.limiter.block()
