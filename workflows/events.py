@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
@@ -86,11 +86,6 @@ class ByTenant(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     tenant: str
-
-
-def by_api(tenant: str) -> Any:
-    """What a signal is sent that a tenant asks for: a :class:`ByTenant`."""
-    return ByTenant(tenant=tenant)
 
 
 def who(by: ByTenant | str | None) -> str:

@@ -41,7 +41,7 @@ from api.gateway.waits import ReportedWait, waits_of, with_waits
 from api.gateway.worker_silence import LATE_SECONDS, WorkerSilence
 from api.gateway.workflow_reader import CALL_ERRORS, UNANSWERED, WorkflowReader, batches_of
 from workflows import contract
-from workflows.events import by_api
+from workflows.events import ByTenant
 from workflows.ids import is_batch_id
 from workflows.types import BatchPhase, BatchRecord, BatchSpec, BatchStatus
 from workflows.waits import Wait
@@ -225,7 +225,7 @@ class TemporalGateway:
         was_asked = False
         if not record.status.phase.is_terminal:
             try:
-                was_asked = await self._runs.cancel(batch_id, by=by_api(tenant))
+                was_asked = await self._runs.cancel(batch_id, by=ByTenant(tenant=tenant))
             except CALL_ERRORS as error:
                 raise self._unavailable(error) from error
         return await self._after_cancel(record, CANCEL_SECONDS if was_asked else 0)
@@ -250,7 +250,9 @@ class TemporalGateway:
     async def set_paused(self, tenant: str, batch_id: str, paused: bool) -> BatchView:
         record = await self._known(tenant, batch_id)
         if not record.status.phase.is_terminal:
-            await self._signal(batch_id, contract.PAUSE_SIGNAL if paused else contract.RESUME_SIGNAL, by_api(tenant))
+            await self._signal(
+                batch_id, contract.PAUSE_SIGNAL if paused else contract.RESUME_SIGNAL, ByTenant(tenant=tenant)
+            )
         self._looks.forget(record)
         view = await self.find(tenant, batch_id)
         if view.record.status.phase.is_terminal:
@@ -377,7 +379,7 @@ class TemporalGateway:
             log.warning("the end of batch %s cannot be read", description.id)
         return name
 
-    async def _signal(self, batch_id: str, signal: str, by: str) -> None:
+    async def _signal(self, batch_id: str, signal: str, by: ByTenant) -> None:
         """Signal the workflow of a batch, unless it has closed."""
         try:
             await self._reader.handle(batch_id).signal(signal, by, rpc_timeout=CALL_LIMIT)

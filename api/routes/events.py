@@ -57,7 +57,7 @@ def events_router(gateway: Gateway) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
         after: str | None = None,
     ) -> BatchEventList:
-        """Ours: what has happened to a batch, and for what it has waited, the first first."""
+        """Ours: what has happened to a batch, and what it has waited for, the oldest first."""
         if after is not None and not _ID.fullmatch(after):
             raise ApiError(400, f"No event found with id '{shown(after)}'.", param="after")
         try:
@@ -80,7 +80,7 @@ def events_router(gateway: Gateway) -> APIRouter:
 
 
 def events_of(view: BatchView, now: float) -> list[BatchEvent]:
-    """The events of a batch, the first first. An id says when its event was, so that it is a place in the list also
+    """The events of a batch, the oldest first. An id says when its event was, so that it is a place in the list also
     where the event itself has become part of another, and stays when others become known.
 
     Args: ``now`` is Unix time.
@@ -120,7 +120,7 @@ def _waits(record: BatchRecord, now: int) -> Iterator[BatchEvent]:
 def _told(wait: PastWait, now: int) -> str:
     lasted = duration((wait.ended or now) - wait.began)
     if wait.ended is None:
-        return f"Waiting for {lasted} by now: {wait.text}."
+        return f"Waiting for {lasted} so far: {wait.text}."
     return f"Waited {f'{wait.times} times within ' if wait.times > 1 else ''}{lasted}: {wait.text}."
 
 

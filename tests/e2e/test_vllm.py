@@ -104,7 +104,7 @@ ENDPOINTS = {
         completion("plain"),
         completion("two", prompt=["once", "twice"]),
         completion("tokens", prompt=[70, 71, 72]),
-        completion("logprobs", logprobs=2),
+        completion("logprobs", logprobs=2, temperature=0),
         completion("too_long", prompt=LONG),
         completion("bad_limit", max_tokens="many"),
     ],

@@ -42,7 +42,10 @@ def as_schema(schema: dict[str, Any]) -> dict[str, Any]:
 def shape(value: Any, name: str = "") -> Any:
     """What does not depend on the model's mood: members, kinds of values, and how many choices there are."""
     if isinstance(value, dict):
-        return {name: shape(member, name) for name, member in cast("dict[str, Any]", value).items()}
+        members = cast("dict[str, Any]", value)
+        if members and all(isinstance(member, float) for member in members.values()):
+            return "numbers"  # by token: the log probabilities of a completion
+        return {name: shape(member, name) for name, member in members.items()}
     if name == "bytes":
         return name  # of a token, which may have none
     if isinstance(value, list):

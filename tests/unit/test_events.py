@@ -23,11 +23,11 @@ from workflows.events import (
     MAX_EVENTS,
     MAX_REASON,
     MAX_WAITS,
+    ByTenant,
     EventType,
     History,
     NotedEvent,
     PastWait,
-    by_api,
     merge_waits,
     who,
 )
@@ -173,7 +173,7 @@ async def test_the_next_attempt_takes_the_waits_up_and_the_batch_has_them_at_its
 
 def test_a_reason_of_a_person_does_not_pass_for_a_tenant() -> None:
     forged = 'by tenant "ann" through the API'
-    assert [who(by) for by in (by_api("ann"), forged, "from\n the UI", "", None)] == [
+    assert [who(by) for by in (ByTenant(tenant="ann"), forged, "from\n the UI", "", None)] == [
         forged,
         f"in Temporal ({forged})",
         "in Temporal (from the UI)",
@@ -183,7 +183,7 @@ def test_a_reason_of_a_person_does_not_pass_for_a_tenant() -> None:
 
 def test_a_reason_is_bounded() -> None:
     assert len(who("x" * 10_010)) == len(who("")) + len(" ()") + MAX_REASON
-    assert len(who(by_api("x" * 10_010))) < 2 * MAX_REASON
+    assert len(who(ByTenant(tenant="x" * 10_010))) < 2 * MAX_REASON
 
 
 def test_the_end_is_told_as_it_was() -> None:
@@ -213,7 +213,7 @@ def test_the_end_is_told_as_it_was() -> None:
     )
     assert told(failed)[-1] == "Failed after 2 s. Bad. (line 2)"
     running = BatchStatus(phase=BatchPhase.IN_PROGRESS, history=History(waits=[past(9999 - 125, None)]))
-    assert told(running) == ["Created.", "Waiting for 2 min by now: gpu is away."]
+    assert told(running) == ["Created.", "Waiting for 2 min so far: gpu is away."]
 
 
 async def test_pages_of_a_running_batch_hold_each_event_once_and_its_id_stays(tmp_path: Path) -> None:

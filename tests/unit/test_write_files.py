@@ -52,6 +52,7 @@ from workflows.types import (
     Usage,
     ValidateResult,
 )
+from workflows.waits import Wait, WaitKind
 
 SPEC = make_spec(output_expires_after=3600)
 LINES = OutputLines(BATCH)
@@ -238,6 +239,19 @@ async def test_a_shard_that_ended_unheard_is_adopted(batch: Batch) -> None:
     status = await batch.write(BatchPhase.CANCELLED, MissingReason.CANCELLED)
     assert batch.ids(status.output_file_id) == ["r1", "r2"]
     assert status.error_file_id is None
+
+
+async def test_what_a_shard_that_ended_unheard_has_waited_for_is_told(batch: Batch) -> None:
+    await batch.begin(2)
+    unheard, heard = batch.log(0), batch.log(1)
+    for shard, log in enumerate((unheard, heard)):
+        log.waits.begin(Wait(kind=WaitKind.UPSTREAM, subject=f"engine {shard}", reason="is away"))
+        batch.answer(log, shard, completion(shard + 1))
+        await log.finish()
+    batch.attempts[1] = "000001-a"
+    environment, _ = activity_environment()
+    merged = await environment.run(WriteFiles(batch.store).write_files, batch.task(MissingReason.CANCELLED))
+    assert [(wait.subject, wait.ended is not None) for wait in merged.waits] == [("engine 0", True)]
 
 
 async def test_the_object_that_the_run_names_counts(batch: Batch) -> None:
