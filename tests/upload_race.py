@@ -1,9 +1,10 @@
-"""Two APIs that upload other content under the same idempotency keys at the same time."""
+"""Two processes that upload other content under the same idempotency keys at the same time, through the API."""
 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing.dummy
+import multiprocessing
+from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import httpx2
@@ -18,20 +19,15 @@ from tests.fakes.api import field, file, form
 from tests.fakes.gateway import FakeGateway
 
 
-def race(settings: dict[str, Any], rounds: int, context: Any) -> None:
-    """Exactly one of the two has each key, the other is refused; record and content of each file are of one upload.
-
-    Args:
-        context: of ``multiprocessing``, where the second runs; the first is a thread here. In that of its ``dummy``
-            both are.
-    """
-    barrier, queue = context.Barrier(2), context.Queue()
-    processes: list[Any] = [
-        where.Process(target=_run, args=(settings, number, rounds, barrier, queue))
-        for number, where in enumerate((multiprocessing.dummy, context), start=1)
+def race(settings: dict[str, Any], rounds: int) -> None:
+    """Exactly one of the two has each key, the other is refused; record and content of each file are of one upload."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    queue: Any = context.Queue()
+    processes = [
+        context.Process(target=_run, args=(settings, number, rounds, barrier, queue), daemon=True) for number in (1, 2)
     ]
     for process in processes:
-        process.daemon = True
         process.start()
     statuses = dict(queue.get(timeout=120) for _ in processes)
     for process in processes:
@@ -56,11 +52,11 @@ def _content(worker: int, number: int) -> bytes:
     return b"%d" % worker * (number * 1000 + worker)
 
 
-def _run(settings: dict[str, Any], worker: int, rounds: int, barrier: Any, queue: Any) -> None:
+def _run(settings: dict[str, Any], worker: int, rounds: int, barrier: Barrier, queue: Any) -> None:
     queue.put((worker, asyncio.run(_upload_all(settings, worker, rounds, barrier))))
 
 
-async def _upload_all(settings: dict[str, Any], worker: int, rounds: int, barrier: Any) -> list[int]:
+async def _upload_all(settings: dict[str, Any], worker: int, rounds: int, barrier: Barrier) -> list[int]:
     read = Settings.model_validate(settings)
     store = open_store(read)
     transport = httpx2.ASGITransport(create_app(read, FakeGateway(store), store, []))

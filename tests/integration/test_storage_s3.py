@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing.dummy
 import os
 import resource
 import socket
@@ -59,9 +58,8 @@ def uploads(server: S3Server, prefix: str) -> list[str]:
     return [upload.object_name or "" for upload in found.uploads]
 
 
-def test_of_two_uploads_under_one_key_one_wins(s3_server: S3Server) -> None:
-    # The server decides, to which threads with a store of their own are what processes are.
-    race({"store": f"s3://{BUCKET}/{uuid.uuid4().hex}", **s3_server.settings}, 10, multiprocessing.dummy)
+def test_of_two_uploads_under_one_key_in_two_processes_one_wins(s3_server: S3Server) -> None:
+    race({"store": f"s3://{BUCKET}/{uuid.uuid4().hex}", **s3_server.settings}, rounds=5)
 
 
 # Objects of several parts

@@ -102,8 +102,9 @@ def _parts(view: BatchView) -> tuple[BatchStatus, Progress]:
 
 
 async def test_what_running_shards_have_done_counts_once_in_the_rate(tmp_path: Path) -> None:
-    shown = Shown(tmp_path, counts=Counts(total=300), rate_since=NOW - 100, rate_done=0)
-    shown.workflow.pending = [running(0, ShardProgress(completed=100, in_flight=8, done_at=NOW))]
+    now = time.time()
+    shown = Shown(tmp_path, counts=Counts(total=300), rate_since=now - 100, rate_done=0)
+    shown.workflow.pending = [running(0, ShardProgress(completed=100, in_flight=8, done_at=now))]
     status, progress = await shown.view()
     assert status.counts.completed == 100
     assert progress.requests_per_second == pytest.approx(1.0, rel=0.02)

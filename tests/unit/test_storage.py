@@ -88,7 +88,7 @@ def test_several_processes_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_of_two_uploads_under_one_key_in_two_processes_one_wins(tmp_path: Path) -> None:
-    race({"store": str(tmp_path)}, 10, multiprocessing.get_context("spawn"))
+    race({"store": str(tmp_path)}, rounds=10)
 
 
 # The folder itself
