@@ -9,7 +9,7 @@ from typing import Final
 from api.gateway.interface import Progress
 from api.gateway.pace import Pace
 from api.gateway.pending import Pending
-from workflows.error_summary import ErrorCount, summed
+from workflows.error_summary import summed
 from workflows.events import History
 from workflows.ids import parse_ranges
 from workflows.types import BatchRecord, BatchSpec, BatchStatus, Counts
@@ -18,19 +18,16 @@ REMEMBERED: Final = 10_000
 """Batches whose last shown state one API process keeps in mind."""
 
 
-def live_counts(status: BatchStatus, pending: list[Pending]) -> Counts:
-    """Counts with those of running shards. Each shard counts once: finished ones are in the status already."""
-    running = unfinished(status, pending)
-    return Counts(
+def live_status(status: BatchStatus, running: list[Pending]) -> BatchStatus:
+    """The status with the counts, errors and waits of running shards, which are those that :func:`unfinished` gives."""
+    counts = Counts(
         total=status.counts.total,
         completed=status.counts.completed + sum(item.completed for item in running),
         failed=status.counts.failed + sum(item.failed for item in running),
     )
-
-
-def live_history(status: BatchStatus, pending: list[Pending]) -> History:
-    """With what running shards have waited for, or do."""
-    return status.history.with_waits(wait for item in unfinished(status, pending) for wait in item.waits)
+    errors = summed([*status.error_summary, *(error for item in running for error in item.errors)])
+    history = status.history.with_waits(wait for item in running for wait in item.waits)
+    return status.model_copy(update={"counts": counts, "error_summary": errors, "history": history})
 
 
 def unfinished(status: BatchStatus, pending: list[Pending]) -> list[Pending]:
@@ -53,11 +50,6 @@ def progress_of(status: BatchStatus, pending: list[Pending], pace: Pace | None) 
         in_flight=in_flight,
         in_flight_limit=sum(map(min, queues.values())) or None,
     )
-
-
-def live_errors(status: BatchStatus, pending: list[Pending]) -> list[ErrorCount]:
-    """The errors of the requests that :func:`live_counts` counts as failed."""
-    return summed([*status.error_summary, *(error for item in unfinished(status, pending) for error in item.errors)])
 
 
 @dataclass(frozen=True)

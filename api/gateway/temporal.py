@@ -32,7 +32,7 @@ from api.gateway.interface import (
 )
 from api.gateway.pace import Paces
 from api.gateway.pending import Pending, opened, read_pending, tell_missing
-from api.gateway.progress import live_counts, live_errors, live_history, progress_of, unfinished
+from api.gateway.progress import live_status, progress_of, unfinished
 from api.gateway.readiness import CannotWriteError, Readiness
 from api.gateway.shared_looks import Seen
 from api.gateway.standstill import Standstill
@@ -205,15 +205,11 @@ class TemporalGateway:
     async def _shown(
         self, spec: BatchSpec, status: BatchStatus, pending: list[Pending], began: float, is_from_workflow: bool
     ) -> BatchView:
-        live = {
-            "counts": live_counts(status, pending),
-            "error_summary": live_errors(status, pending),
-            "history": live_history(status, pending),
-        }
-        live_status = status.model_copy(update=live)
-        record = self._looks.shown.record(spec, live_status, began, is_from_workflow, status.history)
+        running = unfinished(status, pending)
+        live = live_status(status, running)
+        record = self._looks.shown.record(spec, live, began, is_from_workflow, status.history)
         status, now = record.status, time.time()
-        pace = self._paces.of(spec.batch_id, status, unfinished(status, pending), now)
+        pace = self._paces.of(spec.batch_id, status, running, now)
         progress = progress_of(status, pending, pace).model_copy(update={"as_of": int(began)})
         waits = waits_of(spec, status, pending, now)
         if not waits and (wait := await self._standstill.wait(spec.batch_id, status, pending, progress)):

@@ -11,7 +11,7 @@ from temporalio.api.workflow.v1 import PendingActivityInfo
 from api.gateway.interface import Progress
 from api.gateway.pace import Paces
 from api.gateway.pending import read_pending, tell_missing
-from api.gateway.progress import HighWater, live_counts, progress_of, unfinished
+from api.gateway.progress import HighWater, live_status, progress_of, unfinished
 from api.gateway.waits import duration, waits_of, with_waits
 from tests.fakes.worker import make_spec
 from workflows.types import BatchPhase, BatchStatus, Counts, ShardProgress
@@ -56,10 +56,11 @@ def progress(status: BatchStatus, *infos: PendingActivityInfo) -> tuple[Counts, 
     if status.counts.total and status.phase is BatchPhase.VALIDATING:
         status = status.model_copy(update={"phase": BatchPhase.IN_PROGRESS})
     activities = read_pending(infos)
-    counts = live_counts(status, activities)
+    running = unfinished(status, activities)
+    live = live_status(status, running)
+    counts = live.counts
     waits = waits_of(SPEC, status, activities, NOW)
-    live = status.model_copy(update={"counts": counts})
-    pace = Paces().of(SPEC.batch_id, live, unfinished(status, activities), NOW)
+    pace = Paces().of(SPEC.batch_id, live, running, NOW)
     return counts, with_waits(progress_of(status, activities, pace), waits, SPEC, status, counts, NOW)
 
 
