@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from api.client import TERMINAL
-from tests.e2e.cluster import free_ports
 from tests.e2e.processes import Launcher, done, finished, submit, until_batch
 from tests.engines.lines import (
     CHAT,
@@ -30,7 +29,8 @@ from tests.engines.lines import (
     line,
     start,
 )
-from tests.engines.llama import Kind, LlamaServer, is_installed
+from tests.engines.llama import LlamaServer, is_installed
+from tests.engines.server import starter
 from tests.integration.stack import progress_of
 
 pytestmark = [
@@ -44,20 +44,8 @@ StartEngine = Callable[..., Awaitable[LlamaServer]]
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncGenerator[StartEngine]:
     """Starts an engine: ``await engine("embed", slots=2)``."""
-    engines: list[LlamaServer] = []
-
-    async def start(kind: Kind = "chat", *, runs: bool = True, **options: Any) -> LlamaServer:
-        (port,) = free_ports(1)
-        made = LlamaServer(tmp_path / "engines", port, kind, **options)
-        engines.append(made)
-        (tmp_path / "engines").mkdir(exist_ok=True)
-        if runs:
-            await made.start()
-        return made
-
-    yield start
-    for one in engines:
-        await one.kill()
+    async with starter(LlamaServer, tmp_path / "engines") as start:
+        yield start
 
 
 def of_chat() -> list[dict[str, Any]]:

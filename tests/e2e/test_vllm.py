@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from api.client import TERMINAL
-from tests.e2e.cluster import free_ports
 from tests.e2e.processes import Launcher, done, finished, submit, until_batch
 from tests.engines.lines import (
     CHAT,
@@ -30,6 +29,7 @@ from tests.engines.lines import (
     line,
     start,
 )
+from tests.engines.server import starter
 from tests.engines.vllm import LORA, Kind, VllmServer, is_installed
 from tests.integration.stack import progress_of
 
@@ -45,20 +45,8 @@ StartEngine = Callable[..., Awaitable[VllmServer]]
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncGenerator[StartEngine]:
     """Starts an engine: ``await engine("embed")``."""
-    engines: list[VllmServer] = []
-
-    async def start(kind: Kind = "chat", *, runs: bool = True, **options: Any) -> VllmServer:
-        (port,) = free_ports(1)
-        (tmp_path / "engines").mkdir(exist_ok=True)
-        made = VllmServer(tmp_path / "engines", port, kind, **options)
-        engines.append(made)
-        if runs:
-            await made.start()
-        return made
-
-    yield start
-    for one in engines:
-        await one.kill()
+    async with starter(VllmServer, tmp_path / "engines") as start:
+        yield start
 
 
 def of_chat() -> list[dict[str, Any]]:

@@ -7,14 +7,13 @@ line where the registry does not answer.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Final, Literal
 
 from api.dev.temporal_binary import cached_path
-from tests.engines.server import EngineServer
+from tests.engines.server import EngineServer, install_if_missing
 from tests.venvs import make_venv, run
 
 VERSION: Final = "2026.10.11549"
@@ -62,17 +61,5 @@ class LlamaServer(EngineServer):
         return self._count("processing task")
 
 
-def main() -> int:
-    if is_installed():
-        return 0
-    try:
-        install()
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        words = str(error).strip().splitlines() or ["no reason given"]
-        sys.stderr.write(f"llama.cpp cannot be installed from the package registry: {words[-1].strip()}\n")
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(install_if_missing("llama.cpp", is_installed, install))

@@ -7,11 +7,15 @@ import asyncio.subprocess
 import contextlib
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 
+from tests.e2e.cluster import free_ports
 from tests.integration.stack import until
 
 
@@ -23,6 +27,7 @@ class EngineServer:
 
     def __init__(self, log: Path, port: int, command: list[str], env: dict[str, str] | None = None) -> None:
         self.models = [self.model]
+        log.parent.mkdir(exist_ok=True)
         self._log = log
         self._port = port
         self._command = command
@@ -88,3 +93,41 @@ class EngineServer:
 
     def _count(self, words: str) -> int:
         return self._log.read_text(errors="replace").count(words)
+
+
+Server = TypeVar("Server", bound=EngineServer)
+
+
+@contextlib.asynccontextmanager
+async def starter(make: Callable[..., Server], folder: Path) -> AsyncGenerator[Callable[..., Awaitable[Server]]]:
+    """Starts engines, and kills them at the end: ``await start("embed", runs=False)``.
+
+    Args: ``make`` is called with the folder of the logs, a port, the kind of the model, and further options.
+    """
+    engines: list[Server] = []
+
+    async def start(kind: str = "chat", *, runs: bool = True, **options: Any) -> Server:
+        made = make(folder, free_ports(1)[0], kind, **options)
+        engines.append(made)
+        if runs:
+            await made.start()
+        return made
+
+    try:
+        yield start
+    finally:
+        for one in engines:
+            await one.kill()
+
+
+def install_if_missing(name: str, is_installed: Callable[[], bool], install: Callable[[], None]) -> int:
+    """The exit status of a command that installs an engine."""
+    if is_installed():
+        return 0
+    try:
+        install()
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        words = str(error).strip().splitlines() or ["no reason given"]
+        sys.stderr.write(f"{name} cannot be installed from the package registry: {words[-1].strip()}\n")
+        return 1
+    return 0

