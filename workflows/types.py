@@ -360,8 +360,16 @@ class BatchMemo(Model):
 
     @classmethod
     def of(cls, status: BatchStatus, written_at: int) -> BatchMemo:
-        names = cls.model_fields.keys() - {"written_at"}
-        return cls(written_at=written_at, **{name: getattr(status, name) for name in names})
+        return cls(written_at=written_at, **{name: getattr(status, name) for name in cls._of_status()})
+
+    def over(self, status: BatchStatus) -> BatchStatus:
+        """A status with what this knows in its place, but for a cancel that only the status knows of."""
+        known = {name: getattr(self, name) for name in self._of_status()}
+        return status.model_copy(update=known | {"cancelling_at": self.cancelling_at or status.cancelling_at})
+
+    @classmethod
+    def _of_status(cls) -> set[str]:
+        return cls.model_fields.keys() - {"written_at"}
 
 
 class BatchRecord(Model):

@@ -85,8 +85,7 @@ class WorkflowReader:
         status = record.status
         memo = await description.memo_value(contract.MEMO_STATUS, None, type_hint=BatchMemo)
         if memo is not None:
-            known = {name: getattr(memo, name) for name in BatchMemo.model_fields if name != "written_at"}
-            status = status.model_copy(update=known | {"cancelling_at": memo.cancelling_at or status.cancelling_at})
+            status = memo.over(status)
         written_at = memo.written_at if memo else None
         shown = BatchPhase(description.typed_search_attributes.get(contract.STATUS_ATTRIBUTE, status.phase.value))
         if shown.is_terminal:
