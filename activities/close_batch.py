@@ -51,7 +51,7 @@ class CloseBatch(CloseBatchStub):
             )
             self._catalog.save_final(final)
             _log_end(final)
-        if spec.counted:
+        if spec.counts_towards_limits:
             self._running.remove(spec.tenant, spec.batch_id)
         return final
 

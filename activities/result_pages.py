@@ -2,7 +2,7 @@
 
 While a batch runs, a page follows its feed (:mod:`activities.records.feed`), and the lines come from the parts and
 objects of its shards. After its end they come from the result files, in input order, without those that the client
-had when the batch ended: all before its place in the feed. So whoever follows a batch through its end gets each line
+had when the batch ended: all before its position in the feed. So whoever follows a batch through its end gets each line
 once.
 """
 
@@ -44,7 +44,7 @@ _CURSOR: Final = re.compile(r"([0-9]{1,8})(?:-([0-9]{1,15})-([0-9]{1,15}))?")
 class Cursor(NamedTuple):
     """How far a client has read."""
 
-    place: int = 0
+    position: int = 0
     """In the feed."""
     offsets: tuple[int, int] | None = None
     """Bytes read of the output and the error file, once the batch has ended."""
@@ -57,11 +57,11 @@ class Cursor(NamedTuple):
         match = _CURSOR.fullmatch(text)
         if not match:
             raise BadCursorError
-        place, output, error = match.groups()
-        return cls(int(place), (int(output), int(error)) if output else None)
+        position, output, error = match.groups()
+        return cls(int(position), (int(output), int(error)) if output else None)
 
     def __str__(self) -> str:
-        return str(self.place) if self.offsets is None else "-".join(map(str, (self.place, *self.offsets)))
+        return str(self.position) if self.offsets is None else "-".join(map(str, (self.position, *self.offsets)))
 
 
 class BadCursorError(Exception):
@@ -116,20 +116,20 @@ class ResultPages:
         for _ in range(LOOK_AGAIN):
             final = self._catalog.get_final(tenant, batch_id)
             files = final if final and has_result_files(final) else None
-            self._look(known, tenant, batch_id, 0 if files else cursor.place + limit, at_once=final is not None)
-            if cursor.place > known.feed.end:
+            self._look(known, tenant, batch_id, 0 if files else cursor.position + limit, at_once=final is not None)
+            if cursor.position > known.feed.end:
                 raise BadCursorError
             if files:
                 return self._page_of_files(files, known.feed, cursor, limit, kind)
             if cursor.offsets is not None:
                 raise BadCursorError
             try:
-                lines, place = self._read_feed(tenant, batch_id, known.feed, cursor.place, limit, kind)
+                lines, position = self._read_feed(tenant, batch_id, known.feed, cursor.position, limit, kind)
             except ObjectNotFoundError:
                 if final:
                     raise ResultsGoneError from None
                 continue  # the batch has ended meanwhile
-            return Page(lines, Cursor(place), final is not None and place == known.feed.end)
+            return Page(lines, Cursor(position), final is not None and position == known.feed.end)
         raise StoreError(f"what batch {batch_id} has committed vanishes while it is read")
 
     def count(self, tenant: str, batch_id: str, kind: ResultKind) -> int:
@@ -144,7 +144,7 @@ class ResultPages:
 
     def behind(self, tenant: str, batch_id: str, kind: ResultKind, count: int) -> Cursor:
         """The cursor of a client that has read so many lines of one of the result files, and :meth:`count` said so."""
-        return Cursor(self._known(tenant, batch_id).feed.place_of(kind, count))
+        return Cursor(self._known(tenant, batch_id).feed.position_after(kind, count))
 
     def _known(self, tenant: str, batch_id: str) -> _Known:
         with self._lock:
@@ -221,31 +221,31 @@ class ResultPages:
     # While the batch runs
 
     def _read_feed(
-        self, tenant: str, batch_id: str, feed: Feed, place: int, limit: int, kind: ResultKind | None
+        self, tenant: str, batch_id: str, feed: Feed, position: int, limit: int, kind: ResultKind | None
     ) -> tuple[list[bytes], int]:
-        """Lines from a place on, and the place behind them."""
+        """Lines from a position on, and the position behind them."""
         lines: list[bytes] = []
         size = 0
-        for group in feed.groups(place):
+        for group in feed.groups(position):
             wanted = [line for line in group.lines if kind is None or (line > 0) == (kind == "output")]
             shard = ShardRef(tenant, batch_id, group.cut, group.shard)
             contents = lines_of_shard(self._store, shard, [abs(n) for n in wanted])
             kept = set(wanted)
             for line in group.lines:
                 if len(lines) == limit or size >= PAGE_BYTES:
-                    return lines, place
+                    return lines, position
                 if line in kept:
                     lines.append(next(contents))
                     size += len(lines[-1])
-                place += 1
-        return lines, place
+                position += 1
+        return lines, position
 
     # After the end
 
     def _page_of_files(
         self, final: BatchRecord, feed: Feed, cursor: Cursor, limit: int, kind: ResultKind | None
     ) -> Page:
-        known = feed.lines_before(cursor.place)
+        known = feed.lines_before(cursor.position)
         output, error = cursor.offsets or (0, 0)
         status = final.status
         files = [
@@ -266,7 +266,7 @@ class ResultPages:
             if number >= len(known) or not known[number]:
                 lines.append(data)
                 size += len(data)
-        end = Cursor(cursor.place, (files[0].offset, files[1].offset))
+        end = Cursor(cursor.position, (files[0].offset, files[1].offset))
         return Page(lines, end, all(file.line is None for file in files))
 
 

@@ -25,7 +25,7 @@ from activities.results.error_lines import ErrorTally, read_error
 from activities.results.other_cuts import look_up_elsewhere
 from activities.results.output_lines import OutputLines
 from activities.results.records import RecordReader
-from activities.results.shard_log import Committed, PlaceReader, look_up
+from activities.results.shard_log import Committed, RangeReader, look_up
 from activities.retry_input import KINDS, RetryInput, kept_lines
 from activities.store.object_store import ObjectNotFoundError, ObjectStore, ObjectWriter, StoreError
 from workflows.contract import WRITE_FILES, WriteFilesStub
@@ -122,7 +122,7 @@ class WriteFiles(WriteFilesStub):
             sources = [_ShardSource(task, digest, cut, index, shard) for index, shard in enumerate(cut.shards)]
             for line in self._with_kept(spec, self._lines(sources, cut, stop)):
                 if line.number <= before:
-                    raise MergeError(f"line {line.number} of the input has two results, or one out of its place")
+                    raise MergeError(f"line {line.number} of the input has two results, or one out of order")
                 before = line.number
                 if not line.is_kept:
                     numbers.add(line.number)
@@ -151,7 +151,7 @@ class WriteFiles(WriteFilesStub):
         )
 
     def _with_kept(self, spec: BatchSpec, lines: Iterator[_ResultLine]) -> Iterator[_ResultLine]:
-        """The lines of a retry, with those of the first batch that it takes over. Its own take their places."""
+        """The lines of a retry, with those of the first batch that it takes over. Its own replace them."""
         if not spec.retry_of:
             yield from lines
             return
@@ -221,8 +221,8 @@ class WriteFiles(WriteFilesStub):
         spec, shard = source.task.spec, source.shard
         lines = OutputLines(spec.batch_id)
         elsewhere = look_up_elsewhere(self._store, source.ref, shard)
-        own = PlaceReader(self._store, committed.places.values())
-        others = PlaceReader(self._store, elsewhere.places.values() if elsewhere else ())
+        own = RangeReader(self._store, committed.ranges.values())
+        others = RangeReader(self._store, elsewhere.ranges.values() if elsewhere else ())
         chunks = self._store.stream(keys.input_key(spec.tenant, spec.batch_id), shard.offset, shard.length)
         for line in read_lines(chunks, spec.max_line_bytes, first_line=shard.first_line):
             if record := committed.records.get(line.number):

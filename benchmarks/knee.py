@@ -213,7 +213,7 @@ async def _simulate(kind: EngineKind, fixed: int | None, seconds: float, workers
         for client in clients:
             client.supply()
             if kind.tells:
-                client.limiter.told(0, engine.load)
+                client.limiter.observe_load(0, engine.load)
         await asyncio.sleep(1.0)
         limits.append((loop.time(), sum(client.limiter.limit for client in clients)))
     return Run(kind, seconds, limits, clients)

@@ -139,11 +139,11 @@ def merge_waits(waits: Iterable[PastWait], maximum: int) -> tuple[list[PastWait]
     """These waits in order, those that are the same as one; and how many were dropped, the shortest first."""
     found: list[PastWait] = []
     for wait in sorted(waits, key=lambda wait: wait.began):
-        place = next((n for n, one in enumerate(found) if one.is_same(wait.kind, wait.subject, wait.began)), None)
-        if place is None:
+        index = next((n for n, one in enumerate(found) if one.is_same(wait.kind, wait.subject, wait.began)), None)
+        if index is None:
             found.append(wait)
         else:
-            found[place] = found[place].merged(wait)
+            found[index] = found[index].merged(wait)
     longest = sorted(found, key=lambda wait: (wait.ended is not None, wait.began - (wait.ended or 0)))
     dropped = longest[maximum:]
     return [wait for wait in found if wait not in dropped], sum(wait.times for wait in dropped)

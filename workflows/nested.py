@@ -19,7 +19,7 @@ SETTINGS_OF_SPEC: Final = frozenset(
         "strict_error_lines",
         "heartbeat_timeout",
         "inference_task_queue",
-        "counted",
+        "counts_towards_limits",
         "max_queued_requests",
         "fairness_weight",
     }

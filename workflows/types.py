@@ -75,7 +75,7 @@ class BatchSpec(Model, NestedSettings):
     heartbeat_timeout: float = 10.0
     """Seconds of silence after which an activity's worker counts as dead."""
     inference_task_queue: str = "everbatch-inference"
-    counted: bool = False
+    counts_towards_limits: bool = False
     """Whether its tenant's running batches are counted, for the tenant's limits and its share."""
     max_queued_requests: int | None = None
     """In all running batches of the tenant together."""
@@ -157,7 +157,7 @@ class Shard(NamedTuple):
     requests: int
     """Lines that are requests of this shard; blank lines are not."""
     upstream: int = 0
-    """Its place in :attr:`ValidateResult.upstreams`."""
+    """Its index in :attr:`ValidateResult.upstreams`."""
 
 
 class ValidateResult(Model):

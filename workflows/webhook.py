@@ -22,11 +22,11 @@ class WebhookWorkflow:
         Raises:
             ApplicationError: some could not be told in all the time there is, or may not be.
         """
-        told = await asyncio.gather(*(self._tell(task, endpoint) for endpoint in task.endpoints))
-        untold = [endpoint for endpoint, result in zip(task.endpoints, told, strict=True) if result is None]
-        if untold:
-            raise ApplicationError(f"not delivered: {', '.join(untold)}", type="NotDelivered")
-        return WebhookResult(delivered=sum(result.delivered for result in told if result))
+        results = await asyncio.gather(*(self._tell(task, endpoint) for endpoint in task.endpoints))
+        failed = [endpoint for endpoint, result in zip(task.endpoints, results, strict=True) if result is None]
+        if failed:
+            raise ApplicationError(f"not delivered: {', '.join(failed)}", type="NotDelivered")
+        return WebhookResult(delivered=sum(result.delivered for result in results if result))
 
     async def _tell(self, task: WebhookInput, endpoint: str) -> DeliverWebhookResult | None:
         try:

@@ -91,7 +91,7 @@ class CheckedLine(NamedTuple):
     error: BatchError | None
     """What is wrong with it."""
     upstream: int = 0
-    """The place of the one that takes it, among the routes."""
+    """The index of its upstream among the routes."""
 
 
 class LineChecker:
@@ -114,7 +114,7 @@ class LineChecker:
         self._encoding_is_named = False
         self._advised: dict[str, str] = {}
         self.models: dict[str, int] = {}
-        """Of all lines checked so far, each with its upstream's place."""
+        """Of all lines checked so far, each with its upstream's index."""
         self.embedding_inputs = 0
 
     @property
@@ -178,7 +178,7 @@ class LineChecker:
         custom_id = _decode_string(raw) if raw else ""
         if custom_id:
             self._check_unique(custom_id)
-        return CheckedLine(custom_id, None, self._routes.stand_in)
+        return CheckedLine(custom_id, None, self._routes.default_upstream)
 
     def _check_target(self, request: RequestLine) -> None:
         method = _string(request.method, "method")
@@ -209,7 +209,7 @@ class LineChecker:
             raise _RefusedError("duplicate_custom_id", message, "custom_id")
 
     def _check_body(self, raw: msgspec.Raw) -> int:
-        """The place of the upstream that takes it."""
+        """The index of the upstream that takes it."""
         if not raw:
             raise _missing("body")
         if _type_of(raw) != "object":
@@ -231,7 +231,7 @@ class LineChecker:
             message = f"{prefix}Streaming is not supported in the Batch API."
             raise _RefusedError("streaming_unsupported", message, "body.stream")
         model = _model_of(body)
-        upstream = self._check_model(model) if model is not None else self._routes.stand_in
+        upstream = self._check_model(model) if model is not None else self._routes.default_upstream
         if self._routes.has_refusals(upstream):
             refusal = self._routes.refusal(upstream, self._endpoint, raw_object(raw) or {})
             if refusal:
@@ -247,7 +247,7 @@ class LineChecker:
             raise _RefusedError("string_above_max_length", message, "body.model")
         upstream = self._routes.find(model)
         if upstream is None:
-            upstream = self._routes.stand_in if self._any_model else None
+            upstream = self._routes.default_upstream if self._any_model else None
         if upstream is None:
             message = f"The provided model '{_quoted(model)}' is not supported by the Batch API.{self._advice(model)}"
             raise _RefusedError("model_not_found", message, "body.model")

@@ -94,14 +94,14 @@ def scan_input(chunks: Iterable[bytes], spec: BatchSpec, routes: ModelRoutes) ->
         total=scan.requests,
         finished_at=int(time.time()),
         shards=shards,
-        upstreams=[routes.name(place) for place in scan.upstreams],
+        upstreams=[routes.name(index) for index in scan.upstreams],
         labels=scan.labels(shards),
     )
     cut = Cut(input="", lines=scan.lines_digest(), shards=result.shards, upstreams=result.upstreams, models={}, rest=0)
     if len(scan.upstreams) > 1:
-        numbers = {place: number for number, place in enumerate(scan.upstreams)}
-        models = {model: numbers[place] for model, place in checker.models.items()}
-        cut = cut._replace(models=models, rest=numbers.get(routes.stand_in, 0))
+        numbers = {index: number for number, index in enumerate(scan.upstreams)}
+        models = {model: numbers[index] for model, index in checker.models.items()}
+        cut = cut._replace(models=models, rest=numbers.get(routes.default_upstream, 0))
     return Scanned(result, cut)
 
 
@@ -168,12 +168,11 @@ class _Scan:
         """The shards, in the order of their first lines. Those of each upstream take turns with the others' only
         where its requests do.
         """
-        places = self.upstreams
-        if len(places) == 1:
+        if len(self.upstreams) == 1:
             return list(self._cut(range(len(self._upstreams)), 0))
         shards: list[Shard] = []
-        for number, place in enumerate(places):
-            mine = [index for index, upstream in enumerate(self._upstreams) if upstream == place]
+        for number, route in enumerate(self.upstreams):
+            mine = [index for index, upstream in enumerate(self._upstreams) if upstream == route]
             shards += self._cut(mine, number)
         return sorted(shards, key=lambda shard: shard.first_line)
 

@@ -22,7 +22,7 @@ from activities.records.keys import (
     record_key,
     webhook_key,
 )
-from activities.records.object_index import PURPOSES, Place, drop_entries, file_index, index_key, places
+from activities.records.object_index import PURPOSES, IndexEntry, drop_entries, file_index, index_entries, index_key
 from activities.records.read_ahead import read_ahead
 from activities.records.reminders import PREFIX, DueKind, Reminder
 from activities.records.shard_keys import answers_prefixes
@@ -33,7 +33,7 @@ from workflows.types import BatchRecord, BatchSpec, BatchStatus
 PUBLISHED_SECONDS: Final = 24 * 3600
 """After which content that has no record yet will get none."""
 PLACE_SECONDS: Final = 24 * 3600
-"""That the place of a deleted file in the list is remembered, for a client that deletes what it lists."""
+"""That the list entry of a deleted file in the list is remembered, for a client that deletes what it lists."""
 DELETING_SECONDS: Final = 600
 """After which a deletion that has not come to its end was cut off."""
 
@@ -62,8 +62,8 @@ class FileRecord(BaseModel):
     """Of an upload, its bytes included: what its idempotency key stands for."""
 
     @property
-    def place(self) -> Place:
-        return Place(self.id, self.created_ms)
+    def index_entry(self) -> IndexEntry:
+        return IndexEntry(self.id, self.created_ms)
 
     @property
     def first_look(self) -> int:
@@ -93,17 +93,17 @@ class Catalog:
 
     def save_file(self, tenant: str, record: FileRecord) -> None:
         """Publish a file whose content is in the store already."""
-        self.store.put(index_key(tenant, file_index(record.purpose), record.place), b"")
+        self.store.put(index_key(tenant, file_index(record.purpose), record.index_entry), b"")
         self.store.put(record_key(tenant, record.id), record.model_dump_json().encode())
 
     def get_file(self, tenant: str, file_id: str) -> FileRecord:
         return FileRecord.model_validate_json(self.store.get(record_key(tenant, file_id)))
 
-    def file_place(self, tenant: str, file_id: str) -> Place:
+    def file_entry(self, tenant: str, file_id: str) -> IndexEntry:
         """Of a file that is there, or was within the last day."""
         with contextlib.suppress(ObjectNotFoundError):
-            return self.get_file(tenant, file_id).place
-        return Place(file_id, self._deleted(tenant, file_id)[0])
+            return self.get_file(tenant, file_id).index_entry
+        return IndexEntry(file_id, self._deleted(tenant, file_id)[0])
 
     def delete_file(self, tenant: str, file_id: str) -> None:
         if not self.replace_file(tenant, self.get_file(tenant, file_id)):
@@ -111,8 +111,8 @@ class Catalog:
 
     def drop_file(self, tenant: str, record: FileRecord) -> None:
         """Delete a file that nobody has seen yet, however much of it there is."""
-        # A crash between the steps leaves bytes nobody can name, not a name without bytes or a place without a record.
-        self.store.delete(index_key(tenant, file_index(record.purpose), record.place))
+        # A crash between the steps leaves bytes nobody can name, not a name without bytes or an entry without a record.
+        self.store.delete(index_key(tenant, file_index(record.purpose), record.index_entry))
         self.store.delete(record_key(tenant, record.id))
         self.store.delete(content_key(tenant, record.id))
 
@@ -184,24 +184,24 @@ class Catalog:
             return None
 
     def list_files(
-        self, tenant: str, *, after: Place | None, ascending: bool = False, purpose: str | None = None
+        self, tenant: str, *, after: IndexEntry | None, ascending: bool = False, purpose: str | None = None
     ) -> Iterator[FileRecord]:
         """Files created before ``after`` (behind it, where ``ascending``), newest first unless ``ascending``."""
 
-        def read(place: Place) -> FileRecord | None:
-            record = self.find_file(tenant, place.id)  # none where it was deleted since it was listed
+        def read(entry: IndexEntry) -> FileRecord | None:
+            record = self.find_file(tenant, entry.id)  # none where it was deleted since it was listed
             # Of another time, the entry is left over from an earlier file of this id, or an earlier try.
-            return record if record and record.place == place else None
+            return record if record and record.index_entry == entry else None
 
-        listed = self.file_places(tenant, after=after, ascending=ascending, purpose=purpose)
+        listed = self.file_entries(tenant, after=after, ascending=ascending, purpose=purpose)
         yield from filter(None, read_ahead(read, listed, self.store.reads_at_once))
 
-    def file_places(
-        self, tenant: str, *, after: Place | None = None, ascending: bool = False, purpose: str | None = None
-    ) -> Iterator[Place]:
+    def file_entries(
+        self, tenant: str, *, after: IndexEntry | None = None, ascending: bool = False, purpose: str | None = None
+    ) -> Iterator[IndexEntry]:
         """As :meth:`list_files`, without a look at their records: some may have none."""
         kinds = [file_index(known) for known in PURPOSES if purpose in (None, known)]
-        return places(self.store, tenant, kinds, after, ascending)
+        return index_entries(self.store, tenant, kinds, after, ascending)
 
     # Batches
 
@@ -247,15 +247,15 @@ class Catalog:
     def _load(self, tenant: str, batch_id: str, name: str) -> BatchRecord:
         return BatchRecord.model_validate_json(self.store.get(batch_prefix(tenant, batch_id) + name))
 
-    def batch_place(self, tenant: str, batch_id: str) -> Place:
-        return Place(batch_id, self.get_batch(tenant, batch_id).spec.created_ms)
+    def batch_entry(self, tenant: str, batch_id: str) -> IndexEntry:
+        return IndexEntry(batch_id, self.get_batch(tenant, batch_id).spec.created_ms)
 
     def list_batches(
-        self, tenant: str, *, after: Place | None, ascending: bool = False, messages_only: bool = False
+        self, tenant: str, *, after: IndexEntry | None, ascending: bool = False, messages_only: bool = False
     ) -> Iterator[BatchRecord]:
         """As :meth:`list_files`."""
-        listed = places(self.store, tenant, [_MESSAGE_BATCHES if messages_only else _BATCHES], after, ascending)
-        records = read_ahead(lambda place: self.find_batch(tenant, place.id), listed, self.store.reads_at_once)
+        listed = index_entries(self.store, tenant, [_MESSAGE_BATCHES if messages_only else _BATCHES], after, ascending)
+        records = read_ahead(lambda entry: self.find_batch(tenant, entry.id), listed, self.store.reads_at_once)
         yield from (record for record in records if record and record.deleted_at is None)
 
     def delete_batch(self, record: BatchRecord) -> None:
@@ -325,7 +325,7 @@ class Catalog:
 def _batch_index(spec: BatchSpec) -> list[str]:
     """The keys under which a batch is listed."""
     kinds = [_BATCHES, *([_MESSAGE_BATCHES] if spec.endpoint == MESSAGES_ENDPOINT else [])]
-    return [index_key(spec.tenant, kind, Place(spec.batch_id, spec.created_ms)) for kind in kinds]
+    return [index_key(spec.tenant, kind, IndexEntry(spec.batch_id, spec.created_ms)) for kind in kinds]
 
 
 def has_result_files(record: BatchRecord) -> bool:

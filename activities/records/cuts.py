@@ -20,11 +20,11 @@ class Cut(NamedTuple):
     """Digest of the line numbers of all requests (:class:`LineDigest`)."""
     shards: list[Shard]
     upstreams: list[str]
-    """Names; :attr:`Shard.upstream` is a place in this list."""
+    """Names; :attr:`Shard.upstream` is an index into this list."""
     models: dict[str, int]
-    """Where there are several upstreams: by the model that a request names, the place of its upstream …"""
+    """Where there are several upstreams: by the model that a request names, the index of its upstream …"""
     rest: int
-    """… and the place for requests that name none."""
+    """… and the index for requests that name none."""
 
     @property
     def total(self) -> int:
@@ -36,7 +36,7 @@ class Cut(NamedTuple):
         return hashlib.sha256(self.dump()).hexdigest()[:32]
 
     def upstream(self, model: str | None) -> int:
-        """The place of the upstream that a request for this model is for. It was decided when the input was checked:
+        """The index of the upstream that a request for this model is for. It was decided when the input was checked:
         what an engine lists may be different when a shard runs.
         """
         return self.models.get(model, self.rest) if model is not None else self.rest

@@ -2,8 +2,8 @@
 
 An answer moves: from a part to the object of its shard, and to a result file at the end. What stays is its line
 number. So each look at a running batch that finds new committed lines writes their numbers as the next entry,
-``feed/<place of its first line>``. Of several processes that write the same entry one does, and the others take it from
-there: all show one order, and a place in it is a number that outlives them.
+``feed/<position of its first line>``. Where several processes write the same entry, one succeeds and the others read
+it: all show one order, and a position in it is a number that outlives them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _decode: Final = msgspec.json.Decoder(list[FeedGroup]).decode
 
 
 class Feed:
-    """The feed of one batch, as far as this process knows it. All calls but :meth:`place_of` may block.
+    """The feed of one batch, as far as this process knows it. All calls but :meth:`position_after` may block.
 
     Raises:
         StoreError: from every method that blocks, when the store cannot be used.
@@ -76,25 +76,25 @@ class Feed:
             self._outputs_end += sum(line > 0 for line in lines)
             _mark(self._seen, lines)
 
-    def groups(self, place: int, end: int | None = None) -> Iterator[FeedGroup]:
-        """The lines from a place on, up to the feed's present end or an earlier one."""
+    def groups(self, position: int, end: int | None = None) -> Iterator[FeedGroup]:
+        """The lines from a position on, up to the feed's present end or an earlier one."""
         end = self.end if end is None else end
-        first = bisect.bisect_right(self.starts, place) - 1
+        first = bisect.bisect_right(self.starts, position) - 1
         for start in self.starts[max(first, 0) :]:
             for group in _decode(self._store.get(self._key(start))):
                 if start >= end:
                     return
-                lines = group.lines[max(place - start, 0) : end - start]
+                lines = group.lines[max(position - start, 0) : end - start]
                 if lines:
                     yield group._replace(lines=lines)
                 start += len(group.lines)
 
-    def lines_before(self, place: int) -> bytearray:
-        """A mark at the number of each line before a place."""
-        if place == self.end:
+    def lines_before(self, position: int) -> bytearray:
+        """A mark at the number of each line before a position."""
+        if position == self.end:
             return self._seen
         seen = bytearray()
-        for group in self.groups(0, place):
+        for group in self.groups(0, position):
             _mark(seen, group.lines)
         return seen
 
@@ -102,8 +102,8 @@ class Feed:
         """Lines of one of the result files."""
         return self._outputs_end if kind == "output" else self.end - self._outputs_end
 
-    def place_of(self, kind: ResultKind, count: int) -> int:
-        """The place behind so many lines of a result file, if there are so many."""
+    def position_after(self, kind: ResultKind, count: int) -> int:
+        """The position behind so many lines of a result file, if there are so many."""
         if not count:
             return 0
         before = [
@@ -111,17 +111,17 @@ class Feed:
             for start, outputs in zip(self.starts, self._outputs, strict=True)
         ]
         entry = bisect.bisect_left(before, count) - 1
-        place, left = self.starts[entry], count - before[entry]
-        for group in self.groups(place):
+        position, left = self.starts[entry], count - before[entry]
+        for group in self.groups(position):
             for line in group.lines:
-                place += 1
+                position += 1
                 left -= (line > 0) == (kind == "output")
                 if not left:
-                    return place
+                    return position
         raise ValueError(f"the feed has {self.count(kind)} lines of the {kind} file")
 
-    def _key(self, place: int) -> str:
-        return f"{self._prefix}{place:08d}"
+    def _key(self, position: int) -> str:
+        return f"{self._prefix}{position:08d}"
 
 
 def _mark(seen: bytearray, lines: list[int]) -> None:

@@ -34,11 +34,11 @@ class KeyedFiles:
         Raises:
             StoreError: also where somebody deletes the file at this moment.
         """
-        store, index = self._catalog.store, index_key(tenant, file_index(record.purpose), record.place)
+        store, index = self._catalog.store, index_key(tenant, file_index(record.purpose), record.index_entry)
         store.put(index, b"")
         saved = store.put_new(record_key(tenant, record.id), record.model_dump_json().encode())
         published = FileRecord.model_validate_json(saved)
-        if published.place != record.place:
+        if published.index_entry != record.index_entry:
             store.delete(index)
         if not self._catalog.is_whole(tenant, record.id):
             self._catalog.replace_file(tenant, published)

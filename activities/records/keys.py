@@ -18,7 +18,7 @@ This module derives all keys but those of :mod:`activities.records.create_notes`
     batches/<tenant>/<batch id>/cuts/<cut>        its shards; usually one, more after a reset with other routes
     batches/<tenant>/<batch id>/parts/<cut>/<shard>/<attempt>-<n>
     batches/<tenant>/<batch id>/results/<cut>/<shard>/<attempt>
-    batches/<tenant>/<batch id>/feed/<place>      numbers of committed lines, where somebody read them while it ran
+    batches/<tenant>/<batch id>/feed/<position>      numbers of committed lines, where somebody read them while it ran
     uploads/<tenant>/<upload id>/{created.json,ended.json}
     uploads/<tenant>/<upload id>/parts/<part id>
     uploads/<tenant>/<upload id>/arrived/<part id>-<bytes>-<newlines>-<open>     written behind the part

@@ -17,7 +17,7 @@ PURPOSES: Final = ("assistants", "batch", "batch_output", "evals", "fine-tune", 
 _LAST_MS: Final = 9_999_999_999_999
 
 
-class Place(NamedTuple):
+class IndexEntry(NamedTuple):
     """Of a file or a batch in its list. It stays when the thing itself is gone."""
 
     id: str
@@ -35,27 +35,29 @@ def file_index(purpose: str) -> str:
     return f"files/{purpose}"
 
 
-def index_key(tenant: str, kind: str, place: Place) -> str:
-    return f"{_prefix(tenant, kind)}{place.name}"
+def index_key(tenant: str, kind: str, entry: IndexEntry) -> str:
+    return f"{_prefix(tenant, kind)}{entry.name}"
 
 
-def places(
-    store: ObjectStore, tenant: str, kinds: Iterable[str], after: Place | None, ascending: bool
-) -> Iterator[Place]:
+def index_entries(
+    store: ObjectStore, tenant: str, kinds: Iterable[str], after: IndexEntry | None, ascending: bool
+) -> Iterator[IndexEntry]:
     """Those in some indexes that were created before ``after`` (behind it, where ``ascending``), newest first unless
     ``ascending``.
     """
-    lists = [_places(store, tenant, kind, after, ascending) for kind in kinds]
-    return heapq.merge(*lists, key=lambda place: place.name, reverse=ascending)
+    lists = [_entries(store, tenant, kind, after, ascending) for kind in kinds]
+    return heapq.merge(*lists, key=lambda entry: entry.name, reverse=ascending)
 
 
-def _places(store: ObjectStore, tenant: str, kind: str, after: Place | None, ascending: bool) -> Iterator[Place]:
+def _entries(
+    store: ObjectStore, tenant: str, kind: str, after: IndexEntry | None, ascending: bool
+) -> Iterator[IndexEntry]:
     prefix = _prefix(tenant, kind)
     position = index_key(tenant, kind, after) if after else ""
     keys = store.list_backwards(prefix, position) if ascending else store.list(prefix, position)
     for key in keys:
         inverted, _, object_id = key.rpartition("/")[2].partition("-")
-        yield Place(object_id, _LAST_MS - int(inverted))
+        yield IndexEntry(object_id, _LAST_MS - int(inverted))
 
 
 def drop_entries(store: ObjectStore, tenant: str, file_id: str) -> None:

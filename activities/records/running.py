@@ -41,7 +41,7 @@ class RunningBatches:
 
     def admit(self, spec: BatchSpec, result: ValidateResult) -> ValidateResult:
         """Count the requests of a batch whose input is valid, or fail it where they are too many for its tenant."""
-        if not spec.counted or result.errors:
+        if not spec.counts_towards_limits or result.errors:
             return result
         with self._lock:
             others = [batch_id for batch_id in self.ids(spec.tenant) if batch_id != spec.batch_id]

@@ -11,7 +11,7 @@ from activities.records import shard_keys
 from activities.records.catalog import Catalog
 from activities.records.shard_keys import ShardRef
 from activities.results.records import RecordReader
-from activities.results.shard_log import HOLD_BYTES, Committed, PlaceReader, ShardLog, look_up
+from activities.results.shard_log import HOLD_BYTES, Committed, RangeReader, ShardLog, look_up
 from activities.store.object_store import ObjectStore
 from workflows.types import Shard, ShardResult
 
@@ -48,7 +48,7 @@ def _take_all(store: ObjectStore, shard: ShardRef, found: Committed) -> None:
         return
     for line, record in committed.records.items():
         if line not in found.records:
-            found.records[line], found.places[line] = record, committed.places[line]
+            found.records[line], found.ranges[line] = record, committed.ranges[line]
     for line, tried in committed.tried.items():
         found.tried[line] = tried.merged(found.tried.get(line, tried))
     found.waits.extend(committed.waits)
@@ -60,7 +60,7 @@ async def carry_over(store: ObjectStore, ref: ShardRef, shard: Shard, log: Shard
     if found is None:
         return
     wanted = sorted(line for line in found.records if line in lines)
-    reader = PlaceReader(store, (found.places[line] for line in wanted))
+    reader = RangeReader(store, (found.ranges[line] for line in wanted))
     size = 0
     for line in wanted:
         record = found.records[line]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from activities.records import shard_keys
 from activities.records.shard_keys import ShardRef
 from activities.results.records import RecordReader
-from activities.results.shard_log import PlaceReader, look_up
+from activities.results.shard_log import RangeReader, look_up
 from activities.store.object_store import ObjectNotFoundError, ObjectStore
 from workflows.types import ShardResult
 
@@ -23,11 +23,11 @@ def lines_of_shard(store: ObjectStore, shard: ShardRef, wanted: list[int]) -> It
     found = look_up(store, shard)
     if not isinstance(found, ShardResult):
         for line in wanted:
-            if line not in found.places:
+            if line not in found.ranges:
                 raise ObjectNotFoundError(f"line {line} of {shard.batch_id}")
-        places = PlaceReader(store, (found.places[line] for line in wanted))
+        reader = RangeReader(store, (found.ranges[line] for line in wanted))
         for line in wanted:
-            yield b"".join(places.read(found.body(line)))
+            yield b"".join(reader.read(found.body(line)))
         return
     reader = RecordReader(store.stream(shard_keys.result_key(shard, found.attempt)))
     reader.shard_head()

@@ -1,7 +1,7 @@
 """The answers of a shard: what is committed of them, and how an attempt adds to it. Their form in the store is that of
 :mod:`activities.results.records`.
 
-A result counts once it is in the store. Parts are written as answers come; the shard object takes their place at
+A result counts once it is in the store. Parts are written as answers come; the shard object replaces them at
 the end. Every object's key carries the cut of the input that it belongs to (:mod:`activities.records.cuts`) and the
 attempt that wrote it, so neither another cut nor a zombie attempt is mistaken for it or overwrites it. What another cut
 of the same input has committed is carried over by line number (:mod:`activities.results.other_cuts`).
@@ -46,7 +46,7 @@ KEEP_BYTES: Final = 2 << 20
 _LOOK_AGAIN: Final = 3
 
 
-class Place(NamedTuple):
+class ByteRange(NamedTuple):
     """Where a committed record can be read back."""
 
     key: str
@@ -91,7 +91,7 @@ def with_notes(store: ObjectStore, shard: ShardRef, result: ShardResult) -> Shar
 class Committed:
     """What the objects of a shard hold."""
 
-    places: dict[int, Place]
+    ranges: dict[int, ByteRange]
     records: dict[int, Record]
     tried: dict[int, Tries]
     parts: list[str]
@@ -99,17 +99,17 @@ class Committed:
     """Of the errors."""
     waits: list[PastWait]
 
-    def body(self, line: int) -> Place:
+    def body(self, line: int) -> ByteRange:
         """Where the bytes of a record's output line are."""
-        place, record = self.places[line], self.records[line]
-        return Place(place.key, place.offset + len(record.head), record.length)
+        found, record = self.ranges[line], self.records[line]
+        return ByteRange(found.key, found.offset + len(record.head), record.length)
 
     def take(self, key: str, reader: RecordReader) -> None:
         for record in reader.records():
             # Two attempts may both have had an answer, if one of them was thought dead. The first counts.
             if record.line not in self.records:
                 self.records[record.line] = record
-                self.places[record.line] = Place(key, record.offset, len(record.head) + record.length)
+                self.ranges[record.line] = ByteRange(key, record.offset, len(record.head) + record.length)
                 if record.kind == "error":
                     self.codes[record.line] = read_error(b"".join(reader.line())).code
         for line, tried in reader.tried.items():
@@ -135,32 +135,32 @@ def _read_parts(store: ObjectStore, shard: ShardRef) -> Committed:
     return committed
 
 
-class PlaceReader:
+class RangeReader:
     """Reads committed records back.
 
     Each read may be a request over the network, and the records of a part are wanted soon after each other: so small
     parts are read whole, and the last of them kept.
     """
 
-    def __init__(self, store: ObjectStore, places: Iterable[Place]) -> None:
-        """Args: ``places`` are all that will be read."""
+    def __init__(self, store: ObjectStore, ranges: Iterable[ByteRange]) -> None:
+        """Args: ``ranges`` are all that will be read."""
         self._store = store
         self._sizes: dict[str, int] = {}
-        for place in places:
-            self._sizes[place.key] = max(place.offset + place.length, self._sizes.get(place.key, 0))
+        for span in ranges:
+            self._sizes[span.key] = max(span.offset + span.length, self._sizes.get(span.key, 0))
         self._kept: dict[str, bytes] = {}
         """The one that was read last comes last."""
 
-    def read(self, place: Place) -> Iterator[bytes]:
-        if self._sizes[place.key] > KEEP_BYTES // 2:
-            return self._store.stream(place.key, place.offset, place.length)
-        data = self._kept.pop(place.key, None)
+    def read(self, span: ByteRange) -> Iterator[bytes]:
+        if self._sizes[span.key] > KEEP_BYTES // 2:
+            return self._store.stream(span.key, span.offset, span.length)
+        data = self._kept.pop(span.key, None)
         if data is None:
-            data = self._store.get(place.key)
+            data = self._store.get(span.key)
             while self._kept and sum(map(len, self._kept.values())) + len(data) > KEEP_BYTES:
                 del self._kept[next(iter(self._kept))]
-        self._kept[place.key] = data
-        return iter((data[place.offset : place.offset + place.length],))
+        self._kept[span.key] = data
+        return iter((data[span.offset : span.offset + span.length],))
 
 
 class ShardLog:
@@ -175,7 +175,7 @@ class ShardLog:
         self._attempt = attempt
         self._part_number = 0
         self._parts: list[str] = []
-        self._records: dict[int, bytes | Place] = {}
+        self._records: dict[int, bytes | ByteRange] = {}
         self._pending: list[tuple[int, bytes]] = []
         self._held_bytes = 0
         self._tried_changed: set[int] = set()
@@ -213,7 +213,7 @@ class ShardLog:
         for line, code in committed.codes.items():
             self._errors.add(line, code)
         self.committed_errors = self._errors.summary(MAX_CODES_OF_SHARD)
-        self._records.update(committed.places)
+        self._records.update(committed.ranges)
         self.committed = (self.completed, self.failed)
         self._tried = committed.tried
         self.waits.past = committed.waits
@@ -279,7 +279,7 @@ class ShardLog:
         for line, encoded in pending:
             self._held_bytes += len(encoded)
             if self._held_bytes > HOLD_BYTES:
-                self._records[line] = Place(key, offset, len(encoded))
+                self._records[line] = ByteRange(key, offset, len(encoded))
             offset += len(encoded)
 
     async def finish(self) -> ShardResult:
@@ -299,7 +299,7 @@ class ShardLog:
         )
         head = f"shard {self.completed} {self.failed} {tokens_text(usage)}\n".encode()
         waits = [ended(wait, int(time.time())) for wait in self.waits.past]
-        parts = PlaceReader(self._store, (place for place in self._records.values() if isinstance(place, Place)))
+        parts = RangeReader(self._store, (span for span in self._records.values() if isinstance(span, ByteRange)))
         try:
             with self._store.writer(shard_keys.result_key(self._shard, self._attempt)) as writer:
                 writer.write(head)
@@ -307,7 +307,7 @@ class ShardLog:
                     writer.write(encode_waits(waits))
                 for line in sorted(self._records):
                     record = self._records[line]
-                    for piece in parts.read(record) if isinstance(record, Place) else (record,):
+                    for piece in parts.read(record) if isinstance(record, ByteRange) else (record,):
                         writer.write(piece)
                 writer.commit()
         except ObjectNotFoundError:

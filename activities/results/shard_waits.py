@@ -43,9 +43,9 @@ class ShardWaits:
     def begin(self, wait: Wait) -> None:
         """Note that it is waited for this now and for nothing else; most often that is known already."""
         now = int(self._clock())
-        for place, one in enumerate(self.past):
+        for index, one in enumerate(self.past):
             if one.ended is None and (one.kind, one.subject) == (wait.kind, wait.subject):
-                self.past[place] = one.merged(PastWait.of(wait, now))
+                self.past[index] = one.merged(PastWait.of(wait, now))
                 return
         self.end()
         self.past, _ = merge_waits([*self.past, PastWait.of(wait, now)], MAX_WAITS_OF_SHARD)
@@ -54,9 +54,9 @@ class ShardWaits:
     def end(self, *kinds: WaitKind) -> None:
         """Args: ``kinds`` are of the waits that have ended; without them all have."""
         now = int(self._clock())
-        for place, one in enumerate(self.past):
+        for index, one in enumerate(self.past):
             if one.ended is None and (not kinds or one.kind in kinds):
-                self.past[place] = ended(one, now)
+                self.past[index] = ended(one, now)
                 self.has_changed = True
 
     def take_over(self, waits: Iterable[PastWait]) -> None:

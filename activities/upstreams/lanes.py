@@ -189,13 +189,13 @@ class Lane(Gate):
             self._level.cut(self.adaptive.limit)
             self.adaptive.allow(self._level.value)
 
-    def told(self, load: EngineLoad | None) -> None:
+    def observe_load(self, load: EngineLoad | None) -> None:
         """Some time has passed. Args: ``load`` is what the engine tells of its queue, if it does."""
         if not self._level:
             return
         self._count_stragglers(self._level)  # with a level below their number, no answer would have them counted
         if load and not self.adaptive.is_cut:
-            self._level.told(load, self.in_flight)
+            self._level.observe_load(load, self.in_flight)
             self.adaptive.allow(self._level.value)
 
     def _count_stragglers(self, level: InFlightLevel) -> None:

@@ -119,7 +119,7 @@ class InFlightLevel:
         """Seconds in flight after which a request is a straggler: it is not what the level is about."""
         return STRAGGLES * self._latency if self._latency else float("inf")
 
-    def told(self, load: EngineLoad, in_flight: int) -> None:
+    def observe_load(self, load: EngineLoad, in_flight: int) -> None:
         """The engine has said what it has to do.
 
         Args:

@@ -161,10 +161,10 @@ class Limiter:
         self._judge_again()
         self.on_change()
 
-    def told(self, replica: int, load: EngineLoad | None) -> None:
+    def observe_load(self, replica: int, load: EngineLoad | None) -> None:
         """Some time has passed; ``load`` is what a replica has to do for all its clients, where it tells."""
         for lane in self._replicas[replica].lanes.values():
-            lane.told(load)
+            lane.observe_load(load)
         self._dispatch()
         self.on_change()
 

@@ -36,4 +36,4 @@ async def watch_load(client: InferenceClient, limiter: Limiter, replica: int) ->
                     "upstream %s reports its queue, which decides how many requests are in flight", client.upstream.name
                 )
             tells |= load is not None
-        limiter.told(replica, load)
+        limiter.observe_load(replica, load)

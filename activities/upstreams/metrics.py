@@ -79,8 +79,8 @@ class RequestMetrics:
                 tokens.add(count, {"model": model, "kind": kind})
             for seconds in self._commits:
                 commits.record(seconds)
-            for counted in (self._requests, self._retries, self._tokens, self._commits):
-                counted.clear()
+            for counts in (self._requests, self._retries, self._tokens, self._commits):
+                counts.clear()
             await asyncio.sleep(SAMPLE_SECONDS)
 
 

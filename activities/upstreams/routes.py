@@ -34,19 +34,19 @@ class ModelRoutes:
         """Args: ``listed`` is what each upstream lists, ``None`` where it could not be asked or was not."""
         self._upstreams = upstreams
         self._found: dict[str, int | None] = {}
-        for place, upstream in enumerate(upstreams):
+        for index, upstream in enumerate(upstreams):
             for name in (*upstream.aliases, *upstream.models):
                 if name in upstream.aliases or not is_pattern(name):
-                    self._found.setdefault(name, place)
+                    self._found.setdefault(name, index)
         self._listed = [
-            (place, names)
-            for place, (upstream, names) in enumerate(zip(upstreams, listed, strict=True))
+            (index, names)
+            for index, (upstream, names) in enumerate(zip(upstreams, listed, strict=True))
             if _is_asked(upstream)
         ]
-        self._stand_in = self._listed[0][0] if self._listed else 0
+        self._default_upstream = self._listed[0][0] if self._listed else 0
 
     def find(self, model: str) -> int | None:
-        """The place of the upstream that takes a model, ``None`` if none does.
+        """The index of the upstream that takes a model, ``None`` if none does.
 
         Raises:
             UpstreamUnavailableError: several may, and cannot be asked.
@@ -56,15 +56,15 @@ class ModelRoutes:
         return self._found[model]
 
     def _look(self, model: str) -> int | None:
-        for place, upstream in enumerate(self._upstreams):
+        for index, upstream in enumerate(self._upstreams):
             if upstream.takes(model):
-                return place
-        for place, names in self._listed:
+                return index
+        for index, names in self._listed:
             if names is not None and model in names:
-                return place
-        unasked = [place for place, names in self._listed if names is None]
+                return index
+        unasked = [index for index, names in self._listed if names is None]
         if len(unasked) > 1:
-            names = " or ".join(upstream_label(self._upstreams[place]) for place in unasked)
+            names = " or ".join(upstream_label(self._upstreams[index]) for index in unasked)
             raise UpstreamUnavailableError(f"may be served by {names}, of which none lists its models just now")
         return unasked[0] if unasked else None
 
@@ -75,21 +75,21 @@ class ModelRoutes:
         return list(dict.fromkeys(chain((name for name in named if not is_pattern(name)), listed)))
 
     @property
-    def stand_in(self) -> int:
+    def default_upstream(self) -> int:
         """The upstream for a request that names no model, or one that nobody is known to have: its answer decides."""
-        return self._stand_in
+        return self._default_upstream
 
-    def name(self, place: int) -> str:
-        return self._upstreams[place].name
+    def name(self, index: int) -> str:
+        return self._upstreams[index].name
 
-    def refusal(self, place: int, endpoint: str, body: Members) -> Refusal | None:
+    def refusal(self, index: int, endpoint: str, body: Members) -> Refusal | None:
         """What the upstream would refuse a request for."""
-        refusal = DIALECTS[self._upstreams[place].dialect].refusal
+        refusal = DIALECTS[self._upstreams[index].dialect].refusal
         return refusal(endpoint, body) if refusal else None
 
-    def has_refusals(self, place: int) -> bool:
+    def has_refusals(self, index: int) -> bool:
         """Whether :meth:`refusal` ever has anything to say of an upstream; to ask it costs looking into the body."""
-        return DIALECTS[self._upstreams[place].dialect].refusal is not None
+        return DIALECTS[self._upstreams[index].dialect].refusal is not None
 
 
 async def model_routes(clients: Sequence[InferenceClient], *, any_model: bool) -> ModelRoutes:

@@ -66,8 +66,8 @@ class AnswerSchema:
             return {}, f"invalid_answer: it is not JSON: {error}"
         problem = next(iter(self._validator.iter_errors(answer)), None)
         if problem is not None:
-            place = "".join(f".{part}" for part in problem.absolute_path)
-            return {}, f"invalid_answer: {place.removeprefix('.') or 'it'}: {problem.message:.200}"
+            path = "".join(f".{part}" for part in problem.absolute_path)
+            return {}, f"invalid_answer: {path.removeprefix('.') or 'it'}: {problem.message:.200}"
         if not isinstance(answer, dict):
             return {}, "invalid_answer: it is not an object"
         return {name: cast("dict[str, Any]", answer).get(name) for name in self.columns}, ""

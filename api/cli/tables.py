@@ -132,12 +132,12 @@ class Answers:
     """
 
     def __init__(self, files: Sequence[BinaryIO]) -> None:
-        self._places: dict[str, tuple[BinaryIO, int]] = {}
+        self._locations: dict[str, tuple[BinaryIO, int]] = {}
         for file in files:
-            place = 0
+            offset = 0
             for line in file:
-                self._places.setdefault(custom_id_of(line), (file, place))
-                place += len(line)
+                self._locations.setdefault(custom_id_of(line), (file, offset))
+                offset += len(line)
 
     def of(self, custom_id: str) -> Result:
         """The result of a request.
@@ -145,10 +145,10 @@ class Answers:
         Raises:
             ValueError: its line is not a result.
         """
-        if custom_id not in self._places:
+        if custom_id not in self._locations:
             return missing(custom_id)
-        file, place = self._places[custom_id]
-        file.seek(place)
+        file, offset = self._locations[custom_id]
+        file.seek(offset)
         return read_result(file.readline())
 
 

@@ -169,8 +169,8 @@ class TemporalGateway:
         status, as_of = await self._reader.status(last.value.record if last else record, description)
         if as_of is not None:
             began = min(began, max(as_of, _as_of(last) or 0))
-        if told := self._looks.shown.history(record.spec.batch_id):  # a wait in the live one may have ended
-            status = status.model_copy(update={"history": told})
+        if history := self._looks.shown.history(record.spec.batch_id):  # a wait in the live one may have ended
+            status = status.model_copy(update={"history": history})
         pending = await self._pending(record, description)
         return await self._shown(record.spec, status, pending, began, is_from_workflow=False)
 

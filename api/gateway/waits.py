@@ -38,7 +38,7 @@ def waits_of(spec: BatchSpec, status: BatchStatus, pending: Sequence[Pending], n
     queues: dict[str, list[Pending]] = {}
     for item in pending:
         queues.setdefault(item.queue, []).append(item)
-    found = [told for items in queues.values() if (told := _first_waiting(items, now))]
+    found = [reported for items in queues.values() if (reported := _first_waiting(items, now))]
     if found:
         return sorted(found, key=_next_attempt)
     if status.finalizing_at is not None and now - status.finalizing_at >= PATIENCE_SECONDS:
@@ -65,8 +65,8 @@ def _first_waiting(items: Sequence[Pending], now: float) -> ReportedWait | None:
     return ReportedWait(first.wait.model_copy(update={"requests": requests}), first.next_attempt_at)
 
 
-def _next_attempt(told: ReportedWait) -> float:
-    return told.next_attempt_at or math.inf
+def _next_attempt(reported: ReportedWait) -> float:
+    return reported.next_attempt_at or math.inf
 
 
 def with_waits(
@@ -99,7 +99,7 @@ def with_waits(
         parts.append(f"next try {_in(first.next_attempt_at - now)}")
     if not _is_ending(status):
         parts.append(f"the window {_ends(spec.expires_at - now)}")
-    also = "; ".join(told.wait.text for told in waits[1:MAX_TOLD])
+    also = "; ".join(other.wait.text for other in waits[1:MAX_TOLD])
     return progress.model_copy(
         update={
             "waiting": Waiting(

@@ -71,8 +71,8 @@ def is_cross_origin(headers: Headers) -> bool:
     """Whether a browser says that a page of another origin sends this."""
     origin = headers.get("origin")
     if origin is not None:
-        _, _, place = origin.partition("://")  # `null` has none
-        return not place or place.lower() != headers.get("host", "").lower()
+        _, _, origin_host = origin.partition("://")  # `null` has none
+        return not origin_host or origin_host.lower() != headers.get("host", "").lower()
     return headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
 
 

@@ -82,11 +82,11 @@ async def serve(
     )
     server = _Server(config)
 
-    async def end_when_told() -> None:
+    async def stop_on_request() -> None:
         await stop.wait()
         server.should_exit = True
 
-    ending = asyncio.create_task(end_when_told())
+    ending = asyncio.create_task(stop_on_request())
     try:
         await server.serve(sockets=[listener])
     finally:

@@ -75,7 +75,7 @@ def stop_on_signals(lifeline: int | None = None) -> Generator[Stop]:
     stop = Stop()
     told_at = float("-inf")
 
-    def told() -> None:
+    def on_signal() -> None:
         nonlocal told_at
         # `timeout` and the wrappers of many tools send a signal to the process and then to its group.
         if loop.time() - told_at < SAME_SIGNAL_SECONDS:
@@ -94,7 +94,7 @@ def stop_on_signals(lifeline: int | None = None) -> Generator[Stop]:
     if lifeline is not None:
         loop.add_reader(lifeline, orphaned)
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, told)
+        loop.add_signal_handler(number, on_signal)
     try:
         yield stop
     finally:

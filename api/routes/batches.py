@@ -206,7 +206,7 @@ class _Batches:
 
     def _page(self, tenant: str, limit: int, ascending: bool, after: str | None) -> list[BatchRecord]:
         try:
-            position = self._catalog.batch_place(tenant, after) if after is not None else None
+            position = self._catalog.batch_entry(tenant, after) if after is not None else None
         except ObjectNotFoundError:
             raise ApiError(400, f"No batch found with id '{shown(after)}'.", param="after") from None
         return list(islice(self._catalog.list_batches(tenant, after=position, ascending=ascending), limit))

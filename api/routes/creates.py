@@ -1,4 +1,4 @@
-"""Creates of batches: what a run depends on, its place among its tenant's, and creates that a client sends again."""
+"""Creates of batches: what a run depends on, the limit of its tenant, and creates that a client sends again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from api.gateway.interface import BatchView, Gateway, IdempotencyConflictError
 from api.http.auth import Caller
 from api.http.errors import ApiError, permanent_conflict
 from api.http.schemas import CreateBatch, Webhook
-from api.routes.limits import BatchPlaces, TooManyBatchesError
+from api.routes.limits import BatchLimit, TooManyBatchesError
 from workflows.contract import inference_task_queue
 from workflows.ids import batch_id_for_key, create_digest
 from workflows.types import BatchSpec
@@ -42,7 +42,7 @@ class Creates:
         self._settings = settings
         self._notes = CreateNotes(store)
         self._gateway = gateway
-        self._places = BatchPlaces(Catalog(store), gateway)
+        self._limit = BatchLimit(Catalog(store), gateway)
         self._webhooks = settings.webhook_endpoints()
         self._own_webhooks = BatchWebhooks(store)
 
@@ -56,11 +56,11 @@ class Creates:
         """Start a batch, or find it where it may exist.
 
         Raises:
-            ApiError: its tenant has no place for it, or its idempotency key stands for another.
+            ApiError: its tenant has as many as it may, or its idempotency key stands for another.
         """
         maximum = caller.limits.max_running_batches if caller.limits else None
         try:
-            async with self._places.place(spec, maximum, may_exist=may_exist):
+            async with self._limit.reserve(spec, maximum, may_exist=may_exist):
                 if webhook:
                     own = BatchWebhook(webhook.url, webhook.secret, list(webhook.events) if webhook.events else None)
                     await asyncio.to_thread(self._own_webhooks.save, spec.tenant, spec.batch_id, own)
@@ -181,7 +181,7 @@ def _spec(
         strict_error_lines=settings.strict_error_lines,
         heartbeat_timeout=settings.heartbeat_timeout,
         inference_task_queue=inference_task_queue(settings.task_queue),
-        counted=limits is not None,
+        counts_towards_limits=limits is not None,
         max_queued_requests=limits.max_queued_requests if limits else None,
         fairness_weight=limits.fairness_weight if limits else 1.0,
         webhooks=[*webhooks, BATCH_WEBHOOK] if body.webhook else webhooks,

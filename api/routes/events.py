@@ -80,7 +80,7 @@ def events_router(gateway: Gateway) -> APIRouter:
 
 
 def events_of(view: BatchView, now: float) -> list[BatchEvent]:
-    """The events of a batch, the oldest first. An id says when its event was, so that it is a place in the list also
+    """The events of a batch, the oldest first. An id says when its event was, so that it is a position in the list also
     where the event itself has become part of another, and stays when others become known.
 
     Args: ``now`` is Unix time.
@@ -89,15 +89,15 @@ def events_of(view: BatchView, now: float) -> list[BatchEvent]:
     for rank, group in enumerate((_created, _noted, _waits, _errors, _dropped, _ended)):
         of_second = Counter[int]()
         for event in group(view.record, int(now)):
-            place = event.id or f"{of_second[event.created_at]:08d}"
+            key = event.id or f"{of_second[event.created_at]:08d}"
             of_second[event.created_at] += 1
-            found.append(event.model_copy(update={"id": f"evt_{event.created_at:010d}_{rank}_{place}"}))
+            found.append(event.model_copy(update={"id": f"evt_{event.created_at:010d}_{rank}_{key}"}))
     return sorted(found, key=lambda event: event.id)
 
 
-def _event(at: int, kind: str, message: str, ended_at: int | None = None, place: str = "") -> BatchEvent:
-    """Args: ``place`` is one among others of this kind and second; without it they stand in the order of the record."""
-    return BatchEvent(id=place, created_at=at, ended_at=ended_at, type=kind, message=message)
+def _event(at: int, kind: str, message: str, ended_at: int | None = None, key: str = "") -> BatchEvent:
+    """Args: ``key`` tells it from others of this kind and second; without it they stand in the order of the record."""
+    return BatchEvent(id=key, created_at=at, ended_at=ended_at, type=kind, message=message)
 
 
 def _created(record: BatchRecord, now: int) -> Iterator[BatchEvent]:
@@ -113,11 +113,11 @@ def _noted(record: BatchRecord, now: int) -> Iterator[BatchEvent]:
 def _waits(record: BatchRecord, now: int) -> Iterator[BatchEvent]:
     for wait in record.status.history.waits:
         if wait.times > 1 or (wait.ended or now) - wait.began >= SHORTEST_WAIT:
-            place = f"{crc32(f'{wait.kind} {wait.subject}'.encode()):08x}"
-            yield _event(wait.began, "wait", _told(wait, now), wait.ended, place)
+            key = f"{crc32(f'{wait.kind} {wait.subject}'.encode()):08x}"
+            yield _event(wait.began, "wait", _wait_text(wait, now), wait.ended, key)
 
 
-def _told(wait: PastWait, now: int) -> str:
+def _wait_text(wait: PastWait, now: int) -> str:
     lasted = duration((wait.ended or now) - wait.began)
     if wait.ended is None:
         return f"Waiting for {lasted} so far: {wait.text}."

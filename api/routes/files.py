@@ -218,7 +218,7 @@ class _Files:
     def _page(self, tenant: str, purpose: str | None, limit: int, order: Order, after: str | None) -> FileList:
         try:
             # A file that has expired or was deleted still marks a place in the list.
-            position = self._catalog.file_place(tenant, after) if after is not None else None
+            position = self._catalog.file_entry(tenant, after) if after is not None else None
         except ObjectNotFoundError:
             raise ApiError(400, f"No such File object: {shown(after)}", param="after") from None
         records = self._catalog.list_files(tenant, after=position, ascending=order == "asc", purpose=purpose)

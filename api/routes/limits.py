@@ -34,7 +34,7 @@ class TooManyBatchesError(ApiError):
         super().__init__(429, message, type="requests", code="rate_limit_exceeded", headers={"Retry-After": "15"})
 
 
-class BatchPlaces:
+class BatchLimit:
     """Limits the running batches of each tenant."""
 
     def __init__(self, catalog: Catalog, gateway: Gateway) -> None:
@@ -45,18 +45,18 @@ class BatchPlaces:
         self._looked_at: dict[str, float] = {}
 
     @contextlib.asynccontextmanager
-    async def place(self, spec: BatchSpec, maximum: int | None, *, may_exist: bool) -> AsyncGenerator[None]:
-        """A place for a batch that is started within; free again if that raises.
+    async def reserve(self, spec: BatchSpec, maximum: int | None, *, may_exist: bool) -> AsyncGenerator[None]:
+        """Reserve room for a batch that is started within; released if that raises.
 
         Args:
-            spec: the batch. One that is not counted needs no place.
+            spec: the batch. One that is not counted needs none.
             maximum: running batches that its tenant may have.
-            may_exist: whether the batch may be there already, and then needs no other place.
+            may_exist: whether the batch may be there already, and then needs no more room.
 
         Raises:
             TooManyBatchesError: there is none, and no such batch.
         """
-        is_new = spec.counted and not (may_exist and await self._is_recorded(spec))
+        is_new = spec.counts_towards_limits and not (may_exist and await self._is_recorded(spec))
         if is_new:
             async with self._locks[spec.tenant]:
                 is_new = await self._take(spec, maximum, may_exist)

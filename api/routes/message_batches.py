@@ -242,14 +242,14 @@ class _MessageBatches:
         self, tenant: str, limit: int, before_id: str | None, after_id: str | None
     ) -> tuple[list[BatchRecord], bool]:
         """Newest first: those behind one batch, those next to another before it, or the newest. It blocks."""
-        place, given = None, before_id if before_id is not None else after_id
+        entry, given = None, before_id if before_id is not None else after_id
         if given is not None:
             try:
-                place = self._catalog.batch_place(tenant, batch_id_of(given))
+                entry = self._catalog.batch_entry(tenant, batch_id_of(given))
             except ObjectNotFoundError:
                 raise ApiError(400, f"No message batch found with id '{shown(given)}'.") from None
         ascending = before_id is not None
-        listed = self._catalog.list_batches(tenant, after=place, ascending=ascending, messages_only=True)
+        listed = self._catalog.list_batches(tenant, after=entry, ascending=ascending, messages_only=True)
         page = list(islice(listed, limit + 1))
         has_more = len(page) > limit
         return (page[:limit][::-1] if ascending else page[:limit]), has_more

@@ -136,12 +136,12 @@ class _Lines:
             raise _bad("requests", "List should have at least 1 item")
 
     def _line(self, item: bytes) -> bytes:
-        place = f"requests.{self.count}"
+        param = f"requests.{self.count}"
         if self.count == self._max_requests:
             raise _bad("requests", f"List should have at most {self._max_requests} items")
-        request = _read(item, place)
+        request = _read(item, param)
         if request.custom_id in self._custom_ids:
-            raise _bad(f"{place}.custom_id", f"'{request.custom_id}' is that of another request of the batch")
+            raise _bad(f"{param}.custom_id", f"'{request.custom_id}' is that of another request of the batch")
         self._custom_ids.add(request.custom_id)
         # A line end outside of strings, where JSON has them escaped, is white space.
         params = escaped(bytes(request.params).replace(b"\n", b" ").replace(b"\r", b" "))
@@ -152,33 +152,33 @@ class _Lines:
         )
 
 
-def _read(item: bytes, place: str) -> _Item:
+def _read(item: bytes, param: str) -> _Item:
     """A request of a body, once it is sure to be one that can be sent."""
     try:
         item.decode()
         request = _decode_item(item)
         params = _decode_params(request.params)
     except msgspec.ValidationError as error:
-        raise _bad(place, f"Input should be an object with a custom_id and params ({error})") from None
+        raise _bad(param, f"Input should be an object with a custom_id and params ({error})") from None
     except (ValueError, RecursionError) as error:
-        raise _malformed(f"{place}: {error}") from None
+        raise _malformed(f"{param}: {error}") from None
     if not _CUSTOM_ID.fullmatch(request.custom_id):
-        raise _bad(f"{place}.custom_id", "String should match pattern '^[a-zA-Z0-9_-]{1,64}$'")
+        raise _bad(f"{param}.custom_id", "String should match pattern '^[a-zA-Z0-9_-]{1,64}$'")
     for name, first_bytes, kind in _REQUIRED:
         raw = bytes(memoryview(getattr(params, name))[:1])
         if not raw:
-            raise _bad(f"{place}.params.{name}", "Field required")
+            raise _bad(f"{param}.params.{name}", "Field required")
         if raw not in first_bytes:
-            raise _bad(f"{place}.params.{name}", f"Input should be a valid {kind}")
+            raise _bad(f"{param}.params.{name}", f"Input should be a valid {kind}")
     if bytes(params.stream) not in _NO_STREAM:
-        raise _bad(f"{place}.params.stream", "Streaming is not supported in batches")
+        raise _bad(f"{param}.params.stream", "Streaming is not supported in batches")
     if is_deeper(item, MAX_DEPTH):
-        raise _bad(f"{place}.params", f"At most {MAX_DEPTH} levels of lists and objects may be in each other")
+        raise _bad(f"{param}.params", f"At most {MAX_DEPTH} levels of lists and objects may be in each other")
     return request
 
 
-def _bad(place: str, message: str) -> ApiError:
-    return ApiError(400, f"{place}: {message}.")
+def _bad(param: str, message: str) -> ApiError:
+    return ApiError(400, f"{param}: {message}.")
 
 
 def _malformed(why: str) -> ApiError:

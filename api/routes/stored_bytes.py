@@ -13,7 +13,7 @@ from typing import Final
 from starlette.requests import Request
 
 from activities.records.catalog import Catalog, FileRecord
-from activities.records.object_index import Place
+from activities.records.object_index import IndexEntry
 from activities.records.running import RunningBatches
 from activities.records.uploads import HeldBytes, UploadRecords
 from api.http.errors import ApiError
@@ -71,7 +71,7 @@ class _Usage:
 class _Tenant:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     forms: set[Form] = field(default_factory=set[Form])
-    records: dict[Place, FileRecord] = field(default_factory=dict[Place, FileRecord])
+    records: dict[IndexEntry, FileRecord] = field(default_factory=dict[IndexEntry, FileRecord])
     answers: tuple[float, int] = (float("-inf"), 0)
     """When they were looked at, and their bytes."""
 
@@ -155,11 +155,11 @@ class StoredBytes:
         return form.maximum - usage.files - after
 
     def _usage(self, name: str, tenant: _Tenant) -> _Usage:
-        records: dict[Place, FileRecord] = {}
-        for place in self._catalog.file_places(name):
-            record = tenant.records.get(place) or self._catalog.find_file(name, place.id)
-            if record and record.place == place:
-                records[place] = record
+        records: dict[IndexEntry, FileRecord] = {}
+        for entry in self._catalog.file_entries(name):
+            record = tenant.records.get(entry) or self._catalog.find_file(name, entry.id)
+            if record and record.index_entry == entry:
+                records[entry] = record
         tenant.records = records
         if time.monotonic() - tenant.answers[0] >= ANSWERS_SECONDS:
             tenant.answers = time.monotonic(), self._running.answers_bytes(name)

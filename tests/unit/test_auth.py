@@ -207,8 +207,13 @@ async def test_limits_change_with_the_file(api: Api, path: Path, key: str) -> No
         file.write("[tenants.search]\nmax_queued_requests = 7\nfairness_weight = 0.5\n")
     await api.http.post("/v1/batches", json=body, headers={"api-key": key})
     first, second = api.gateway.created
-    assert (first.tenant, first.counted, first.max_queued_requests, first.fairness_weight) == ("search", True, None, 1)
-    assert (second.tenant, second.counted, second.max_queued_requests, second.fairness_weight) == (
+    assert (first.tenant, first.counts_towards_limits, first.max_queued_requests, first.fairness_weight) == (
+        "search",
+        True,
+        None,
+        1,
+    )
+    assert (second.tenant, second.counts_towards_limits, second.max_queued_requests, second.fairness_weight) == (
         "search",
         True,
         7,
@@ -226,7 +231,12 @@ async def test_without_a_key_file_anyone_is_the_default_tenant(tmp_path: Path) -
         json={"input_file_id": "file-x", "endpoint": "/v1/embeddings", "completion_window": "24h"},
     )
     (spec,) = api.gateway.created
-    assert (spec.tenant, spec.counted, spec.max_queued_requests, spec.fairness_weight) == ("default", False, None, 1)
+    assert (spec.tenant, spec.counts_towards_limits, spec.max_queued_requests, spec.fairness_weight) == (
+        "default",
+        False,
+        None,
+        1,
+    )
     assert not any(key.startswith("active/") for key in api.stored())
 
 

@@ -84,7 +84,7 @@ def test_paging_sees_each_once_even_within_one_millisecond(files: Catalog, ascen
     make_files(files, [5, 5, 5, 7, 7, 1, 1])
     whole = list(files.list_files(TENANT, after=None, ascending=ascending))
     seen: list[FileRecord] = []
-    while page := list(files.list_files(TENANT, after=seen[-1].place if seen else None, ascending=ascending))[:2]:
+    while page := list(files.list_files(TENANT, after=seen[-1].index_entry if seen else None, ascending=ascending))[:2]:
         seen += page
     assert seen == whole
     assert len(seen) == 7
@@ -93,7 +93,7 @@ def test_paging_sees_each_once_even_within_one_millisecond(files: Catalog, ascen
 def test_paging_goes_on_behind_a_file_that_is_gone(files: Catalog) -> None:
     records = make_files(files, [1, 2, 3, 4])
     files.delete_file(TENANT, "file-2")
-    assert [record.id for record in files.list_files(TENANT, after=records[2].place)] == ["file-1", "file-0"]
+    assert [record.id for record in files.list_files(TENANT, after=records[2].index_entry)] == ["file-1", "file-0"]
 
 
 def test_a_file_without_a_record_is_not_listed(files: Catalog, store: LocalStore) -> None:
@@ -123,9 +123,9 @@ def test_batches_page_as_files_do(files: Catalog) -> None:
         files.create_batch(make_spec(batch_id=f"batch_{number}", created_ms=at))
     listed = list(files.list_batches(TENANT, after=None))
     assert [record.spec.created_ms for record in listed] == [3, 2, 1]
-    assert list(files.list_batches(TENANT, after=files.batch_place(TENANT, listed[0].spec.batch_id))) == listed[1:]
+    assert list(files.list_batches(TENANT, after=files.batch_entry(TENANT, listed[0].spec.batch_id))) == listed[1:]
     assert (
-        list(files.list_batches(TENANT, after=files.batch_place(TENANT, listed[1].spec.batch_id), ascending=True))
+        list(files.list_batches(TENANT, after=files.batch_entry(TENANT, listed[1].spec.batch_id), ascending=True))
         == listed[:1]
     )
 

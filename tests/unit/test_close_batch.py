@@ -15,7 +15,7 @@ from tests.fakes.worker import BATCH, TENANT, FakeRuns, ShakyStore, activity_env
 from workflows.end_types import CloseBatchInput
 from workflows.types import BatchPhase, BatchStatus, Counts
 
-SPEC = make_spec(counted=True, webhooks=["default"], output_expires_after=3600)
+SPEC = make_spec(counts_towards_limits=True, webhooks=["default"], output_expires_after=3600)
 
 
 class Closing:

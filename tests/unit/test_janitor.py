@@ -67,7 +67,7 @@ async def test_an_expired_file_goes_with_all_that_it_has(it: Janitor) -> None:
     assert it.keys("index/") == []
     # Its place in the list stays for a day.
     assert it.keys("files/") == [f"files/{TENANT}/{FILE}/deleted"]
-    assert Catalog(it.store).file_place(TENANT, FILE).created_ms == CREATED * 1000
+    assert Catalog(it.store).file_entry(TENANT, FILE).created_ms == CREATED * 1000
     assert await it.run(CREATED + 25 * HOUR) == DeleteExpiredResult()
     assert it.keys("files/") == it.keys("due/") == []
 

@@ -60,7 +60,7 @@ class ReportedWait:
     def say(self, running: float, waiting: float, in_flight: int | None = None, **more: float) -> float:
         """The engine tells its load, of which ours is all or ``in_flight``. What the level is then."""
         self.now += 1
-        self.level.told(
+        self.level.observe_load(
             EngineLoad(running, waiting, **more), int(running + waiting) if in_flight is None else in_flight
         )
         return self.level.value

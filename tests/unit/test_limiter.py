@@ -127,7 +127,7 @@ async def test_more_hang_than_a_level_allows_that_fell_while_others_were_answere
     it.shard("more", 5)
     assert "more" not in it.order
     it.clock.now += 2
-    it.limiter.told(0, None)
+    it.limiter.observe_load(0, None)
     assert it.order.count("more") == 5
 
 
@@ -143,15 +143,15 @@ async def test_one_more_is_sent_now_and_then_while_all_that_is_in_flight_hangs()
     it.shard("more", 20)
     assert "more" not in it.order
     it.clock.now += 2
-    it.limiter.told(0, None)
-    it.limiter.told(0, None)
+    it.limiter.observe_load(0, None)
+    it.limiter.observe_load(0, None)
     assert it.order.count("more") == 1, "it may be that the engine hangs"
     it.clock.now += 1
-    it.limiter.told(0, None)
+    it.limiter.observe_load(0, None)
     assert it.order.count("more") == 1
 
     it.limiter.finished(it.flying.pop()[2], Outcome.ANSWERED, work=1.0)
-    it.limiter.told(0, None)
+    it.limiter.observe_load(0, None)
     assert it.order.count("more") == 1 + int(it.limiter.limit) - 11, "it is only those that hang"
 
 

@@ -49,7 +49,7 @@ def spec(number: int = 0, **changes: Any) -> BatchSpec:
         "window_seconds": 86400,
         "created_ms": 1,
         "digest": "d",
-        "counted": True,
+        "counts_towards_limits": True,
     }
     return BatchSpec(**{**values, **changes})
 
@@ -198,7 +198,7 @@ def test_a_batch_that_has_ended_is_not_queued(tmp_path: Path) -> None:
 def test_what_is_not_counted_leaves_no_trace(tmp_path: Path) -> None:
     api = open_api(tmp_path)
     running = RunningBatches(Catalog(api.store))
-    assert running.admit(spec(counted=False), checked(3)) == checked(3)
+    assert running.admit(spec(counts_towards_limits=False), checked(3)) == checked(3)
     bad = ValidateResult(errors=[BatchError(code="empty_file", message="")])
     assert running.admit(spec(), bad) == bad
     assert api.stored() == []

@@ -29,7 +29,7 @@ def test_names_come_before_patterns_and_these_before_what_is_listed() -> None:
         name: found.find(name) for name in ("org/small", "org/big", "exact", "nick", "listed", "else", "org/real")
     }
     assert places == {"org/small": 1, "org/big": 2, "exact": 1, "nick": 2, "listed": 3, "else": 3, "org/real": 1}
-    assert found.stand_in == 0
+    assert found.default_upstream == 0
 
 
 def test_upstreams_without_models_take_what_they_list() -> None:
@@ -54,7 +54,7 @@ def test_one_whose_list_says_nothing_takes_its_aliases_alone() -> None:
     upstreams = [upstream("x", aliases={"a": "d"}, **azure), upstream("y", aliases={"b": "d"}, **azure), upstream("z")]
     found = ModelRoutes(upstreams, [None, None, frozenset({"m"})])
     assert [found.find(model) for model in ("a", "b", "m", "else")] == [0, 1, 2, None]
-    assert found.stand_in == 2
+    assert found.default_upstream == 2
 
 
 def test_patterns_mind_the_case() -> None:

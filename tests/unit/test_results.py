@@ -17,7 +17,7 @@ from activities.records import shard_keys
 from activities.records.shard_keys import ShardRef
 from activities.results import shard_log as results
 from activities.results.records import RecordReader, encode_record
-from activities.results.shard_log import Committed, Place, PlaceReader, ShardLog, Tries, find_result, look_up
+from activities.results.shard_log import ByteRange, Committed, RangeReader, ShardLog, Tries, find_result, look_up
 from activities.store.local import LocalStore
 from activities.store.object_store import ObjectNotFoundError, StoreError
 from tests.fakes.worker import BATCH, TENANT, ShakyStore, until
@@ -207,7 +207,7 @@ async def test_what_two_attempts_answered_counts_once_and_the_first_stays(store:
     await zombie.commit()
 
     found = committed(store)
-    place = found.places[1]
+    place = found.ranges[1]
     assert b"".join(store.stream(place.key, place.offset, place.length)).endswith(line_of(1))
     third = await attempt(store, 3)
     result = await third.finish()
@@ -372,19 +372,19 @@ def test_what_is_read_back_costs_one_read_for_each_part(store: ShakyStore, monke
     content = {f"p/{number}": bytes([number]) * 100 for number in range(4)} | {"p/large": bytes(range(200))}
     for key, data in content.items():
         store.put(key, data)
-    places = [Place(key, offset, 10) for key in content for offset in range(0, len(content[key]), 10)]
+    places = [ByteRange(key, offset, 10) for key in content for offset in range(0, len(content[key]), 10)]
     got: list[str] = []
     real = store.get
     monkeypatch.setattr(store, "get", lambda key: got.append(key) or real(key))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
-    reader = PlaceReader(store, places)
+    reader = RangeReader(store, places)
     across = sorted(places, key=lambda place: (place.offset // 50, place.key))  # two rounds over all parts
     for place in across:
         assert b"".join(reader.read(place)) == content[place.key][place.offset : place.offset + 10]
     assert got == [f"p/{number}" for number in range(4)] * 2  # three are kept at the most, and the large one never
     store.delete("p/3", "p/0")
-    assert b"".join(reader.read(Place("p/3", 0, 10))) == content["p/3"][:10]
+    assert b"".join(reader.read(ByteRange("p/3", 0, 10))) == content["p/3"][:10]
     with pytest.raises(ObjectNotFoundError):
-        reader.read(Place("p/0", 0, 10))
+        reader.read(ByteRange("p/0", 0, 10))
 
 
 async def test_a_finished_shard_keeps_no_answers_in_memory(tmp_path: Path) -> None:
