@@ -4,19 +4,23 @@
 .venv/bin/python -m benchmarks.run_batch
 
 The time is that of the work alone: of the batch's workflow, and of run-batch from its first progress line to its last.
-Loading the model is part of neither.
+Loading the model is part of neither. A bare HTTP loop shows how much of the difference is HTTP, and how much the cores
+that engine and clients share: vLLM alone takes two.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import re
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
+
+import aiohttp
 
 from benchmarks.engines import write_chat
 from benchmarks.figures import report
@@ -37,6 +41,27 @@ async def everbatch(path: Path, folder: Path, setting: str) -> float:
         ) as it:
             await it.run(write_chat(folder / "warm.jsonl", 64, server.model, 16))
             return (await it.run(path)).seconds
+    finally:
+        await server.kill()
+
+
+async def bare_loop(path: Path, folder: Path, in_flight: int) -> float:
+    """Seconds in which a loop that does nothing else sends the same requests over HTTP."""
+    server = VllmServer(folder, free_ports(1)[0], sequences=SEQUENCES, logs_requests=False)
+    await server.start()
+    requests = iter([json.loads(line)["body"] for line in path.read_bytes().splitlines()])  # noqa: ASYNC240
+    try:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+            async def sender() -> None:
+                for body in requests:
+                    async with session.post(f"{server.url}/chat/completions", json=body) as answer:
+                        await answer.read()
+                        answer.raise_for_status()
+
+            begun = time.perf_counter()
+            await asyncio.gather(*(sender() for _ in range(in_flight)))
+            return time.perf_counter() - begun
     finally:
         await server.kill()
 
@@ -77,16 +102,24 @@ async def main(args: argparse.Namespace) -> None:
         folder = Path(name)
         path = write_chat(folder / "in.jsonl", args.count, "tiny-chat", args.tokens)
         offline: list[float] = []
+        loop: list[float] = []
         ours: dict[str, list[float]] = {setting: [] for setting in args.settings}
         for _ in range(args.rounds):
             offline.append(await run_batch(path, folder, args.count))
+            loop.append(await bare_loop(path, folder, 2 * SEQUENCES))
             for setting, seconds in ours.items():
                 seconds.append(await everbatch(path, folder, setting))
-    runs = _seconds(offline)
+    runs = f"{_seconds(offline)} s; a bare loop over HTTP: {_seconds(loop)}"
     for setting, seconds in ours.items():
         text = f"{args.count:,} requests at {setting} in flight: {_seconds(seconds)} s; `vllm run-batch`: {runs} s"
         report(
-            f"run-batch, {setting}", mean(offline) / mean(seconds), ">= 0.95", text, everbatch=seconds, offline=offline
+            f"run-batch, {setting}",
+            mean(offline) / mean(seconds),
+            ">= 0.95",
+            text,
+            everbatch=seconds,
+            offline=offline,
+            loop=loop,
         )
 
 
