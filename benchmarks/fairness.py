@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+from openai.types import Batch
 
 from benchmarks.figures import report, write_input
 from benchmarks.stack import Stack, run_stack
 
-CASES = "abcde"
+CASES = "abcdef"
+SHARE = "0.8 to 1.2 (of the other tenant's answers)"
 ALLOWED = "≤ 1 (of 1.5 × latency + 1 s)"
 
 
@@ -56,6 +61,36 @@ async def beside_hostile_inputs(latency: float = 0.1) -> None:
         _report("e", latency, seconds, "one line beside forty validations of 100 MB of newlines")
 
 
+async def shares(batches: int, latency: float, seconds: float = 15.0) -> None:
+    """(f): a tenant with one batch gets as much of the engine as one with many."""
+    async with run_stack(latency=latency, tenants=("large", "small")) as stack:
+        many = await stack.upload(write_input(stack.folder / "many.jsonl", 50_000 // batches), "large")
+        one = await stack.upload(write_input(stack.folder / "one.jsonl", 50_000, prefix="one"), "small")
+        of = {"large": [await stack.create(many, "large") for _ in range(batches)]}
+        of["small"] = [await stack.create(one, "small")]
+        before, begun = await _answered(stack, of), time.perf_counter()
+        while min(before.values()) == 0 or time.perf_counter() - begun < 5:
+            await asyncio.sleep(0.5)
+            before = await _answered(stack, of)
+        await asyncio.sleep(seconds)
+        after = await _answered(stack, of)
+    got = {tenant: after[tenant] - before[tenant] for tenant in of}
+    text = f"one batch against {batches} of another tenant, engine of {latency} s: "
+    text += f"{got['small']:,} and {got['large']:,} answers in {seconds:.0f} s"
+    report("P6f", got["small"] / got["large"], SHARE, text, answers=got, latency=latency)
+
+
+async def _answered(stack: Stack, of: Mapping[str, Sequence[Batch]]) -> dict[str, int]:
+    """Committed answers of each tenant's batches, some of which run."""
+    found = dict.fromkeys(of, 0)
+    for tenant, batches in of.items():
+        shown = [await stack.clients[tenant].batches.retrieve(batch.id) for batch in batches]
+        if not any(batch.status in ("validating", "in_progress") for batch in shown):
+            raise RuntimeError(f"the batches of {tenant} are over ({shown[-1].status}): the figure says nothing")
+        found[tenant] = sum(batch.request_counts.completed for batch in shown if batch.request_counts)
+    return found
+
+
 async def _busy(stack: Stack, latency: float) -> None:
     """Wait until the engine is full, and then some."""
     while (await stack.engine.counters()).in_flight < 10:  # noqa: ASYNC110 - another process has it
@@ -83,8 +118,11 @@ async def main(cases: str, quick: bool) -> None:
         elif case in "cd":
             for others in (1, 50) if quick else (1, 50, 200, 800):
                 await beside_many(case, others)
-        else:
+        elif case == "e":
             await beside_hostile_inputs()
+        else:
+            for batches, latency in ((20, 0.5),) if quick else ((20, 0.1), (20, 0.5), (200, 0.5), (20, 2.0)):
+                await shares(batches, latency)
 
 
 if __name__ == "__main__":
