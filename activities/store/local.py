@@ -348,7 +348,7 @@ class LocalStore:
                         os.unlink(entry.path)
 
     def _walk(self, folder: Path, bound: str | None, *, backwards: bool) -> Iterator[str]:
-        """Yield the names below a folder after ``bound``, or before it if ``backwards``. Reads no more than it needs."""
+        """Yield the names below a folder after ``bound``, or before it if ``backwards``. Reads only what it needs."""
         try:
             with self._reading(str(folder.relative_to(self._root))), os.scandir(folder) as entries:
                 # Sort folders with their slash, so that keys sort as in S3: `a.b` comes before `a/b`.
