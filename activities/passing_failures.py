@@ -35,7 +35,7 @@ def try_again(task: RunRequestsInput, done: int, wait: Wait, seconds: float) -> 
 
 
 class StoreFailures(Interceptor):
-    """Turns store errors into failures for Temporal. Activities that run shards do not need it: they do this themselves."""
+    """Turns store errors into failures for Temporal. Activities that run shards do this themselves."""
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
         return _StoreFailures(super().intercept_activity(next))

@@ -19,7 +19,7 @@ T = TypeVar("T")
 MAX_ITEMS: Final = 100_000
 """Maximum number of members or items that become Python objects at a time: a line of 16 MiB may have eight million."""
 MAX_DEPTH: Final = 500
-"""Maximum nesting of arrays and objects in a request line: the decoder recurses at each level, and the stack is finite."""
+"""Maximum nesting of arrays and objects in a request line: the decoder recurses, and the stack is finite."""
 
 _COMMA: Final = ord(",")
 # A string, an array of plain values, or a structural character.

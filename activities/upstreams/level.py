@@ -131,7 +131,7 @@ class InFlightLevel:
         there = load.running + load.waiting
         preempted, self._preemptions = load.preemptions > self._preemptions > 0, load.preemptions
         if not in_flight or in_flight > 2 * there:
-            return  # the engine's figures cannot include our requests
+            return  # the engine's figures do not seem to include our requests
         self._told_at = self._clock()
         self._reference, self._direction = None, 0
         share = min(1.0, in_flight / there)

@@ -53,7 +53,7 @@ class RoomForRequests(CustomSlotSupplier):
 
     @contextlib.contextmanager
     def running(self, requests: int, waiting: Callable[[], int]) -> Generator[None]:
-        """Count the requests of a shard that has arrived as known to the limiter, within the context.
+        """Count a shard as arrived within the context, in which the limiter itself counts the shard's requests.
 
         Args:
             requests: number of requests in the shard.
@@ -122,7 +122,7 @@ class RoomForRequests(CustomSlotSupplier):
         return self._limiter.room(self._expected(int(self._limiter.limit)) - ahead)
 
     def _expected(self, unknown: int) -> int:
-        """Return the number of requests that pending polls may return.
+        """Return the number of requests to expect from pending polls and from shards that are about to run.
 
         Args: ``unknown`` is the assumed size of a shard before the first one has arrived.
         """
