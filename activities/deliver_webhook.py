@@ -113,12 +113,7 @@ class DeliverWebhook(DeliverWebhookStub):
         allow_private: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Args:
-        endpoints: the operator's endpoints.
-        store: the store that has the webhooks of single batches.
-        allow_private: whether to allow addresses that are not on the public internet.
-        clock: returns Unix time in seconds.
-        """
+        """Args: ``store`` has the webhooks of single batches; ``allow_private`` permits other than public addresses."""
         self._endpoints = endpoints
         self._of_batches = BatchWebhooks(store)
         self._allow_private = allow_private

@@ -35,12 +35,9 @@ class Line(NamedTuple):
 
 
 def read_lines(chunks: Iterable[bytes], max_bytes: int, *, first_line: int = 1) -> Iterator[Line]:
-    """Split a stream into lines, holding one of them in memory at a time. Blank lines are counted but not returned.
+    """Split a stream into lines, holding one in memory at a time, if it has at most ``max_bytes``.
 
-    Args:
-        chunks: the bytes of the stream. The last line needs no line break.
-        max_bytes: maximum length of a line that is held in memory.
-        first_line: number of the first line.
+    Blank lines are counted but not returned. The last line needs no line break.
     """
     number, offset = first_line, 0
     held: list[bytes] = []
@@ -120,9 +117,7 @@ def custom_id_of(line: Line) -> bytes | None:
 
 
 def request_of(line: Line) -> RequestLine:
-    """Return the request of a line that has passed validation. A line that is too long to hold has only a
-    ``custom_id``, which may be null.
-    """
+    """Return the request of a valid line. A line that is too long to hold has only a ``custom_id``, perhaps null."""
     if line.data is None:
         return RequestLine(custom_id=msgspec.Raw(custom_id_of(line) or b"null"))
     return parse_line(line.data)

@@ -42,14 +42,8 @@ def index_key(tenant: str, kind: str, entry: IndexEntry) -> str:
 def index_entries(
     store: ObjectStore, tenant: str, kinds: Iterable[str], after: IndexEntry | None, ascending: bool
 ) -> Iterator[IndexEntry]:
-    """Yield the entries of several indexes, newest first, or oldest first if ``ascending``.
-
-    Args:
-        store: the store.
-        tenant: the tenant.
-        kinds: the kinds of the indexes.
-        after: the entry after which to begin, in the order of the result.
-        ascending: whether to list the oldest entries first.
+    """Yield the entries of several indexes, newest first, or oldest first if ``ascending``. Args: ``after`` is the
+    entry after which to begin, in that order.
     """
     lists = [_entries(store, tenant, kind, after, ascending) for kind in kinds]
     return heapq.merge(*lists, key=lambda entry: entry.name, reverse=ascending)

@@ -14,10 +14,7 @@ R = TypeVar("R")
 def read_ahead(read: Callable[[T], R], items: Iterable[T], at_once: int) -> Generator[R]:
     """Yield the result of ``read`` for each item, in order. Blocks, also when the generator is closed early.
 
-    Args:
-        read: reads one item; called from several threads if ``at_once`` is more than 1.
-        items: the items to read.
-        at_once: the maximum number of concurrent reads.
+    Calls ``read`` from up to ``at_once`` threads.
 
     Raises:
         Exception: whatever ``read`` raised, when its item's turn comes.

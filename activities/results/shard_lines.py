@@ -13,12 +13,7 @@ from workflows.types import ShardResult
 
 
 def lines_of_shard(store: ObjectStore, shard: ShardRef, wanted: list[int]) -> Iterator[bytes]:
-    """Yield the bytes of committed lines.
-
-    Args:
-        store: the store.
-        shard: the shard.
-        wanted: the numbers of the lines, in input order.
+    """Yield the bytes of committed lines. Args: ``wanted`` are the numbers of these lines, in input order.
 
     Raises:
         ObjectNotFoundError: a line is not in the store any more.

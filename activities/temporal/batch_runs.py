@@ -55,11 +55,7 @@ class BatchRuns:
         self._task_queue = task_queue
 
     async def start(self, spec: BatchSpec, lines: int | None) -> None:
-        """Start the run of a batch.
-
-        Args:
-            spec: the batch's specification.
-            lines: the number of lines of its input, if it is known.
+        """Start the run of a batch. Args: ``lines`` is the number of lines of its input, if it is known.
 
         Raises:
             WorkflowAlreadyStartedError: the batch already has a run, which may have closed.
@@ -111,11 +107,8 @@ class BatchRuns:
     async def cancel(self, batch_id: str, run_id: str | None = None, by: ByTenant | None = None) -> bool:
         """Ask the run of a batch to stop. Returns whether there was a run that had not closed.
 
-        Args:
-            batch_id: the batch.
-            run_id: the run; by default the current one.
-            by: who asks. A signal carries it, because anybody could set a cancel's reason. The cancel request that
-                follows lets Temporal know of the cancel while no worker runs, and show the run as cancelled at its end.
+        Args: ``by`` says who asks. A signal carries it, because anybody could set the reason of a cancel request. That
+            request lets Temporal know of the cancel while no worker runs, and show the run as cancelled at its end.
         """
         handle = self._client.get_workflow_handle(batch_id, run_id=run_id)
         try:

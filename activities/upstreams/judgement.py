@@ -153,14 +153,7 @@ class Witnesses:
                     failure.is_contradicted |= sent.sent_at > failure.sent.sent_at
 
     def failed(self, sent: Sent, outcome: Outcome, now: float, *, failed_before: bool = False) -> None:
-        """Record a failure.
-
-        Args:
-            sent: the request that failed.
-            outcome: how it failed.
-            now: the current time.
-            failed_before: whether an earlier failure was found to be the request's own fault.
-        """
+        """Record a failure. Args: ``failed_before`` is whether an earlier one was the request's own fault."""
         self.in_flight.discard(sent)
         before = self._failures.get(sent.key)
         failure = _Failure(

@@ -19,7 +19,7 @@ MAX_INTERVAL: Final = 300.0
 
 
 async def watch_load(client: InferenceClient, limiter: Limiter, replica: int) -> None:
-    """Every second while requests are in flight at a replica, pass the engine's load to the limiter, if it reports one.
+    """Update the limiter every second while requests are in flight at a replica, with the engine's load if known.
 
     Runs until it is cancelled.
     """

@@ -36,14 +36,7 @@ class RequestMetrics:
         self._commits: list[float] = []
 
     def ended(self, upstream: str, model: str, outcome: str, usage: Usage | None = None) -> None:
-        """Count a request that has its output or error line.
-
-        Args:
-            upstream: the name of its upstream.
-            model: the only model of its batch, or an empty string if the batch has several.
-            outcome: how the request ended.
-            usage: its token counts, if it succeeded.
-        """
+        """Count a request that has its line. Args: ``model`` is the only model of its batch, or empty."""
         model = self._label(model)
         self._requests[upstream, model, outcome] += 1
         if usage:

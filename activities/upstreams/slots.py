@@ -34,12 +34,7 @@ class RoomForRequests(CustomSlotSupplier):
     """
 
     def __init__(self, limiter: Limiter, antechamber: Antechamber | None = None) -> None:
-        """Must be called on the worker's event loop.
-
-        Args:
-            limiter: the limiter of the upstream.
-            antechamber: shares the limiter, and takes precedence.
-        """
+        """Call this on the worker's event loop. Args: ``antechamber`` shares the limiter, and takes precedence."""
         self._limiter = limiter
         self._antechamber = antechamber
         self._loop = asyncio.get_running_loop()
@@ -122,9 +117,8 @@ class RoomForRequests(CustomSlotSupplier):
         return self._limiter.room(self._expected(int(self._limiter.limit)) - ahead)
 
     def _expected(self, unknown: int) -> int:
-        """Return the number of requests to expect from pending polls and from shards that are about to run.
-
-        Args: ``unknown`` is the assumed size of a shard before the first one has arrived.
+        """Return the number of requests to expect from pending polls and from shards that are about to run, where
+        ``unknown`` is the assumed size of a shard before the first one has arrived.
         """
         on_their_way = len(self._reserved) + max(0, len(self._used) - len(self._running))
         return on_their_way * max(self._sizes, default=unknown)
