@@ -1,1 +1,1 @@
-"""The work of the workers: validating input, sending requests, writing result files; and the store."""
+"""The activities of the workers: validating input, sending requests, writing result files; and the store."""

@@ -1,4 +1,7 @@
-"""The activity that closes every batch, as its workflow has decided: final record, counts, webhooks, leftovers."""
+"""The activity that closes a batch with the outcome that its workflow has decided.
+
+It writes the final record, updates the counts, starts the webhooks and deletes leftovers.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +38,12 @@ class CloseBatch(CloseBatchStub):
         if final.status.phase is BatchPhase.CANCELLED and not task.run_is_cancelled:
             await self._runs.cancel(spec.batch_id, activity.info().workflow_run_id)
         if not final.keep_leftovers_until:
-            # Only now: the record is what tells an attempt after a crash that all of this is no longer needed.
+            # Last: the final record tells an attempt after a crash that the leftovers are no longer needed.
             await run_in_thread(lambda _: self._catalog.delete_leftovers(spec.tenant, spec.batch_id))
         return final.status
 
     def _record(self, task: CloseBatchInput) -> BatchRecord:
-        """The final record: that of an earlier close, if there was one."""
+        """Write the final record, unless an earlier attempt has written it, and return it."""
         spec = task.spec
         final = self._catalog.get_final(spec.tenant, spec.batch_id)
         if final is None:
@@ -59,7 +62,7 @@ class CloseBatch(CloseBatchStub):
         status = task.status
         try:
             return messages_of_file(self._catalog.store, task.spec.tenant, status.error_file_id, status.error_summary)
-        except ObjectNotFoundError:  # somebody has deleted the file already
+        except ObjectNotFoundError:  # the file has already been deleted
             return {}
 
 

@@ -1,4 +1,4 @@
-"""Completion windows as clients and operators write them."""
+"""Parses completion windows as clients and operators write them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def window_seconds(window: str) -> int:
-    """Seconds of a completion window such as ``24h``.
+    """Return the seconds of a completion window such as ``24h``.
 
     Raises:
-        ValueError: it is not a number followed by ``s``, ``m``, ``h`` or ``d``.
+        ValueError: the window is not a positive integer followed by ``s``, ``m``, ``h`` or ``d``.
     """
     match = _WINDOW.fullmatch(window)
     if not match:

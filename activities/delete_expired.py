@@ -1,11 +1,11 @@
-"""The activity of the janitor: deletes objects that are due and that nobody can ask for any more.
+"""The activity of the janitor: deletes objects whose time has come and that no client can ask for any more.
 
-Whoever makes an object writes a reminder first (:meth:`activities.records.catalog.Catalog.remind`), so what a crash
-leaves behind is found without listing the store. A reminder goes last: an attempt that is cut off is repeated from
-there.
+Code that creates an object first writes a reminder (:meth:`activities.records.catalog.Catalog.remind`), so that objects
+that a crash leaves behind are found without listing the store. A reminder is deleted last, so that an interrupted
+attempt can be repeated.
 
-A batch has one from before its start on. Where its run was terminated or lost, the janitor gives it another run, which
-closes it as cancelled, with the answers that it has.
+A batch has a reminder from before its start. If its run was terminated or lost, the janitor starts another run, which
+closes it as cancelled with the answers that are committed.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from workflows.types import DeleteExpiredInput, DeleteExpiredResult
 log = logging.getLogger("everbatch.janitor")
 
 LATER_SECONDS: Final = 3600
-"""Until the next look at what could not be looked at, and from the end of a batch until a look at what attempts that
-were thought dead have left of it."""
+"""Seconds until an object that could not be checked is checked again, and from the end of a batch until the janitor
+deletes what attempts that were thought dead have left of it."""
 LOOKS_AT_ONCE: Final = 16
-"""At the runs of batches."""
+"""Maximum number of batches whose runs are checked at once."""
 
 
 class DeleteExpired(DeleteExpiredStub):
@@ -64,7 +64,10 @@ class DeleteExpired(DeleteExpiredStub):
         open_batches: defaultdict[tuple[str, str], list[Reminder]],
         stop: StopFlag,
     ) -> DeleteExpiredResult:
-        """Look at all that is due, but for batches without a final record, which are left in ``open_batches``."""
+        """Handle all reminders that are due, except those of batches without a final record.
+
+        These are added to ``open_batches``.
+        """
         now = int(self._clock())
         done = DeleteExpiredResult()
         for looked_at, reminder in enumerate(self._catalog.due(now)):
@@ -92,8 +95,8 @@ class DeleteExpired(DeleteExpiredStub):
                 case "batch":
                     return self._look_at_batch(tenant, object_id, now)
         except Exception:
-            # It waits behind the others, so that many such do not keep the janitor from them. Where the whole store is
-            # away this fails as well, and the attempt with it.
+            # Postpone this reminder, so that many such reminders do not block the others. If the whole store is down,
+            # this fails too, and with it the attempt.
             log.exception("the janitor could not look at %s %s", kind, object_id)
             self._catalog.remind(kind, tenant, object_id, now + LATER_SECONDS)
             return DeleteExpiredResult(failed=1)
@@ -116,7 +119,7 @@ class DeleteExpired(DeleteExpiredStub):
         if now < keep_until:
             self._catalog.remind("batch", tenant, batch_id, keep_until)
             return DeleteExpiredResult(kept=1)
-        # Again: an attempt that was thought dead may have written parts behind the end, or counted it as running.
+        # Again: after the end, an attempt that was thought dead may have written parts or counted the batch as running.
         self._catalog.delete_leftovers(tenant, batch_id)
         self._running.remove(tenant, batch_id)
         ended_at, expires_after = final.status.ended_at or 0, final.spec.output_expires_after
@@ -160,12 +163,12 @@ class DeleteExpired(DeleteExpiredStub):
         return result
 
     async def _close(self, tenant: str, batch_id: str) -> DeleteExpiredResult:
-        """Close a batch that has no run."""
+        """Close a batch that has no open run."""
         record = await asyncio.to_thread(self._catalog.find_batch, tenant, batch_id)
         if record and record.status.phase.is_terminal:
-            return DeleteExpiredResult(kept=1)  # it has ended since
+            return DeleteExpiredResult(kept=1)  # the batch has ended since
         spec = record.spec if record else await self._runs.spec(batch_id)
-        if spec is None:  # it was never started
+        if spec is None:  # the batch was never started
             await asyncio.to_thread(self._running.remove, tenant, batch_id)
             return DeleteExpiredResult()
         log.warning("the run of batch %s was terminated or lost; it is closed with the answers that it has", batch_id)

@@ -1,8 +1,8 @@
-"""The activity that sends one event to one endpoint, once. Temporal's retry policy brings it back.
+"""The activity that makes one attempt to send one event to one endpoint. Temporal's retry policy repeats it.
 
-The addresses of endpoints are the operator's, but what a name resolves to is not: without care a host name that
-points inwards would have the worker send requests to its own network. So the address is looked at when the socket for
-it is made; behind that, nothing can change it any more.
+Whoever controls a host name controls the address that it resolves to: without a check, a name that points to a private
+address would make the worker send requests into its own network. So the address is checked when the socket for it is
+created; after that, nothing can change the address any more.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from workflows.webhook_types import DeliverWebhookInput, DeliverWebhookResult
 log = logging.getLogger("everbatch.webhooks")
 
 ANSWER_SECONDS: Final = 10.0
-"""For an answer, from looking up the host on."""
+"""Timeout of an attempt in seconds, including the lookup of the host name."""
 
 DNS_THREADS: Final = 8
 
@@ -45,7 +45,7 @@ _USER_AGENT: Final = f"Everbatch/{version('everbatch')} (webhooks)"
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 _UNICAST: Final = ipaddress.ip_network("2000::/3")
 _SPECIAL: Final = [ipaddress.ip_network(name) for name in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "3fff::/20")]
-"""Of IANA's special-purpose registries; what Python says of these differs between its versions."""
+"""Networks of IANA's special-purpose registries that Python's versions classify differently."""
 
 
 class TargetRefusedError(Exception):
@@ -53,7 +53,7 @@ class TargetRefusedError(Exception):
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, also inside IPv6 forms that stand for an IPv4 address."""
+    """Return whether an IP address is on the public internet. An IPv6 form of an IPv4 address counts as the latter."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -71,10 +71,10 @@ def is_public(address: str) -> bool:
 
 
 def public_socket(address: tuple[Any, ...]) -> socket.socket:
-    """A socket for an address as ``getaddrinfo`` gives it.
+    """Return a socket for an address in the form that ``getaddrinfo`` returns.
 
     Raises:
-        TargetRefusedError: it is not of the public internet.
+        TargetRefusedError: the address is not on the public internet.
     """
     family, kind, protocol, _, (host, *_) = address
     if not is_public(host):
@@ -83,8 +83,8 @@ def public_socket(address: tuple[Any, ...]) -> socket.socket:
 
 
 class _Resolver(AbstractResolver):
-    """As aiohttp's own, but with threads of its own: a name server that does not answer is not to hold those that
-    wait for the store.
+    """Works like aiohttp's resolver, but with separate threads: a name server that does not answer must not occupy the
+    threads that calls of the store need.
     """
 
     def __init__(self, threads: Executor) -> None:
@@ -101,7 +101,7 @@ class _Resolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """The threads stay for the next."""
+        """Do nothing: later resolvers use the same threads."""
 
 
 class DeliverWebhook(DeliverWebhookStub):
@@ -113,7 +113,7 @@ class DeliverWebhook(DeliverWebhookStub):
         allow_private: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Args: ``store`` has the webhooks of single batches."""
+        """Args: ``store`` has the webhooks of single batches; ``allow_private`` permits other than public addresses."""
         self._endpoints = endpoints
         self._of_batches = BatchWebhooks(store)
         self._allow_private = allow_private
@@ -124,7 +124,7 @@ class DeliverWebhook(DeliverWebhookStub):
     async def deliver_webhook(self, task: DeliverWebhookInput) -> DeliverWebhookResult:
         endpoint = await self._endpoint(task)
         if endpoint is None:
-            # Tried again: it may be that this worker has not been told of it yet.
+            # Retryable: this worker may not have the new configuration yet.
             raise ApplicationError(
                 f"no webhook named {task.endpoint} is configured for the tenant on this worker", type="UnknownWebhook"
             )
@@ -138,12 +138,12 @@ class DeliverWebhook(DeliverWebhookStub):
                 type="TargetRefused",
                 non_retryable=True,
             ) from None
-        except aiohttp.InvalidURL:  # a number that stands for an IPv4 address, for example
+        except aiohttp.InvalidURL:  # for example, a single number that stands for an IPv4 address
             raise ApplicationError("the endpoint's URL is invalid", type="TargetRefused", non_retryable=True) from None
         except TimeoutError:
             raise _failure(f"no response within {ANSWER_SECONDS:.0f} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            # The class alone: the message may hold the address, and that a secret.
+            # Only the class: the message may contain the URL, and the URL may contain a secret.
             raise _failure(type(error).__name__) from None
         if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
             redirect = ", and redirects are not followed" if 300 <= status < 400 else ""
@@ -169,21 +169,21 @@ class DeliverWebhook(DeliverWebhookStub):
         )
 
     async def _send(self, endpoint: Endpoint, task: DeliverWebhookInput) -> int:
-        """The status of the answer, whose body is not read."""
+        """Send the event. Returns the status of the response, whose body is not read."""
         body = event_body(event_id(task.batch_id), task.event, task.created_at, task.batch_id)
         delivery, timestamp = webhook_id(task.batch_id, task.endpoint), int(self._clock())
         headers = {
             "content-type": "application/json",
             "user-agent": _USER_AGENT,
             "webhook-id": delivery,
-            # Of this attempt: receivers refuse what is older than five minutes.
+            # The time of this attempt: receivers refuse timestamps older than five minutes.
             "webhook-timestamp": str(timestamp),
             "webhook-signature": signature(endpoint.secrets, delivery, timestamp, body),
         }
         connector = aiohttp.TCPConnector(
             socket_factory=None if self._allow_private else public_socket,
             resolver=_Resolver(self._threads),
-            happy_eyeballs_delay=None,  # one address after the other, so that a refused one ends the attempt
+            happy_eyeballs_delay=None,  # try addresses one by one, so that a refused address ends the attempt
             use_dns_cache=False,
             force_close=True,
         )
@@ -198,5 +198,5 @@ class DeliverWebhook(DeliverWebhookStub):
 
 
 def _failure(reason: str) -> ApplicationError:
-    """An attempt that failed; the retry policy says when the next is."""
+    """Return the error of a failed attempt; the retry policy decides when the next one is made."""
     return ApplicationError(reason, type="WebhookFailed", category=ApplicationErrorCategory.BENIGN)

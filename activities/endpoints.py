@@ -18,12 +18,12 @@ ENDPOINTS: Final = (
     "/v1/videos",
     MESSAGES_ENDPOINT,
 )
-"""The endpoints of OpenAI's Batch API, in its order, and that of Anthropic's."""
+"""The endpoints of OpenAI's Batch API, in its order, and the endpoint of Anthropic's."""
 
 _EXTRA: Final = re.compile(r"/v1(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+")
 
 
 def check_endpoint(endpoint: str) -> None:
-    """Raises ``ValueError``: an operator's endpoint cannot be one."""
+    """Raise ``ValueError`` if an additional endpoint that an operator has configured is not valid."""
     if not _EXTRA.fullmatch(endpoint):
         raise ValueError(f"{endpoint!r} is not an endpoint such as /v1/score")

@@ -1,4 +1,4 @@
-"""One message for each code of errors: what the store has of it. Messages never enter Temporal."""
+"""Reads one message for each error code of a batch from the store. Messages never enter Temporal."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ from workflows.error_summary import OTHER, ErrorCount
 from workflows.types import BatchRecord
 
 REMEMBERED: Final = 10_000
-"""Messages that one process keeps, so that each is read once however often a batch is asked for."""
+"""Maximum number of messages in the cache of a process, so that repeated requests for a batch read each only once."""
 
 
 def messages_of_file(
     store: ObjectStore, tenant: str, file_id: str | None, errors: Sequence[ErrorCount]
 ) -> dict[str, str]:
-    """The message of the first line of each code in an error file. Blocks."""
+    """Return the message of the first line of each error code in an error file. Blocks.
+
+    Raises:
+        ObjectNotFoundError: the file does not exist.
+        StoreError: the store cannot be used.
+    """
     wanted = {one.first_lines[0]: one.code for one in errors if one.first_lines and one.code != OTHER}
     found: dict[str, str] = {}
     if not (file_id and wanted):
@@ -39,7 +44,7 @@ def messages_of_file(
 
 
 class ErrorMessages:
-    """Reads messages of batches that run from what they have committed."""
+    """Reads the messages of running batches from their committed lines."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
@@ -47,7 +52,7 @@ class ErrorMessages:
         self._known: OrderedDict[tuple[str, str, str], str] = OrderedDict()
 
     def of(self, record: BatchRecord) -> dict[str, str]:
-        """One message for each code in the error summary of a batch, where it can be read. Blocks.
+        """Return a message for each code in the error summary of a batch whose message can be read. Blocks.
 
         Raises:
             StoreError: the store cannot be used.

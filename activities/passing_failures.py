@@ -1,4 +1,4 @@
-"""How an activity fails that is to be tried again: with what it waits for, in words without an object's key."""
+"""Failures of activities that Temporal retries. They carry the wait, and a text without an object's key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("everbatch")
 
 
 def store_failure(error: StoreError, next_retry_delay: timedelta | None = None) -> ApplicationError:
-    """The failure for Temporal. The error itself, which may name a key, goes to the log."""
+    """Return the failure for Temporal, and log the error itself, which may contain a key."""
     log.warning("%s", error)
     wait = error.wait
     return ApplicationError(wait.text, wait, type="StoreError", next_retry_delay=next_retry_delay)
@@ -35,7 +35,7 @@ def try_again(task: RunRequestsInput, done: int, wait: Wait, seconds: float) -> 
 
 
 class StoreFailures(Interceptor):
-    """For the workers of all activities but shards, which see to it themselves."""
+    """Turns store errors into failures for Temporal. Activities that run shards do this themselves."""
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
         return _StoreFailures(super().intercept_activity(next))

@@ -1,7 +1,7 @@
-"""The activity that pauses and resumes a batch's shards, by Temporal's own pausing of activities.
+"""The activity that pauses and resumes a batch's shards, with Temporal's pausing of activities.
 
-Pausing costs no history and shows in the Temporal UI: running shards hear of it with their next heartbeat and hand
-back what they have not sent, waiting ones are not dispatched.
+Pausing adds no history events and is visible in the Temporal UI. Running shards learn of it with their next heartbeat
+and return the requests that they have not sent; waiting shards are not dispatched.
 """
 
 from __future__ import annotations
@@ -44,4 +44,4 @@ class PauseShards(PauseShardsStub):
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND:
                 raise
-            # No shard is pending any more, or none yet: the workflow holds back those that are still to come.
+            # No shard is pending, or none is pending yet: the workflow itself holds back later shards.

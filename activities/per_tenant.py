@@ -10,11 +10,11 @@ from typing import Final
 from activities.heartbeats import run_beside_heartbeats
 
 AT_ONCE_PER_TENANT: Final = 2
-"""Inputs validated, and result files written, at once by one worker for one tenant."""
+"""Maximum number of inputs that a worker validates, and of batches whose files it writes, at once for one tenant."""
 
 
 class PerTenant:
-    """Turns of activities, first come, first served within a tenant. Lives on the worker's event loop."""
+    """Gives activities their turns, in order of arrival for each tenant. Use it on the worker's event loop only."""
 
     def __init__(self, at_once: int) -> None:
         self._at_once = at_once
@@ -22,7 +22,7 @@ class PerTenant:
 
     @contextlib.asynccontextmanager
     async def turn(self, tenant: str) -> AsyncGenerator[None]:
-        """Wait, with heartbeats, until fewer than so many of the tenant are under way."""
+        """Wait, sending heartbeats, until fewer than ``at_once`` activities of the tenant are running."""
         turns = self._waiting.setdefault(tenant, [])
         mine = asyncio.Event()
         turns.append(mine)

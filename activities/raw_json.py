@@ -1,7 +1,7 @@
-r"""JSON kept as bytes. Values that must change are changed once, where they are first read.
+r"""JSON that is kept as bytes. Values that must change are changed once, where they are first read.
 
-JSON's grammar allows half of a surrogate pair, escaped (``"\ud83d"``), and JavaScript writes it for an emoji that was
-cut in two; but no encoder takes it. :func:`repaired` puts U+FFFD in its place, so that nobody else meets one.
+JSON's grammar allows an escaped lone surrogate (``"\ud83d"``), and JavaScript writes one for an emoji that was cut in
+two, but no encoder accepts it. :func:`repaired` replaces it with U+FFFD, so that no other code has to handle it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import msgspec
 T = TypeVar("T")
 
 MAX_ITEMS: Final = 100_000
-"""Members or items that are made objects of at a time. A line of 16 MiB may hold eight million."""
+"""Maximum number of members or items that become Python objects at a time: a line of 16 MiB may have eight million."""
 MAX_DEPTH: Final = 500
-"""Levels of arrays and objects in a request line. The decoder calls itself for each, and a stack has an end."""
+"""Maximum nesting of arrays and objects in a request line: the decoder recurses, and the stack is finite."""
 
 _COMMA: Final = ord(",")
-# A string, an array or object of plain values, or a mark of structure.
+# A string, an array of plain values, or a structural character.
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|\[[^][{}"]*+\]|[][{},]', re.DOTALL)
 _HALF: Final = re.compile(
     rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|[c-fC-F](?<!\\u[dD][89abAB]..\\u[dD].)..)", re.DOTALL
 )
 _BACKSLASH, _NO_BACKSLASH = rb"\\", b"\0\0"
-_BRACKETS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as signed bytes: one more, one fewer
+_BRACKETS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as signed bytes: 1 and -1
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[{]}"))
 _WINDOW: Final = 1 << 18
 _BEYOND: Final = re.compile(rb"\\U(.{8})")
@@ -38,23 +38,23 @@ _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def repaired(data: bytes) -> bytes:
-    r"""JSON with ``\ufffd`` for each escaped half of a surrogate pair: as long as before."""
-    if rb"\u" not in data or b"\0" in data:  # a NUL is in no JSON
+    r"""Return JSON with ``\ufffd`` in place of each escaped lone surrogate. The length does not change."""
+    if rb"\u" not in data or b"\0" in data:  # JSON contains no NUL
         return data
-    # Escaped backslashes out of the way first: what follows them is text.
+    # Mask escaped backslashes first: a ``u`` after one of them is plain text.
     return _HALF.sub(rb"\\ufffd", data.replace(_BACKSLASH, _NO_BACKSLASH)).replace(_NO_BACKSLASH, _BACKSLASH)
 
 
 def decode_repaired(decode: Callable[[bytes], T], data: bytes) -> T:
-    """What a decoder makes of JSON, which is repaired where the decoder does not take it as it is.
+    """Decode JSON; if the decoder rejects it, repair it and decode it again.
 
     Raises:
         UnicodeDecodeError: it is not UTF-8.
-        msgspec.DecodeError: of ``decode``, also after the repair.
-        RecursionError: it has too many arrays and objects in each other.
+        msgspec.DecodeError: ``decode`` rejects it, also after the repair.
+        RecursionError: its arrays and objects are nested too deeply.
     """
     if not data.isascii():
-        data.decode()  # the decoder takes any bytes in strings that it skips
+        data.decode()  # the decoder accepts any bytes in strings that it skips
     try:
         return decode(data)
     except msgspec.DecodeError:
@@ -65,9 +65,9 @@ def decode_repaired(decode: Callable[[bytes], T], data: bytes) -> T:
 
 
 def escaped(data: bytes) -> bytes:
-    r"""JSON in UTF-8 as ASCII: ``\uXXXX`` for what is not. All else stays byte for byte.
+    r"""Return JSON in UTF-8 as ASCII, with ``\uXXXX`` for other characters and all else byte for byte.
 
-    Readers of lines cut at U+2028, U+2029 and U+0085 too, and then see more lines than there are.
+    Many readers also split lines at U+2028, U+2029 and U+0085, and would see more lines than there are.
 
     Raises:
         UnicodeDecodeError: it is not UTF-8.
@@ -75,8 +75,8 @@ def escaped(data: bytes) -> bytes:
     if data.isascii():
         return data
     text = data.decode()
-    # Python's own escapes, and then JSON's for two of their three forms. JSON has neither, where no escaped backslash
-    # stands before the letter.
+    # Python's escapes \xXX and \UXXXXXXXX are converted to JSON's \uXXXX. JSON itself contains neither, except after an
+    # escaped backslash, so these are masked first.
     masked = text.replace("\\\\", "\0\0") if "\\\\" in text and "\0" not in text else text
     data = masked.encode("ascii", "backslashreplace").replace(rb"\x", rb"\u00")
     if rb"\U" in data:
@@ -90,7 +90,7 @@ def _pair(found: re.Match[bytes]) -> bytes:
 
 
 def raw_object(data: bytes | msgspec.Raw | None) -> dict[str, msgspec.Raw] | None:
-    """The members of a JSON object as the bytes that they came as; ``None`` if it is none, or has too many."""
+    """Return the members of a JSON object as their original bytes, or ``None`` if it is no object or has too many."""
     if data is None or has_more_members(data, MAX_ITEMS):
         return None
     try:
@@ -100,7 +100,7 @@ def raw_object(data: bytes | msgspec.Raw | None) -> dict[str, msgspec.Raw] | Non
 
 
 def raw_items(data: bytes | msgspec.Raw | None) -> list[msgspec.Raw] | None:
-    """The same of an array."""
+    """Return the items of a JSON array as their original bytes, or ``None`` if it is no array or has too many."""
     if data is None or _has_more_items(data, MAX_ITEMS):
         return None
     try:
@@ -110,7 +110,7 @@ def raw_items(data: bytes | msgspec.Raw | None) -> list[msgspec.Raw] | None:
 
 
 def has_more_members(data: bytes | msgspec.Raw, maximum: int) -> bool:
-    """Whether an object has more than ``maximum`` members."""
+    """Return whether an object has more than ``maximum`` members."""
     data = bytes(data)
     return data.count(b":") > maximum and count_items(data, maximum) > maximum
 
@@ -121,12 +121,12 @@ def _has_more_items(data: bytes | msgspec.Raw, maximum: int) -> bool:
 
 
 def count_items(data: bytes, maximum: int) -> int:
-    """Items of an array or object that has some, without making objects of them; counting ends above ``maximum``."""
+    """Count the items of a non-empty array or object without decoding them. Counting stops above ``maximum``."""
     depth, items = 1, 1
     for found in _TOKEN.finditer(data, len(data) - len(data.lstrip()) + 1):
         token = data[found.start()]
         if token in b"[{":
-            depth += found.end() - found.start() == 1  # else it has ended too
+            depth += found.end() - found.start() == 1  # a longer token is a whole array
         elif token in b"]}":
             depth -= 1
         elif token == _COMMA and depth == 1:
@@ -137,7 +137,7 @@ def count_items(data: bytes, maximum: int) -> int:
 
 
 def is_deeper(data: bytes, maximum: int) -> bool:
-    """Whether a JSON text has arrays and objects in each other, more than ``maximum`` of them."""
+    """Return whether arrays and objects in a JSON text are nested more than ``maximum`` levels deep."""
     if data.count(b"[") + data.count(b"{") <= maximum:
         return False
     if b"\\" in data:
@@ -155,10 +155,10 @@ def is_deeper(data: bytes, maximum: int) -> bool:
 
 
 def raw_bytes(members: dict[str, msgspec.Raw]) -> bytes:
-    """A JSON object of such members."""
+    """Return a JSON object with these members."""
     return msgspec.json.encode(members)
 
 
 def is_null(raw: msgspec.Raw | None) -> bool:
-    """Whether a member is absent or null."""
+    """Return whether a member is absent or null."""
     return raw is None or bytes(memoryview(raw)[:1]) == b"n"

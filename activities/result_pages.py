@@ -1,9 +1,9 @@
-"""What is committed of a batch, page by page, while it runs and after its end.
+"""Returns the committed lines of a batch page by page, while it runs and after its end.
 
-While a batch runs, a page follows its feed (:mod:`activities.records.feed`), and the lines come from the parts and
-objects of its shards. After its end they come from the result files, in input order, without those that the client
-had when the batch ended: all before its position in the feed. So whoever follows a batch through its end gets each line
-once.
+While a batch runs, pages follow its feed (:mod:`activities.records.feed`), and the lines are read from the parts and
+shard objects. After its end, the lines are read from the result files in input order, without those before the
+client's position in the feed, which it received while the batch ran. So a client that reads past the end of a batch
+receives each line once.
 """
 
 from __future__ import annotations
@@ -28,31 +28,32 @@ from workflows.ids import ResultKind
 from workflows.types import BatchRecord
 
 PAGE_BYTES: Final = 4 << 20
-"""A page ends with the line that reaches it. Pages are held in memory, so a store that fails is an error response."""
+"""A page ends with the line that reaches this size. Pages are built in memory, so that a failure of the store becomes
+an error response."""
 ENTRY_LINES: Final = 1000
-"""After which an entry of a feed ends with the object that is being read."""
+"""Number of lines after which an entry of the feed ends, with the end of the object that is being read."""
 ENTRIES_A_SECOND: Final = 500
-"""Seconds between two looks for new lines are the number of a feed's entries by this, or a batch of days would get
-so many that nobody could read them again."""
+"""New lines are looked for every ``entries / ENTRIES_A_SECOND`` seconds, given the number of entries of the feed.
+Otherwise a batch of several days would get more entries than can be read again."""
 FEEDS_KEPT: Final = 32
-"""In memory, about a byte for each line of their batches."""
+"""Maximum number of feeds in memory. Each takes about a byte for each line of its batch."""
 LOOK_AGAIN: Final = 4
 
 _CURSOR: Final = re.compile(r"([0-9]{1,8})(?:-([0-9]{1,15})-([0-9]{1,15}))?")
 
 
 class Cursor(NamedTuple):
-    """How far a client has read."""
+    """The position up to which a client has read."""
 
     position: int = 0
-    """In the feed."""
+    """Position in the feed."""
     offsets: tuple[int, int] | None = None
-    """Bytes read of the output and the error file, once the batch has ended."""
+    """Bytes read of the output and of the error file, once the batch has ended."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Raises:
-        BadCursorError: it is none.
+        BadCursorError: the text is not a cursor.
         """
         match = _CURSOR.fullmatch(text)
         if not match:
@@ -65,7 +66,7 @@ class Cursor(NamedTuple):
 
 
 class BadCursorError(Exception):
-    """No page of this batch has ended there."""
+    """The cursor does not belong to a page of this batch."""
 
 
 class ResultsGoneError(Exception):
@@ -75,24 +76,24 @@ class ResultsGoneError(Exception):
 class Page(NamedTuple):
     lines: list[bytes]
     cursor: Cursor
-    """Of the next page."""
+    """Cursor of the next page."""
     is_last: bool
-    """Whether there is nothing behind it and never will be."""
+    """Whether no lines follow, now or later."""
 
 
 @dataclass
 class _Known:
-    """What this process knows of a batch."""
+    """The state of a batch's feed in this process."""
 
     feed: Feed
     lock: threading.Lock
     read: set[str]
-    """Parts and shard objects of which every line is in the feed."""
+    """Keys of parts and shard objects all of whose lines are in the feed."""
     looked_at: float = float("-inf")
 
 
 class ResultPages:
-    """All calls block.
+    """Reads pages of committed lines. All calls block.
 
     Raises:
         StoreError: from every method, when the store cannot be used.
@@ -106,11 +107,11 @@ class ResultPages:
         self._lock = threading.Lock()
 
     def page(self, tenant: str, batch_id: str, cursor: Cursor, limit: int, kind: ResultKind | None = None) -> Page:
-        """The lines behind a cursor that are committed: at most ``limit``, of one file or both.
+        """Return up to ``limit`` committed lines after a cursor, of one of the result files or, by default, of both.
 
         Raises:
-            BadCursorError: it is not of this batch.
-            ResultsGoneError: the batch has ended and the files are gone.
+            BadCursorError: the cursor is not one of this batch.
+            ResultsGoneError: the batch has ended, and its files were deleted or have expired.
         """
         known = self._known(tenant, batch_id)
         for _ in range(LOOK_AGAIN):
@@ -128,12 +129,12 @@ class ResultPages:
             except ObjectNotFoundError:
                 if final:
                     raise ResultsGoneError from None
-                continue  # the batch has ended meanwhile
+                continue  # the batch has ended in the meantime
             return Page(lines, Cursor(position), final is not None and position == known.feed.end)
         raise StoreError(f"what batch {batch_id} has committed vanishes while it is read")
 
     def count(self, tenant: str, batch_id: str, kind: ResultKind) -> int:
-        """Lines of one of the result files that are committed by now, or in the feed of a batch that has ended."""
+        """Return the number of committed lines of one of the result files; after the end, of those in the feed."""
         known = self._known(tenant, batch_id)
         final = self._catalog.get_final(tenant, batch_id)
         before = -1
@@ -143,7 +144,10 @@ class ResultPages:
         return known.feed.count(kind)
 
     def behind(self, tenant: str, batch_id: str, kind: ResultKind, count: int) -> Cursor:
-        """The cursor of a client that has read so many lines of one of the result files, and :meth:`count` said so."""
+        """Return the cursor after the first ``count`` lines of one of the result files.
+
+        Args: ``count`` is at most what :meth:`count` has returned.
+        """
         return Cursor(self._known(tenant, batch_id).feed.position_after(kind, count))
 
     def _known(self, tenant: str, batch_id: str) -> _Known:
@@ -159,9 +163,9 @@ class ResultPages:
     # New lines
 
     def _look(self, known: _Known, tenant: str, batch_id: str, wanted: int, *, at_once: bool = False) -> None:
-        """Have the feed reach so far, if enough is committed.
+        """Extend the feed to at least ``wanted`` lines, if enough lines are committed.
 
-        Args: ``at_once`` looks whenever the last look was.
+        Args: ``at_once`` looks for new lines even if it was done recently.
         """
         feed = known.feed
         with known.lock:
@@ -178,16 +182,16 @@ class ResultPages:
                     return
 
     def _new_lines(self, known: _Known, tenant: str, batch_id: str) -> tuple[list[FeedGroup], set[str], bool]:
-        """Committed lines that are not in the feed, about as many as an entry holds; the objects that have no others;
-        and whether these are all.
+        """Find committed lines that are not in the feed, about as many as an entry holds.
 
-        The batch's copy of its input never changes, so a line is the same one in every cut.
+        Returns the lines, the keys of the objects that contain no other new lines, and whether these are all new lines.
+        The batch's copy of its input never changes, so a line number means the same line in every shard table.
         """
         found: dict[tuple[str, int], dict[int, int]] = {}
         taken: set[int] = set()
         read: set[str] = set()
         is_all = True
-        # Parts first: of a shard that ends meanwhile, the object is there before they go.
+        # Parts first: when a shard ends, its shard object is written before its parts are deleted.
         for prefix in shard_keys.answers_prefixes(tenant, batch_id):
             for key in self._store.list(prefix):
                 if key not in known.read:
@@ -223,7 +227,7 @@ class ResultPages:
     def _read_feed(
         self, tenant: str, batch_id: str, feed: Feed, position: int, limit: int, kind: ResultKind | None
     ) -> tuple[list[bytes], int]:
-        """Lines from a position on, and the position behind them."""
+        """Return lines from a position on, and the position after them."""
         lines: list[bytes] = []
         size = 0
         for group in feed.groups(position):
@@ -271,15 +275,15 @@ class ResultPages:
 
 
 class _ResultFile:
-    """The lines of a result file from an offset on, one ahead."""
+    """The lines of a result file from an offset on, read one line ahead."""
 
     def __init__(self, catalog: Catalog, tenant: str, file_id: str | None, offset: int) -> None:
         self.offset = offset
-        """Bytes taken."""
+        """Offset of the next line in the file."""
         self.number = 0
-        """Of the next line, in the input."""
+        """Number of the input line that the next line answers."""
         self.line: bytes | None = None
-        """The next; ``None`` at the end."""
+        """The next line; ``None`` at the end of the file."""
         chunks: Iterator[bytes] = iter(())
         if file_id:
             record = catalog.find_file(tenant, file_id)
@@ -304,5 +308,5 @@ class _ResultFile:
     def _next(self) -> None:
         try:
             self.number, self.line = next(self._lines, (0, None))
-        except ValueError:  # an offset that is in the middle of a line
+        except ValueError:  # the offset is in the middle of a line
             raise BadCursorError from None

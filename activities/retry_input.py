@@ -1,7 +1,7 @@
-"""The input of a retry: that of the first batch, in which only the lines that are sent again are not blank.
+"""The input of a retry: that of the first batch, with all lines blanked that are not sent again.
 
-So a request keeps its line number, and the retry's result files are put together by line number: from its own lines,
-and from those of the first batch's files that it does not send again.
+So a request keeps its line number, and the retry's result files are merged by line number: from its own lines, and from
+those of the first batch's files whose requests it does not send again.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _COUNTS: Final = "counts"
 
 
 class RetryGoneError(Exception):
-    """What a retry needs is no longer stored; the message says what, as the end of a sentence."""
+    """A file or record that a retry needs no longer exists; the message says which, as the end of a sentence."""
 
 
 class Kept(BaseModel):
-    """What a retry takes over."""
+    """Counts and errors of the requests whose results a retry takes over."""
 
     counts: Counts
     errors: list[ErrorCount]
@@ -40,20 +40,20 @@ class Kept(BaseModel):
 
 class RetriedLines(NamedTuple):
     is_retried: bytearray
-    """A mark at each line number."""
+    """A 1 at the number of each line that is retried."""
     codes: Counter[str]
-    """Of all failed requests of the first batch."""
+    """Number of failed requests of the first batch by error code."""
     kept: ErrorTally
-    """The errors of those that are not retried."""
+    """Errors of the requests that are not retried."""
     requests: int
-    """That are retried."""
+    """Number of requests that are retried."""
 
 
 class RetryInput:
-    """What a retry takes from the batch that it retries. All calls block.
+    """Copies for a retry what it takes over from the batch that it retries. All calls block.
 
     Raises:
-        RetryGoneError: from every method, when something of it is no longer stored.
+        RetryGoneError: from every method, when a file or record that is needed no longer exists.
         StoreError: from every method, when the store cannot be used.
     """
 
@@ -62,7 +62,7 @@ class RetryInput:
         self._store = catalog.store
 
     def check(self, first: BatchRecord) -> None:
-        """See that all is there."""
+        """Check that all files that the retry needs still exist."""
         if is_address(first.spec.input_file_id):
             raise RetryGoneError(
                 f"its input was read from {first.spec.input_file_id}, which may hold something else by now"
@@ -76,7 +76,7 @@ class RetryInput:
                 self._file(first.spec.tenant, file_id, name)
 
     def retried(self, first: BatchRecord, codes: list[str]) -> RetriedLines:
-        """The failed lines of a batch that has ended, of these codes, or of all where there are none."""
+        """Return the failed lines of an ended batch that have one of these error codes; without codes, all of them."""
         tenant, file_id = first.spec.tenant, first.status.error_file_id
         found = RetriedLines(bytearray(), Counter(), ErrorTally(), 0)
         if not file_id:
@@ -95,9 +95,9 @@ class RetryInput:
         return found._replace(requests=count)
 
     def copy(self, spec: BatchSpec) -> None:
-        """Make a retry's own copies of all that it takes over: files may be deleted while it runs. Its input is last.
+        """Copy everything that a retry takes over, because files may be deleted while it runs. Its input comes last.
 
-        It overwrites what an attempt before has left, with the same.
+        May be repeated: it overwrites the copies of an earlier attempt with the same content.
         """
         first = self._first(spec)
         self.check(first)
@@ -124,7 +124,7 @@ class RetryInput:
             writer.commit()
 
     def kept(self, spec: BatchSpec) -> Kept:
-        """What a retry takes over, once its copies are made."""
+        """Return the counts and errors that a retry takes over. Its copies must exist."""
         return Kept.model_validate_json(self._store.get(keys.kept_key(spec.tenant, spec.batch_id, _COUNTS)))
 
     def _first(self, spec: BatchSpec) -> BatchRecord:
@@ -147,7 +147,7 @@ class RetryInput:
 
 
 def kept_lines(store: ObjectStore, spec: BatchSpec, kind: ResultKind) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file of the first batch, with their numbers, as a retry has copied it."""
+    """Return the lines of the retry's copy of a result file of the first batch, with their line numbers."""
     try:
         chunks = store.stream(keys.kept_key(spec.tenant, spec.batch_id, kind))
     except ObjectNotFoundError:  # the first batch had no such file
@@ -160,7 +160,7 @@ def _gone(name: str, file_id: str) -> RetryGoneError:
 
 
 def _blanked(chunks: Iterator[bytes], is_retried: bytearray) -> Iterator[bytes]:
-    """An input without what is in the other lines. Their ends stay, so that the lines that stay keep their numbers."""
+    """Yield an input with all lines blanked that are not retried. Line breaks remain, so line numbers do not change."""
     number = 1
     for chunk in chunks:
         pieces: list[bytes] = []

@@ -1,6 +1,6 @@
-"""TOML files of settings: read into a model, with one error for whatever is wrong.
+"""Reads TOML files of settings into models, and reports the first problem as an error.
 
-The error names the file, the line and the entry, and repeats no value: some of these files hold secrets.
+The error names the file, the line and the entry, but repeats no value, because some of these files contain secrets.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _MESSAGES: Final = {
     "model_type": "must be a table",
 }
 Location = Sequence[int | str]
-"""The way to a value, such as ``("keys", 1, "hash")``."""
+"""The path to a value, such as ``("keys", 1, "hash")``."""
 
 
 class SettingsFileError(ValueError):
-    """A file of settings cannot be used; the message says why, and in which line."""
+    """A settings file cannot be used; the message says why, and in which line."""
 
 
 def read_text(path: Path, name: str) -> str:
-    """The text of a file, which messages call ``name``.
+    """Return the text of a file, which error messages call ``name``.
 
     Raises:
         SettingsFileError: the file cannot be read.
@@ -58,10 +58,10 @@ class TomlFile:
             raise self._error(line, reason) from None
 
     def as_model(self, model: type[M]) -> M:
-        """The content of the file.
+        """Return the content of the file as a model.
 
         Raises:
-            SettingsFileError: the content does not fit the model.
+            SettingsFileError: the content does not match the model.
         """
         try:
             return model.model_validate(self._content)
@@ -72,7 +72,7 @@ class TomlFile:
             raise self.error(location, message) from None
 
     def error(self, location: Location, message: str) -> SettingsFileError:
-        """An error about the value at this location."""
+        """Return an error about the value at this location."""
         entry: Any = self._content
         names: list[str] = []
         for part in location:
@@ -88,9 +88,9 @@ class TomlFile:
         return SettingsFileError(f"{self._name}, line {line}: {message}")
 
     def _line_of(self, location: Location) -> int:
-        """Where a value is, or else the table around it, or else the top of the file.
+        """Return the line of a value, or else of the table that contains it, or else the first line.
 
-        Parsers that keep lines are slow and large; this only has to find a key in a table.
+        TOML parsers that keep line numbers are slow and large; this only has to find a key in a table.
         """
         match location:
             case (str(table), int(index), *rest):
@@ -101,12 +101,15 @@ class TomlFile:
                 start, end = self._table(rf"\[\s*{re.escape(table)}\s*\.\s*{_quoted(name)}\s*\]", 0)
             case _:
                 start, end, rest = 0, 0, []
-        if not start:  # written in another way
+        if not start:  # the table is written in another way
             return self._find(str(location[0]), 0, len(self._lines)) if location else 1
         return self._find(str(rest[0]), start, end, default=start) if rest else start
 
     def _table(self, header: str, index: int, inner: str = "$never") -> tuple[int, int]:
-        """The first and the last line of the table with the nth such header; zeros where there is none."""
+        """Return the first and the last line of the table with the nth matching header, or zeros if there is none.
+
+        Args: ``inner`` matches the headers of tables inside this one, which do not end it.
+        """
         starts = [number for number, line in enumerate(self._lines, 1) if re.match(rf"\s*{header}", line)]
         if index >= len(starts):
             return 0, 0

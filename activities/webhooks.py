@@ -1,7 +1,7 @@
-"""Webhook endpoints, from the settings or a TOML file, and the signed events that are sent to them.
+"""Webhook endpoints from the settings or a TOML file, and the signed events that are sent to them.
 
-The shape of event, headers and signature is that of OpenAI's webhooks, which follow the Standard Webhooks
-specification, so the ``openai`` package verifies them.
+Events, headers and signatures have the format of OpenAI's webhooks, which follow the Standard Webhooks specification,
+so the ``openai`` package can verify them.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _PREFIX: Final = "whsec_"
 
 
 def check_url(value: str) -> str:
-    """The address of an endpoint, if it can be one.
+    """Return the URL of an endpoint if it is valid.
 
     Raises:
-        ValueError: it cannot; the message does not repeat it, since it may hold a secret.
+        ValueError: the URL is not valid; the message does not repeat it, because it may contain a secret.
     """
     try:
         parts = urlsplit(value)
@@ -50,10 +50,10 @@ def check_url(value: str) -> str:
 
 
 def signing_key(secret: str) -> bytes:
-    """The bytes that sign: those behind ``whsec_``, in base64, or else the secret as it is.
+    """Return the bytes of the signing key: the base64 after ``whsec_``, or else the secret itself.
 
     Raises:
-        ValueError: there are none; the message does not repeat the secret.
+        ValueError: the secret is empty or is not valid base64; the message does not repeat it.
     """
     if not secret.startswith(_PREFIX):
         key = secret.encode()
@@ -128,13 +128,13 @@ class Endpoint(BaseModel):
 
     name: str
     url: SecretStr
-    """Secret, because path and query often are."""
+    """A secret, because the path and the query often contain one."""
     secrets: tuple[SecretStr, ...]
-    """The first is the newest; all sign, so that a receiver may still hold an older one."""
+    """The newest first. All of them sign each event, so that a receiver may still use an older one."""
     tenants: frozenset[str] | None = None
-    """Whose events these are; ``None``: everybody's."""
+    """The tenants whose events are sent; ``None`` for all."""
     events: frozenset[str] | None = None
-    """Their types; ``None``: all."""
+    """Types of the events that are sent; ``None`` for all."""
 
     def is_for(self, tenant: str) -> bool:
         return self.tenants is None or tenant in self.tenants
@@ -156,13 +156,13 @@ class Endpoints:
         return [name for name, endpoint in self._by_name.items() if endpoint.is_for(tenant)]
 
     def find(self, name: str, tenant: str) -> Endpoint | None:
-        """The tenant's endpoint of this name."""
+        """Return the endpoint with this name if it receives the tenant's events, else ``None``."""
         endpoint = self._by_name.get(name)
         return endpoint if endpoint and endpoint.is_for(tenant) else None
 
 
 def load_endpoints(url: str, secret: SecretStr, file: str) -> Endpoints:
-    """The endpoint of the settings and those of the file.
+    """Return the endpoint of the settings, if there is one, and those of the file.
 
     Raises:
         ValueError: the file cannot be used; the message names the line or the entry.
@@ -193,13 +193,15 @@ def _read_file(path: str) -> Iterator[Endpoint]:
 
 
 def event_body(event_id: str, event: str, created_at: int, batch_id: str) -> bytes:
-    """The event. It holds no data of the batch, so that a receiver reads the batch and never trusts an old event."""
+    """Return an event as JSON. It has no data of the batch but its id, so that receivers read the batch's current data
+    instead of trusting an old event.
+    """
     body = {"id": event_id, "object": "event", "type": event, "created_at": created_at, "data": {"id": batch_id}}
     return json.dumps(body, separators=(",", ":")).encode()
 
 
 def signature(secrets: Sequence[SecretStr], webhook_id: str, timestamp: int, body: bytes) -> str:
-    """The ``webhook-signature`` header: one for each secret."""
+    """Return the ``webhook-signature`` header, with one signature for each secret."""
     signed = f"{webhook_id}.{timestamp}.".encode() + body
     digests = (hmac.digest(signing_key(secret.get_secret_value()), signed, hashlib.sha256) for secret in secrets)
     return " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in digests)

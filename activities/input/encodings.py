@@ -1,4 +1,4 @@
-"""Recognizes files that are not JSON lines in UTF-8, so that one error names the format."""
+"""Recognizes files that are not JSON Lines in UTF-8, so that a single error names their format."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _WIDE: Final = {
     b"\xfe\xff": "UTF-16 (big endian)",
 }
 _OPENED: Final = re.compile(rb'\{[ \t\r]*\n\s*"')
-"""The beginning of an object that goes on in the next line."""
+"""The beginning of a JSON object that continues on the next line."""
 
 
 def file_error(head: bytes) -> str | None:
-    """What a whole file is, by its first bytes, where it cannot be JSON lines in UTF-8."""
+    """Return an error message if the first bytes of a file show that it is not JSON Lines in UTF-8, else ``None``."""
     for magic, name in _PACKED.items():
         if head.startswith(magic):
             return f"The file is {name}. {UTF8_IS_WANTED} Unpack it, and upload it again."
@@ -42,7 +42,7 @@ def file_error(head: bytes) -> str | None:
 
 
 def _wide_without_mark(head: bytes) -> str | None:
-    # JSON begins with an ASCII character, so its other bytes are zero.
+    # JSON begins with an ASCII character, whose other bytes are zero in UTF-16 and UTF-32.
     zeros = [not byte for byte in head[:4]]
     if zeros == [False, True, True, True] or zeros == [True, True, True, False]:
         return "UTF-32"
@@ -52,7 +52,7 @@ def _wide_without_mark(head: bytes) -> str | None:
 
 
 def line_error(data: bytes) -> str | None:
-    """What is wrong with the encoding of a line that is not JSON, if that is what is wrong with it."""
+    """Return an error message if a line is not valid JSON because of its encoding, else ``None``."""
     if b"\0" in data:
         return f"This line holds NUL bytes, as UTF-16 and UTF-32 do. {UTF8_IS_WANTED} Convert the file to it."
     try:

@@ -1,4 +1,4 @@
-"""Lines of the input: reading them as a stream, and the one shape that a request line has."""
+"""Reads the lines of an input as a stream, and parses request lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from activities.raw_json import decode_repaired, repaired
 
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 HEAD_BYTES: Final = 4096
-"""Of a line that is too long to hold, for its ``custom_id``."""
+"""Number of bytes that are kept of a line that is too long to hold in memory, to find its ``custom_id``."""
 
 _BLANK_LINES: Final = re.compile(rb"(?:[ \t\r\v\f]*+\n)++")
 _SPACE: Final = ord(" ")
@@ -23,19 +23,22 @@ _CUSTOM_ID: Final = re.compile(
 
 class Line(NamedTuple):
     number: int
-    """Physical, from 1; blank lines count."""
+    """Number of the physical line, from 1; blank lines count."""
     offset: int
-    """Bytes from the start of what was read."""
+    """Bytes from the start of the stream."""
     length: int
-    """Bytes, with the line's end."""
+    """Bytes of the line, including its line break."""
     data: bytes | None
-    """Without line end and byte order mark; ``None`` for one that is too long to hold."""
+    """The line without surrounding white space and byte order mark; ``None`` if it is too long to hold in memory."""
     head: bytes = b""
     """The first bytes of a line that is too long."""
 
 
 def read_lines(chunks: Iterable[bytes], max_bytes: int, *, first_line: int = 1) -> Iterator[Line]:
-    """Cut a stream into lines, holding one at a time; blank ones are counted only. The last needs no line end."""
+    """Split a stream into lines, holding one in memory at a time, if it has at most ``max_bytes``.
+
+    Blank lines are counted but not returned. The last line needs no line break.
+    """
     number, offset = first_line, 0
     held: list[bytes] = []
     length = 0
@@ -47,7 +50,7 @@ def read_lines(chunks: Iterable[bytes], max_bytes: int, *, first_line: int = 1) 
                 offset += blank.end() - start
                 start = blank.end()
                 continue
-            if not length and number > 1 and end - start < max_bytes:  # as _line has it, for most lines
+            if not length and number > 1 and end - start < max_bytes:  # the same as _line, but faster for most lines
                 if data := chunk[start:end].strip():
                     yield Line(number, offset, end + 1 - start, data)
                 number, offset, start = number + 1, offset + end + 1 - start, end + 1
@@ -78,7 +81,7 @@ def _line(number: int, offset: int, length: int, pieces: list[bytes], max_bytes:
 
 
 class RequestLine(msgspec.Struct):
-    """A request line as its raw values. Absent members are empty; unknown ones are ignored."""
+    """The raw values of a request line. Absent members are empty; unknown members are ignored."""
 
     custom_id: msgspec.Raw = msgspec.Raw(b"")
     method: msgspec.Raw = msgspec.Raw(b"")
@@ -90,31 +93,31 @@ _decode_line = msgspec.json.Decoder(RequestLine).decode
 
 
 def parse_line(data: bytes) -> RequestLine:
-    """Parse a request line without looking into its values. Halves of surrogate pairs become U+FFFD.
+    """Parse a request line without parsing its values. Lone surrogates become U+FFFD.
 
     Raises:
-        UnicodeDecodeError: it is not UTF-8.
+        UnicodeDecodeError: the line is not UTF-8.
         ValueError: it is not a JSON object.
-        RecursionError: it has too many arrays and objects in each other.
+        RecursionError: its arrays and objects are nested too deeply.
     """
     return decode_repaired(_decode_line, data)
 
 
 def custom_id_of(line: Line) -> bytes | None:
-    """The ``custom_id`` of a line that is too long to hold, as JSON, if it stands at its beginning."""
+    """Return the ``custom_id``, as JSON, of a line that is too long to hold, if it is at the beginning of the line."""
     found = _CUSTOM_ID.match(line.head)
     if not found:
         return None
     custom_id = repaired(found[1])
     try:
         msgspec.json.decode(custom_id)
-    except ValueError:  # DecodeError is one, and so is what is not UTF-8
+    except ValueError:  # the base class of DecodeError, and of the error for invalid UTF-8
         return None
     return custom_id
 
 
 def request_of(line: Line) -> RequestLine:
-    """The request of a line that was found good; one that is too long to hold has a ``custom_id`` at most."""
+    """Return the request of a valid line. A line that is too long to hold has only a ``custom_id``, perhaps null."""
     if line.data is None:
         return RequestLine(custom_id=msgspec.Raw(custom_id_of(line) or b"null"))
     return parse_line(line.data)
@@ -124,7 +127,7 @@ TOO_LONG: Final = "line_too_large"
 
 
 def too_long(line: Line, max_bytes: int) -> str:
-    """Why a line that is too long is not sent, for its error line."""
+    """Return the message of the error line for a line that is too long to be sent."""
     return (
         f"The request was not sent: its line has {line.length} bytes, and EVERBATCH_MAX_LINE_BYTES allows "
         f"{max_bytes}. Split the request, or have the operator raise the limit."

@@ -1,7 +1,7 @@
-"""Checking large inputs in processes of their own: beside it, neither requests nor workflows wait for the interpreter.
+"""Validates large inputs in separate processes, so that requests and workflows do not wait for the interpreter lock.
 
-Run as a program, this module is such a process. It reads an input from a pipe, and answers with what came of it, until
-the pipe is closed: with the worker, however that ended.
+Run as a program, this module is such a process. It reads an input from a pipe, sends back the result, and repeats this
+until the pipe is closed, which happens at the latest when the worker ends, for whatever reason.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from activities.upstreams.routes import ModelRoutes
 from workflows.types import BatchSpec
 
 NICENESS: Final = 5
-"""What engines wait for goes first."""
+"""Niceness of the processes: work that engines wait for takes precedence."""
 END_SECONDS: Final = 5.0
 
 
 class ScanProcessEndedError(Exception):
-    """The process was killed, perhaps for want of memory. Another is started for the next input."""
+    """The process was killed, perhaps because memory ran out. Another one is started for the next input."""
 
 
 class ScanProcess:
-    """Checks one input at a time. All calls block."""
+    """Validates one input at a time. All calls block."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -37,14 +37,14 @@ class ScanProcess:
 
     @property
     def pid(self) -> int:
-        """0 while it does not run."""
+        """Id of the process, or 0 if it is not running."""
         return self._process.pid if self._process else 0
 
     def scan(self, chunks: Iterable[bytes], spec: BatchSpec, routes: ModelRoutes) -> Scanned:
-        """As :func:`activities.input.scan.scan_input`.
+        """Run :func:`activities.input.scan.scan_input` in the process, and raise its errors here.
 
         Raises:
-            ScanProcessEndedError: it did, in the middle of it.
+            ScanProcessEndedError: the process ended before it had finished.
         """
         pipe = self._pipe or self._start()
         try:
@@ -57,7 +57,7 @@ class ScanProcess:
         except (EOFError, OSError):
             self.close()
             raise ScanProcessEndedError("the process that checked the input ended in the middle of it") from None
-        except BaseException:  # from the chunks: what it has read of them is of no use
+        except BaseException:  # raised by the chunks: the process waits for the rest of an input that is incomplete
             self.close()
             raise
         if isinstance(answer, Exception):
@@ -67,17 +67,17 @@ class ScanProcess:
     def _start(self) -> Connection:
         self._pipe, theirs = Pipe()
         self._process = subprocess.Popen(
-            # -P: else a folder called activities where the command is run would be taken for ours.
+            # -P: otherwise Python would import from a folder called activities in the current directory.
             [sys.executable, "-P", "-m", __name__, str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C in a terminal is for the worker
+            start_new_session=True,  # so that Ctrl-C in a terminal reaches only the worker
         )
         theirs.close()
         return self._pipe
 
     def close(self) -> None:
-        """End it. May be repeated."""
+        """End the process. May be called repeatedly."""
         if self._pipe:
             self._pipe.close()
             self._pipe = None
@@ -88,7 +88,7 @@ class ScanProcess:
 
 
 class ScanProcesses:
-    """Several, each started when it is first needed. Lives on the worker's event loop."""
+    """A pool of processes, each started when it is first needed. Use it on the worker's event loop only."""
 
     def __init__(self, maximum: int) -> None:
         self._idle = [ScanProcess() for _ in range(maximum)]
@@ -96,7 +96,7 @@ class ScanProcesses:
 
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncGenerator[ScanProcess]:
-        """Wait for one, with heartbeats, and have it for a time."""
+        """Wait for an idle process, sending heartbeats, and reserve it within the context."""
         async with self._turns.turn("all tenants"):
             process = self._idle.pop()
             try:
@@ -122,7 +122,7 @@ def _answer(pipe: Connection) -> Scanned | Exception:
     except Exception as error:
         return error
     finally:
-        for _ in chunks:  # it may have seen enough before the end
+        for _ in chunks:  # the scan may end early; read the rest, so that the next input begins at its beginning
             pass
 
 

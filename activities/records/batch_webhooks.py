@@ -1,4 +1,4 @@
-"""Webhooks of single batches: their addresses and secrets are kept beside the batch, and never come into Temporal."""
+"""Webhooks of single batches. Their URLs and secrets are stored with the batch and never enter Temporal."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from activities.records.keys import webhook_key
 from activities.store.object_store import ObjectStore
 
 BATCH_WEBHOOK: Final = "(batch)"
-"""Its name among those of the operator, of which none can be called so."""
+"""Name of a batch's own webhook. The names of the operator's webhooks cannot contain parentheses."""
 
 
 class BatchWebhook(msgspec.Struct, frozen=True):
     url: str
     secret: str
     events: list[str] | None = None
-    """Their types; ``None``: all."""
+    """Types of the events to send; ``None`` for all."""
 
 
 class BatchWebhooks:
@@ -31,12 +31,12 @@ class BatchWebhooks:
         self._store = store
 
     def save(self, tenant: str, batch_id: str, webhook: BatchWebhook) -> None:
-        """Keep the webhook of a batch that is to be started. That of one which is there already stays."""
+        """Store the webhook of a batch before its start. Does nothing if one is already stored."""
         self._store.put_new(webhook_key(tenant, batch_id), msgspec.json.encode(webhook))
 
     def get(self, tenant: str, batch_id: str) -> BatchWebhook:
         """Raises:
-        ObjectNotFoundError: it has none, or ended so long ago that nobody is told any more.
+        ObjectNotFoundError: the batch has none, or ended so long ago that its webhook was deleted.
         """
         return msgspec.json.decode(self._store.get(webhook_key(tenant, batch_id)), type=BatchWebhook)
 

@@ -1,8 +1,8 @@
-"""Notes of creates of batches that have arrived but may not have been answered.
+"""Notes about requests to create a batch that have arrived, but whose response may not have reached the client.
 
-OpenAI's SDK sends a create again when its answer is lost, without an idempotency key. Such a resend belongs to an
-earlier try only where that try arrived. So each is noted before anything comes of it, and its note goes once its
-answer has been sent to a client that was still there. A note is an empty object,
+If a response is lost, OpenAI's SDK sends the request again, without an idempotency key. Such a resend can be matched to
+an earlier request only if that one arrived. So each request is noted before it has any effect, and its note is deleted
+once the response has been sent to a client that was still connected. A note is an empty object with the key
 ``creates/<tenant>/<digest>/<time>-<tries>-<batch id>``.
 """
 
@@ -16,7 +16,7 @@ from activities.store.object_store import ObjectStore
 from workflows.types import BatchSpec
 
 KEPT_SECONDS: Final = 6 * 3600
-"""After which nobody sends a create again."""
+"""Seconds after which a client is assumed not to send the request again."""
 _PREFIX: Final = "creates/"
 
 
@@ -25,7 +25,7 @@ class CreateNote(NamedTuple):
     batch_id: str
     created_ms: int
     tries: int
-    """Of the same create before it."""
+    """Number of times that the client had sent the same request before."""
 
 
 class CreateNotes:
@@ -41,24 +41,24 @@ class CreateNotes:
 
     def add(self, spec: BatchSpec, digest: str, tries: int) -> CreateNote:
         """Args:
-        spec: what the create asks for.
-        digest: of all that the client wrote.
-        tries: how often its client had sent it before.
+        spec: the specification of the requested batch.
+        digest: digest of everything that the client sent.
+        tries: number of times that the client had sent the request before.
         """
         key = f"{_PREFIX}{spec.tenant}/{digest}/{spec.created_ms:013d}-{tries}-{spec.batch_id}"
         self._store.put(key, b"")
         return CreateNote(key, spec.batch_id, spec.created_ms, tries)
 
     def remove(self, note: CreateNote) -> None:
-        """The create has been answered, or nothing is to come of it: no resend belongs to it."""
+        """Delete the note of a request that was answered or had no effect, so that no resend is matched to it."""
         self._store.delete(note.key)
 
     def find(self, tenant: str, digest: str) -> list[CreateNote]:
-        """Oldest first."""
+        """Return the notes of equal requests of a tenant, oldest first."""
         return [_note(key) for key in self._store.list(f"{_PREFIX}{tenant}/{digest}/")]
 
     def remove_old(self) -> None:
-        """Of all tenants, those that nobody sends again any more."""
+        """Delete the notes of all tenants that are older than ``KEPT_SECONDS``."""
         oldest = (self._clock() - KEPT_SECONDS) * 1000
         for key in self._store.list(_PREFIX):
             if _note(key).created_ms < oldest:

@@ -1,9 +1,9 @@
 """The feed of a batch: the order in which its committed lines are shown while it runs.
 
-An answer moves: from a part to the object of its shard, and to a result file at the end. What stays is its line
-number. So each look at a running batch that finds new committed lines writes their numbers as the next entry,
-``feed/<position of its first line>``. Where several processes write the same entry, one succeeds and the others read
-it: all show one order, and a position in it is a number that outlives them.
+An answer moves from a part to the shard object, and to a result file at the end, but its line number stays the same. So
+whenever a process finds new committed lines of a running batch, it writes their numbers as the feed's next entry,
+``feed/<position of its first line>``. If several processes write the same entry, one succeeds and the others read it.
+Therefore all processes show the same order, and a position in it stays valid when they restart.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from workflows.ids import ResultKind
 
 
 class FeedGroup(NamedTuple):
-    """Lines of one shard, in input order. Those of the error file are negative."""
+    """Line numbers of one shard, in input order. The numbers of lines of the error file are negative."""
 
     cut: str
     shard: int
@@ -42,11 +42,11 @@ class Feed:
         self._store = store
         self._prefix = feed_prefix(tenant, batch_id)
         self.starts: list[int] = []
-        """Places of the first lines of all entries."""
+        """Position of the first line of each entry."""
         self._outputs: list[int] = []
-        """Lines of the output file before each entry."""
+        """Number of lines of the output file before each entry."""
         self.end = 0
-        """Lines in it."""
+        """Number of lines in the feed, which is also the position of the next line."""
         self._outputs_end = 0
         self._seen = bytearray()
 
@@ -54,7 +54,7 @@ class Feed:
         return line < len(self._seen) and bool(self._seen[line])
 
     def sync(self) -> None:
-        """Take up what other processes have written."""
+        """Read the entries that other processes have written."""
         keys = list(self._store.list(self._prefix, self._key(self.starts[-1]) if self.starts else ""))
         for key, data in zip(keys, read_ahead(self._store.get, keys, self._store.reads_at_once), strict=True):
             if key != self._key(self.end):
@@ -62,7 +62,7 @@ class Feed:
             self._take(data)
 
     def append(self, groups: list[FeedGroup]) -> bool:
-        """Write the next entry; whether it was this one, and not that of another process."""
+        """Write the next entry. Returns ``False`` if another process has written a different one, which is read."""
         data = msgspec.json.encode(groups)
         written = self._store.put_new(self._key(self.end), data)
         self._take(written)
@@ -77,7 +77,7 @@ class Feed:
             _mark(self._seen, lines)
 
     def groups(self, position: int, end: int | None = None) -> Iterator[FeedGroup]:
-        """The lines from a position on, up to the feed's present end or an earlier one."""
+        """Yield the lines from a position up to ``end``, which is by default the current end of the feed."""
         end = self.end if end is None else end
         first = bisect.bisect_right(self.starts, position) - 1
         for start in self.starts[max(first, 0) :]:
@@ -90,7 +90,7 @@ class Feed:
                 start += len(group.lines)
 
     def lines_before(self, position: int) -> bytearray:
-        """A mark at the number of each line before a position."""
+        """Return an array with a 1 at the number of each line before a position. It must not be modified."""
         if position == self.end:
             return self._seen
         seen = bytearray()
@@ -99,11 +99,15 @@ class Feed:
         return seen
 
     def count(self, kind: ResultKind) -> int:
-        """Lines of one of the result files."""
+        """Return the number of the feed's lines that belong to one of the result files."""
         return self._outputs_end if kind == "output" else self.end - self._outputs_end
 
     def position_after(self, kind: ResultKind, count: int) -> int:
-        """The position behind so many lines of a result file, if there are so many."""
+        """Return the position after the first ``count`` lines of a result file.
+
+        Raises:
+            ValueError: the feed has fewer lines of it.
+        """
         if not count:
             return 0
         before = [

@@ -1,8 +1,8 @@
 """Files uploaded with an idempotency key, from which their id is derived.
 
-A key stands for one upload for good, also once the file is deleted or has expired: ``keys/<tenant>/<file id>`` holds
-the digest of the upload. Only the upload that has bound the key may write the file's content, so that no
-two contents meet under one id.
+A key belongs to one upload permanently, even after the file is deleted or has expired: ``keys/<tenant>/<file id>``
+holds the digest of the upload. Only the upload to which the key is bound may write the file's content, so that an id
+never has two different contents.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ class KeyedFiles:
         self._catalog = catalog
 
     def bind_key(self, tenant: str, record: FileRecord) -> bool:
-        """Let the key stand for this upload, if it stands for no other; whether it does."""
+        """Bind the key to this upload. Returns whether the key is now bound to it, and not to a different upload."""
         digest = record.digest.encode()
         return self._catalog.store.put_new(f"keys/{tenant}/{record.id}", digest) == digest
 
     def save(self, tenant: str, record: FileRecord) -> FileRecord:
-        """Publish a file whose content is in the store; what is there then, where the same upload did at that time.
+        """Publish a file whose content is in the store.
+
+        Returns the published record, which is another one if the same upload was published concurrently.
 
         Raises:
-            StoreError: also where somebody deletes the file at this moment.
+            StoreError: also if the file is being deleted at this moment.
         """
         store, index = self._catalog.store, index_key(tenant, file_index(record.purpose), record.index_entry)
         store.put(index, b"")

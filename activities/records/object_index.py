@@ -1,7 +1,7 @@
 """The index that lists files and batches by time: empty objects whose keys hold all information.
 
-Newest first, in folders of 28 hours, 17 minutes and one second, so that a page reads the folders that it needs. Each
-purpose of files has an index of its own.
+Entries sort newest first, in nested folders of 28 hours, 17 minutes and one second, so that reading a page only reads
+the folders that it needs. Each file purpose has a separate index.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Final, NamedTuple
 from activities.store.object_store import ObjectStore
 
 PURPOSES: Final = ("assistants", "batch", "batch_output", "evals", "fine-tune", "user_data", "vision")
-"""Of files."""
+"""The purposes of files."""
 _LAST_MS: Final = 9_999_999_999_999
 
 
 class IndexEntry(NamedTuple):
-    """Of a file or a batch in its list. It stays when the thing itself is gone."""
+    """The entry of a file or a batch. It may outlive the file or batch."""
 
     id: str
     created_ms: int
 
     @property
     def name(self) -> str:
-        """Below its index, in whose order it is listed."""
+        """The key below the prefix of its index; entries are listed in the order of these names."""
         inverted = f"{_LAST_MS - self.created_ms:013d}"
         return f"{inverted[:5]}/{inverted[5:7]}/{inverted[7:10]}/{inverted}-{self.id}"
 
 
 def file_index(purpose: str) -> str:
-    """The kind of index that files of a purpose are in."""
+    """Return the kind of the index that lists files of a purpose."""
     return f"files/{purpose}"
 
 
@@ -42,8 +42,8 @@ def index_key(tenant: str, kind: str, entry: IndexEntry) -> str:
 def index_entries(
     store: ObjectStore, tenant: str, kinds: Iterable[str], after: IndexEntry | None, ascending: bool
 ) -> Iterator[IndexEntry]:
-    """Those in some indexes that were created before ``after`` (behind it, where ``ascending``), newest first unless
-    ``ascending``.
+    """Yield the entries of several indexes, newest first, or oldest first if ``ascending``. Args: ``after`` is the
+    entry after which to begin, in that order.
     """
     lists = [_entries(store, tenant, kind, after, ascending) for kind in kinds]
     return heapq.merge(*lists, key=lambda entry: entry.name, reverse=ascending)
@@ -61,7 +61,7 @@ def _entries(
 
 
 def drop_entries(store: ObjectStore, tenant: str, file_id: str) -> None:
-    """All entries of a file whose purpose and time are not known. Reads all of the indexes."""
+    """Delete all entries of a file whose purpose and time are not known. Reads all file indexes."""
     for purpose in PURPOSES:
         for key in store.list(_prefix(tenant, file_index(purpose))):
             if key.endswith(f"-{file_id}"):

@@ -1,4 +1,4 @@
-"""Reads many small objects in order, several at a time if each waits for the network."""
+"""Reads many small objects in order, several of them concurrently if each read waits for the network."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ R = TypeVar("R")
 
 
 def read_ahead(read: Callable[[T], R], items: Iterable[T], at_once: int) -> Generator[R]:
-    """What ``read`` gives for each item, in their order. It blocks, and so does dropping it before its end.
+    """Yield the result of ``read`` for each item, in order. Blocks, also when the generator is closed early.
+
+    Calls ``read`` from up to ``at_once`` threads.
 
     Raises:
-        Exception: what ``read`` raised, at the place of its item.
+        Exception: whatever ``read`` raised, when its item's turn comes.
     """
     if at_once == 1:
         yield from map(read, items)

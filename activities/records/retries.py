@@ -1,8 +1,8 @@
-"""Which batch is the retry of which: ``batches/<tenant>/<batch id>/retries/<number>``, written beside the records of
-the batch that is retried, which do not change.
+"""Records which batch retries which, in ``batches/<tenant>/<batch id>/retries/<number>`` below the retried batch.
 
-A batch has one retry at a time. Of several that are asked for at once, one is noted, and all are answered with it. Only
-a retry that has ended without result files, so that nothing was taken over into it, makes room for another.
+The other records of the retried batch do not change. A batch has one retry at a time: if several are requested
+concurrently, one is recorded and all requests return it. Another retry is possible only after a retry that ended
+without result files, because that one has taken over nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from activities.store.object_store import ObjectNotFoundError
 class Retry(NamedTuple):
     batch_id: str
     codes: list[str]
-    """Of the requests that are retried; none stand for all."""
+    """Error codes of the requests that are retried; an empty list stands for all."""
 
 
 class Retries:
@@ -33,17 +33,17 @@ class Retries:
         self._catalog = catalog
 
     def latest(self, tenant: str, batch_id: str) -> Retry | None:
-        """The retry of a batch, also where it came to nothing."""
+        """Return the latest retry of a batch, even if it ended without result files, or ``None``."""
         key = next(self._catalog.store.list_backwards(retries_prefix(tenant, batch_id)), None)
         return self._read(key) if key else None
 
     def is_retried(self, tenant: str, batch_id: str) -> bool:
-        """Whether the batch has a retry that leaves no room for another."""
+        """Return whether the batch has a retry that prevents another one."""
         latest = self.latest(tenant, batch_id)
         return latest is not None and not self._came_to_nothing(tenant, latest)
 
     def claim(self, tenant: str, batch_id: str, wanted: Retry) -> Retry:
-        """The retry of a batch: the one that is there, unless it came to nothing, or else ``wanted``."""
+        """Record ``wanted`` as the retry of a batch, unless a retry prevents it. Returns the retry that is in force."""
         store, prefix, number = self._catalog.store, retries_prefix(tenant, batch_id), 0
         while True:
             key = f"{prefix}{number:06d}"
@@ -53,7 +53,7 @@ class Retries:
             number += 1
 
     def release(self, tenant: str, batch_id: str, retry: Retry) -> None:
-        """Forget a retry that was not started."""
+        """Delete the record of a retry that was not started."""
         for key in self._catalog.store.list(retries_prefix(tenant, batch_id)):
             if self._read(key) == retry:
                 self._catalog.store.delete(key)

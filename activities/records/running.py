@@ -1,4 +1,4 @@
-"""The running batches of tenants with limits, counted in the store, which all processes share."""
+"""Counts the running batches of tenants with limits, in the store, which all processes share."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from workflows.types import BatchError, BatchSpec, ValidateResult
 
 
 class RunningBatches:
-    """Each counted batch has an object from before its start until its final record is there. All calls block.
+    """Each counted batch has an object from before its start until its final record is written. All calls block.
 
-    Limits are exact within one process. Two that admit at the same moment may together go over by what each admits.
+    Limits are exact within one process. Two processes that admit batches at the same moment may together exceed a limit
+    by what each admits.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -28,26 +29,29 @@ class RunningBatches:
         return [key.removeprefix(prefix) for key in self._store.list(prefix)]
 
     def add(self, tenant: str, batch_id: str, requests: int = 0) -> None:
-        """Args: ``requests`` is 0 before the input is checked."""
+        """Count a batch. Args: ``requests`` is its number of requests, or 0 before its input is validated."""
         self._store.put(active_key(tenant, batch_id), str(requests).encode())
 
     def remove(self, tenant: str, batch_id: str) -> None:
         self._store.delete(active_key(tenant, batch_id))
 
     def answers_bytes(self, tenant: str) -> int:
-        """Bytes of the answers of all counted batches that are committed and not in result files yet."""
+        """Return the bytes of committed answers of all counted batches that are not in result files yet."""
         prefixes = (prefix for batch_id in self.ids(tenant) for prefix in answers_prefixes(tenant, batch_id))
         return sum(map(self._store.bytes_below, prefixes))
 
     def admit(self, spec: BatchSpec, result: ValidateResult) -> ValidateResult:
-        """Count the requests of a batch whose input is valid, or fail it where they are too many for its tenant."""
+        """Count the requests of a batch whose input is valid.
+
+        Returns ``result``, or a result with an error if the requests are too many for the batch's tenant.
+        """
         if not spec.counts_towards_limits or result.errors:
             return result
         with self._lock:
             others = [batch_id for batch_id in self.ids(spec.tenant) if batch_id != spec.batch_id]
             maximum = spec.max_queued_requests
             if maximum is not None and self._queued(spec.tenant, others) > maximum - result.total:
-                # A worker that was thought dead may have written the object of a batch that has ended.
+                # A worker that was thought dead may have written the object of a batch after the batch had ended.
                 others = [batch_id for batch_id in others if not self._removed_if_ended(spec.tenant, batch_id)]
                 if (queued := self._queued(spec.tenant, others)) > maximum - result.total:
                     error = _too_many_queued(spec, result, maximum, queued)
@@ -58,7 +62,7 @@ class RunningBatches:
     def _queued(self, tenant: str, batch_ids: list[str]) -> int:
         total = 0
         for batch_id in batch_ids:
-            with contextlib.suppress(ObjectNotFoundError):  # it has ended meanwhile
+            with contextlib.suppress(ObjectNotFoundError):  # the batch has ended in the meantime
                 total += int(self._store.get(active_key(tenant, batch_id)))
         return total
 
@@ -70,7 +74,7 @@ class RunningBatches:
 
 
 def _too_many_queued(spec: BatchSpec, result: ValidateResult, maximum: int, queued: int) -> BatchError:
-    # Clients look for the first words.
+    # Clients match on the first words of this message.
     if result.total > maximum:
         advice = "Waiting does not help: please divide the batch."
     else:

@@ -1,16 +1,16 @@
 """Records of uploads: files that arrive in parts (keys: :mod:`activities.records.keys`).
 
-Several API processes may serve one upload at a time. What has become of it follows from which of its objects are there:
+Several API processes may serve one upload concurrently. Its status follows from its objects in the store:
 
 ``ended.json``
-    is created once, and whoever creates it decides how the upload ends: it holds the file's record, or nothing where
-    the upload was cancelled. The file is published from it, and a repeated request publishes it if the first was
-    killed in between.
+    is created once, and the request that creates it decides how the upload ends: it holds the file's record, or
+    ``null`` if the upload was cancelled. The file is published from it. If the process is killed before that, a
+    repeated request publishes the file.
 otherwise
-    the upload is pending for an hour, then expired.
+    the upload is pending for an hour, and then expired.
 
-Parts may be in the store without being there: each is there once its key in ``arrived/`` is, which says in its name
-what completing needs to know, so that one listing tells it of all.
+A part counts only once its key below ``arrived/`` exists, even if its content is already in the store. The name of that
+key holds everything that completing the upload needs to know, so that one listing is enough.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from activities.store.object_store import ObjectNotFoundError, ObjectStore
 UploadStatus = Literal["pending", "completed", "cancelled", "expired"]
 
 UPLOAD_SECONDS: Final = 3600
-"""That an upload lives."""
+"""Seconds until a pending upload expires."""
 GRACE_SECONDS: Final = 3600
-"""That parts stay behind an upload's end, for a completion that began before it."""
+"""Seconds for which parts are kept after an upload expires, for a completion that began before."""
 
 
 _END: Final = TypeAdapter[FileRecord | None](FileRecord | None)
 
 
 class UploadRecord(BaseModel):
-    """What a client asked for."""
+    """The parameters with which a client created an upload."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -52,11 +52,11 @@ class UploadRecord(BaseModel):
     mime_type: str
     purpose: str
     lifetime: int | None
-    """Seconds that the file will live."""
+    """Seconds until the file expires; ``None`` if it does not."""
 
     @property
     def created_at(self) -> int:
-        """Unix seconds, as all times here."""
+        """Unix time in seconds, like all times here."""
         return self.created_ms // 1000
 
     @property
@@ -69,7 +69,7 @@ class UploadRecord(BaseModel):
 
 
 class ArrivedPart(NamedTuple):
-    """A part that is there."""
+    """A part that has arrived."""
 
     id: str
     bytes: int
@@ -79,29 +79,29 @@ class ArrivedPart(NamedTuple):
 
 
 class HeldBytes(NamedTuple):
-    """What an upload holds of its tenant's room."""
+    """The bytes of its tenant's storage limit that an upload uses."""
 
     announced: int
-    """For its file, while it is pending."""
+    """Announced size of its file, while the upload is pending."""
     arrived: int
-    """In parts. A part that is sent again is there twice."""
+    """Bytes in parts. A part that was sent twice counts twice."""
 
 
 @dataclass(frozen=True)
 class UploadState:
-    """An upload as it was at one moment."""
+    """The state of an upload at one moment."""
 
     record: UploadRecord
     status: UploadStatus
     file: FileRecord | None = None
-    """Once completed."""
+    """Record of the file, if the upload is completed."""
 
 
 class UploadRecords:
     """Uploads in a store. All calls block.
 
     Raises:
-        ObjectNotFoundError: for an id that is not there.
+        ObjectNotFoundError: there is no upload with this id.
         StoreError: when the store cannot be used.
     """
 
@@ -109,7 +109,7 @@ class UploadRecords:
         self._store = store
         self._catalog = Catalog(store)
         self._clock = clock
-        self._pending: dict[str, dict[str, UploadRecord]] = {}  # by tenant; what was read of them does not change
+        self._pending: dict[str, dict[str, UploadRecord]] = {}  # by tenant; a cache of records, which never change
 
     def create(self, tenant: str, record: UploadRecord) -> UploadState:
         self._catalog.remind("upload", tenant, record.id, record.kept_until)
@@ -123,17 +123,17 @@ class UploadRecords:
         return UploadState(record, "pending" if self._clock() < record.expires_at else "expired")
 
     def add_part(self, tenant: str, upload_id: str, part: ArrivedPart) -> None:
-        """Let a part be there whose content is in the store already."""
+        """Record the arrival of a part whose content is already in the store."""
         name = f"{part.id}-{part.bytes}-{part.newlines}-{part.is_open:d}"
         self._store.put(f"{arrived_prefix(tenant, upload_id)}{name}", b"")
 
     def parts(self, tenant: str, upload_id: str) -> dict[str, ArrivedPart]:
-        """The parts that are there, by id."""
+        """Return the parts that have arrived, by id."""
         parts = map(_arrived, self._store.list(arrived_prefix(tenant, upload_id)))
         return {part.id: part for part in parts}
 
     def held(self, tenant: str) -> dict[str, HeldBytes]:
-        """What each upload of a tenant holds. Parts are there until the upload is completed or deleted."""
+        """Return the bytes that each upload of a tenant uses. Parts count until they are deleted."""
         arrived: Counter[str] = Counter()
         pending: dict[str, UploadRecord | None] = {}
         for key in self._store.list(uploads_prefix(tenant)):
@@ -163,7 +163,7 @@ class UploadRecords:
         return None
 
     def md5(self, tenant: str, upload_id: str, parts: Iterable[ArrivedPart]) -> str:
-        """In hex, of the file that the parts are. Reads them all."""
+        """Return the MD5 digest, in hex, of the file that the parts make up. Reads all parts."""
         digest = hashlib.md5(usedforsecurity=False)
         for part in parts:
             for chunk in self._store.stream(upload_part_key(tenant, upload_id, part.id)):
@@ -171,18 +171,18 @@ class UploadRecords:
         return digest.hexdigest()
 
     def complete(self, tenant: str, upload_id: str, file: FileRecord, parts: Sequence[ArrivedPart]) -> UploadState:
-        """Make a file of parts, unless the upload has ended meanwhile; what became of it is in the answer.
+        """Make a file of the parts, unless the upload has ended in the meantime. Returns the state of the upload.
 
-        A file that came of it is there once :meth:`publish` has been called.
+        If it is completed, the file exists only after :meth:`publish` has been called.
 
         Raises:
-            ObjectNotFoundError: as it happens where the parts go because the upload has ended.
+            ObjectNotFoundError: a part no longer exists, for example because the upload has ended.
         """
         self._catalog.remind("file", tenant, file.id, file.first_look)
         sources = [upload_part_key(tenant, upload_id, part.id) for part in parts if part.bytes]
         self._store.compose(sources, content_key(tenant, file.id))
-        # The content of who comes too late stays for the janitor: another request may be about to publish it as the
-        # same file. An upload that expired meanwhile is completed nonetheless: its client asked in time.
+        # If this request is too late, it leaves the content to the janitor: another request may be about to publish it
+        # as the same file. An upload that has just expired is still completed, because its client asked in time.
         return self._end(tenant, upload_id, file)
 
     def _end(self, tenant: str, upload_id: str, file: FileRecord | None) -> UploadState:
@@ -191,10 +191,10 @@ class UploadRecords:
         return _ended(record, self._store.put_new(f"{prefix}ended.json", _END.dump_json(file)))
 
     def publish(self, tenant: str, upload: UploadState) -> UploadState:
-        """Bring a completion to its end, however far it has come. The client may have deleted the file since."""
+        """Finish a completion, whichever of its steps are already done. The client may have deleted the file since."""
         assert upload.file, "only a completed upload is published"
         try:
-            # Of two requests that complete at once the first publishes, and both answer the same.
+            # Of two concurrent completions, the first publishes the file, and both return the same record.
             upload = replace(upload, file=self._catalog.get_file(tenant, upload.file.id))
         except ObjectNotFoundError:
             if self._catalog.is_whole(tenant, upload.file.id):
@@ -203,7 +203,7 @@ class UploadRecords:
         return upload
 
     def cancel(self, tenant: str, upload_id: str) -> UploadState:
-        """Cancel an upload that is pending; what became of it is in the answer."""
+        """Cancel an upload if it is pending. Returns its state."""
         upload = self.get(tenant, upload_id)
         if upload.status == "pending":
             upload = self._end(tenant, upload_id, None)
@@ -212,7 +212,7 @@ class UploadRecords:
         return upload
 
     def delete_upload_leftovers(self, tenant: str, upload_id: str) -> None:
-        """Delete the parts of an upload that is over, and its record too once nobody may ask for it any more."""
+        """Delete the parts of an upload that has ended, and after :attr:`UploadRecord.kept_until` also its record."""
         with contextlib.suppress(ObjectNotFoundError):
             upload = self.get(tenant, upload_id)
             if self._clock() < upload.record.kept_until:
@@ -220,11 +220,11 @@ class UploadRecords:
                     self._delete_parts(tenant, upload_id)
                 return
         prefix = upload_prefix(tenant, upload_id)
-        self._store.delete(f"{prefix}created.json")  # first: without it, nothing below is looked at
+        self._store.delete(f"{prefix}created.json")  # first: without this record, nothing else below is read
         self._store.delete_prefix(prefix)
 
     def _delete_parts(self, tenant: str, upload_id: str) -> None:
-        self._store.delete_prefix(arrived_prefix(tenant, upload_id))  # first: what is named is there
+        self._store.delete_prefix(arrived_prefix(tenant, upload_id))  # first: a part named there must exist
         self._store.delete_prefix(f"{upload_prefix(tenant, upload_id)}parts/")
 
 

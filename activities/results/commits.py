@@ -1,4 +1,4 @@
-"""When the answers of a shard are committed: a moment after they come, and for as long as it takes."""
+"""Commits the answers of a shard shortly after they arrive, and retries for as long as the store is down."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Commits:
     """Commits the answers of one attempt at a shard as they arrive. While the store is down, nothing more is sent."""
 
     def __init__(self, log: ShardLog, limiter: Limiter, metrics: RequestMetrics, interval: float) -> None:
-        """Args: ``interval`` is how long an answer may wait for others, in seconds."""
+        """Args: ``interval`` is the maximum time in seconds that an answer waits for others to be committed with."""
         self._log = log
         self._limiter = limiter
         self._metrics = metrics
         self._interval = interval
         self._loop = asyncio.get_running_loop()
-        self._waiting_since: float | None = None  # the first answer that is not in the store
-        self._held: list[Held] = []  # of large answers that are not in the store
+        self._waiting_since: float | None = None  # loop time of the first answer that is not committed
+        self._held: list[Held] = []  # memory of large answers that are not committed
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self.wait: Wait | None = None
-        """What answers wait for, to be stored."""
+        """The wait for the store, while answers cannot be committed."""
 
     def hold(self, held: Held) -> None:
         """Release the memory of a large answer once it is stored."""
@@ -45,7 +45,7 @@ class Commits:
         self._release(self._held)
 
     def soon(self) -> None:
-        """Commit what is in the log and not in the store, if there is anything, within the interval."""
+        """Commit the log's uncommitted answers, if there are any, within the interval."""
         if not self._log.has_uncommitted:
             return
         if self._waiting_since is None:
@@ -54,10 +54,10 @@ class Commits:
             self._timer = self._loop.call_later(self._interval, self._begin)
 
     async def settle(self) -> None:
-        """Wait for a commit under way, and begin no other."""
+        """Wait for the commit in progress, and begin no other."""
         if self._task:
-            await asyncio.shield(self._task)  # a pause that comes now must not take it along
-        if self._timer:  # after the task, which may have set it
+            await asyncio.shield(self._task)  # a pause that cancels this call must not cancel the commit
+        if self._timer:  # checked after the task, which may have set it
             self._timer.cancel()
 
     async def drop(self) -> None:
@@ -68,7 +68,11 @@ class Commits:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def until_stored(self, store: Callable[[], Awaitable[T]]) -> T:
-        """Store answers, however long the store is down: they are paid for, so no attempt ends without them."""
+        """Store answers, however long the store is down: they are paid for, so no attempt may end without them.
+
+        Raises:
+            ObjectNotFoundError: the shard's parts no longer exist, and there is no result.
+        """
         blocked = False
         try:
             while True:
@@ -84,7 +88,7 @@ class Commits:
                     self._measure()
                     return stored
                 except ObjectNotFoundError:
-                    raise  # the parts are gone and nobody has finished: waiting brings nothing back
+                    raise  # the parts are deleted and there is no result: waiting does not bring them back
                 except StoreError as error:
                     if not blocked:
                         blocked = True
@@ -104,7 +108,7 @@ class Commits:
     async def _commit(self) -> None:
         await self.until_stored(self._log.commit)
         self._task = None
-        self.soon()  # what came meanwhile
+        self.soon()  # for answers that arrived during the commit
 
     def _release(self, held: list[Held]) -> None:
         for one in held:

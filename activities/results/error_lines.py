@@ -1,4 +1,4 @@
-"""What the lines of an error file say: codes and messages."""
+"""Reads the codes and messages of the lines of an error file."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class LineError(NamedTuple):
 
 
 def read_error(line: bytes) -> LineError:
-    """The error of an error line; of a strict one, which leaves it out, that of the response.
+    """Return the error of an error line. In strict mode the line has none, so the error is that of its response.
 
-    The code may enter Temporal, and so is a code whatever the line says; the message may not.
+    The code may enter Temporal, so anything that does not look like a code becomes ``NO_CODE``. The message must not.
     """
     try:
         decoded = _decode(line)

@@ -1,4 +1,4 @@
-"""Notices a batch whose first requests all get the same 404: a wrong address or a model that is not there."""
+"""Detects a batch whose first requests all receive the same 404: the address or the model is wrong."""
 
 from __future__ import annotations
 
@@ -15,27 +15,30 @@ from activities.store.object_store import ObjectNotFoundError, ObjectStore
 from activities.upstreams.answers import Answer
 
 FIRST_REQUESTS: Final = 50
-"""So many answers, all the same 404, and the batch fails."""
+"""The batch fails if this many first answers are all the same 404."""
 
 REMEMBERED: Final = 1_000
-"""Batches."""
+"""Maximum number of batches whose first answers are remembered."""
 
 _MAX_WORDS_LENGTH: Final = 200
 
 
 class FirstAnswers:
-    """What this process got for the first requests of one batch."""
+    """The answers that this process received to the first requests of one batch."""
 
     def __init__(self) -> None:
         self.differ = False
-        """Whether anything but one and the same 404 has come."""
+        """Whether the first answers are known not to be all the same 404."""
         self._count = 0
         self._first: Answer | None = None
         self._told: list[Callable[[], None]] = []
 
     @contextlib.contextmanager
     def watched(self, on_failure: Callable[[], None]) -> Generator[None]:
-        """Around the sending of requests of the batch: nothing more is to be sent once ``on_failure`` is called."""
+        """Watch the answers while requests of the batch are sent in this context.
+
+        Args: ``on_failure`` is called when the batch is to fail; nothing more may be sent after that.
+        """
         self._told.append(on_failure)
         try:
             if self.failure:
@@ -45,7 +48,7 @@ class FirstAnswers:
             self._told.remove(on_failure)
 
     def add(self, answer: Answer) -> None:
-        """Take in an answer of the engine itself, while they do not differ."""
+        """Record an answer of the engine itself. Not to be called any more once :attr:`differ` is true."""
         first = self._first = self._first or answer
         self._count += 1
         self.differ = answer.status != HTTPStatus.NOT_FOUND or answer.body != first.body
@@ -55,7 +58,7 @@ class FirstAnswers:
 
     @property
     def failure(self) -> str:
-        """Why the batch is to fail; empty if it is not."""
+        """The reason why the batch is to fail, or an empty string if it is not."""
         if self.differ or self._count < FIRST_REQUESTS or not self._first:
             return ""
         words = " ".join(self._first.message.split())[:_MAX_WORDS_LENGTH]
@@ -78,7 +81,7 @@ class FirstAnswersOfBatches:
 
 
 def has_output(store: ObjectStore, tenant: str, batch_id: str) -> bool:
-    """Whether a request of the batch was answered with success, in whichever process."""
+    """Return whether any process has committed a successful answer to a request of the batch."""
     parts, results = shard_keys.answers_prefixes(tenant, batch_id)
     if any(completed for _, completed, _, _ in shard_heads(store, results)):
         return True

@@ -1,7 +1,7 @@
-"""Lines of the output and error file, as bytes.
+"""Makes and reads lines of the output and error file, as bytes.
 
-The engine's body and the client's ``custom_id`` go in as they came, but for what is not ASCII: many readers cut lines
-at U+2028, U+2029 and U+0085 too, and would see more lines than there are.
+The engine's body and the client's ``custom_id`` are copied unchanged, except that characters beyond ASCII are escaped:
+many readers also split lines at U+2028, U+2029 and U+0085, and would see more lines than there are.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _ID: Final = re.compile(rb'\{"id":"batch_req_[0-9a-f]{24}([0-9a-f]{8})"')
 
 
 def line_number(data: bytes) -> int:
-    """The line of the input that a line of a result file answers.
+    """Return the number of the input line that a line of a result file answers.
 
     Raises:
-        ValueError: it is not the beginning of one.
+        ValueError: ``data`` is not the beginning of a line of a result file.
     """
     found = _ID.match(data)
     if not found:
@@ -40,10 +40,10 @@ def line_number(data: bytes) -> int:
 
 
 def result_lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """The lines of a result file, each with the number of the line of the input that it answers.
+    """Yield the lines of a result file, each preceded by the number of the input line that it answers.
 
     Raises:
-        ValueError: one is not of a result file.
+        ValueError: a line is not one of a result file.
     """
     held: list[bytes] = []
     for chunk in chunks:
@@ -60,10 +60,10 @@ def _encode(value: object) -> bytes:
 
 
 class OutputLines:
-    """Makes the lines of one batch. The same request gets the same id each time."""
+    """Makes the lines of one batch. The id of a request's line is always the same."""
 
     def __init__(self, batch_id: str, *, strict: bool = False) -> None:
-        """Args: ``strict`` leaves ``error`` null where there is an HTTP answer, as OpenAI does."""
+        """Args: ``strict`` makes ``error`` null if there is an HTTP response, as OpenAI does."""
         self._prefix = request_id_prefix(batch_id)
         self._strict = strict
 
@@ -71,14 +71,17 @@ class OutputLines:
         return b"%b,%b,%b}\n" % (self._head(line, custom_id), self._response(line, answer), b'"error":null')
 
     def error(self, line: int, custom_id: bytes, answer: Answer) -> bytes:
-        """A line for a refusal, or for the last of too many failures; ``response`` is null without an HTTP answer."""
+        """Return a line for a refusal or for the last of too many failures.
+
+        Its ``response`` is null if the answer has no body.
+        """
         response = self._response(line, answer) if answer.body else b'"response":null'
         if self._strict and answer.body:
             return b'%b,%b,"error":null}\n' % (self._head(line, custom_id), response)
         return self._with_error(line, custom_id, response, answer.code, answer.message)
 
     def refused(self, line: int, custom_id: bytes, code: str, message: str) -> bytes:
-        """A line for a request that is not sent."""
+        """Return a line for a request that was not sent."""
         return self._with_error(line, custom_id, b'"response":null', code, message)
 
     def missing(self, line: int, custom_id: bytes, reason: MissingReason) -> bytes:

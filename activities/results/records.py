@@ -1,14 +1,14 @@
-"""The form in which committed answers are stored.
+"""The format in which committed answers are stored.
 
-A part object is a run of records; a shard object is one head line and then the records of all its requests in
-input order. A record is a head line and, for an answer, the bytes of the finished output line, so that merging
+A part object is a sequence of records. A shard object is one head line, followed by the records of all its requests in
+input order. A record is a head line and, for an answer, the bytes of the finished output line, so that merging only
 copies bytes::
 
     17 output 3512 120 0 34 0       line, kind, bytes, input, cached, output and reasoning tokens
     {"id":"batch_req_…", …}
-    19 tried 2 1 0                  line 19 has no answer yet: what was tried, see :mod:`activities.results.tries`
-    0 waited […]                    for what the shard has waited, see :mod:`activities.results.shard_waits`; in a shard
-                                    object before all records
+    19 tried 2 1 0                  line 19 has no answer yet; its :class:`activities.results.tries.Tries`
+    0 waited […]                    the shard's waits, see :mod:`activities.results.shard_waits`; in a shard object
+                                    they precede all records
 """
 
 from __future__ import annotations
@@ -27,32 +27,35 @@ NO_USAGE: Final = Usage()
 
 
 class Record(NamedTuple):
-    """One answer, with its place in the object that holds it."""
+    """One answer and its position in the object that holds it."""
 
     line: int
     kind: ResultKind
     usage: Usage
     head: bytes
     offset: int
-    """Of the head line."""
+    """Byte offset of the head line in the object."""
     length: int
-    """Of the output line that follows the head line."""
+    """Bytes of the output line that follows the head line."""
 
 
 class RecordReader:
-    """Reads a part or shard object as a stream. After each record take its line or it is skipped."""
+    """Reads a part or shard object as a stream. A record's line is skipped unless it is read before the next record."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
         self._buffer = b""
         self._at: int = 0
-        self._base: int = 0  # of the buffer's first byte in the object
-        self._unread = 0  # bytes of the last record's output line
+        self._base: int = 0  # offset of the buffer's first byte in the object
+        self._unread = 0  # bytes left of the last record's output line
         self.tried: dict[int, Tries] = {}
         self.waits: list[PastWait] = []
 
     def shard_head(self) -> tuple[int, int, Usage] | None:
-        """Completed, failed and usage of a shard object. Call it first; ``None`` at the end of the object."""
+        """Read the head line of a shard object. Call this first.
+
+        Returns the numbers of completed and failed requests and their usage, or ``None`` if the object is empty.
+        """
         head = self._head_line()
         if head is None:
             return None
@@ -81,7 +84,11 @@ class RecordReader:
             )
 
     def line(self) -> Iterator[bytes]:
-        """The bytes of the last record's output line."""
+        """Yield the bytes of the last record's output line.
+
+        Raises:
+            StoreError: the object ends too early.
+        """
         while self._unread:
             if self._at == len(self._buffer) and not self._fill():
                 raise StoreError("a result object ends too early")
@@ -128,5 +135,5 @@ def tokens_text(usage: Usage) -> str:
 
 
 def encode_record(line: int, kind: ResultKind, data: bytes, usage: Usage = NO_USAGE) -> bytes:
-    """``data`` is an output or error line with its line end."""
+    """Return a record. Args: ``data`` is an output or error line including its line break."""
     return f"{line} {kind} {len(data)} {tokens_text(usage)}\n".encode() + data

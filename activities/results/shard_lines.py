@@ -1,4 +1,4 @@
-"""Reads committed lines of a shard back, whether it runs or has finished."""
+"""Reads committed lines of a shard, whether it is running or finished."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from workflows.types import ShardResult
 
 
 def lines_of_shard(store: ObjectStore, shard: ShardRef, wanted: list[int]) -> Iterator[bytes]:
-    """The bytes of committed lines, given in input order.
+    """Yield the bytes of committed lines. Args: ``wanted`` are the numbers of these lines, in input order.
 
     Raises:
-        ObjectNotFoundError: one is not stored any more.
+        ObjectNotFoundError: a line is not in the store any more.
     """
     if not wanted:
         return

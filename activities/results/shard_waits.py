@@ -1,4 +1,4 @@
-"""For what the attempts at a shard have waited, one after the other."""
+"""Records the waits of the attempts at a shard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WAITS: Final = TypeAdapter(list[PastWait])
 
 
 def encode_waits(waits: list[PastWait]) -> bytes:
-    """As a record of an object of a shard."""
+    """Return the waits as a record of a part or shard object."""
     return b"0 waited %b\n" % _WAITS.dump_json(waits)
 
 
@@ -24,7 +24,7 @@ def decode_waits(data: bytes) -> list[PastWait]:
 
 
 def newest(waits: Iterable[PastWait]) -> list[PastWait]:
-    """What several objects say of the waits of a shard, in whatever order: each as it was told last."""
+    """Merge the waits of a shard from several objects, in any order: the latest version of each wait wins."""
     found: dict[tuple[WaitKind, str, int], PastWait] = {}
     for wait in sorted(waits, key=lambda wait: (wait.times, wait.ended is not None, wait.ended or 0)):
         found[wait.kind, wait.subject, wait.began] = wait
@@ -32,16 +32,16 @@ def newest(waits: Iterable[PastWait]) -> list[PastWait]:
 
 
 class ShardWaits:
-    """Of one attempt, and of those before it. A wait may go on from one attempt to the next."""
+    """The waits of an attempt and of earlier ones. A wait may continue from one attempt to the next."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self.past: list[PastWait] = []
         self.has_changed = False
-        """Whether there is something to be stored."""
+        """Whether there are changes that are not in the store."""
 
     def begin(self, wait: Wait) -> None:
-        """Note that it is waited for this now and for nothing else; most often that is known already."""
+        """Record this as the only current wait. In most calls it already is."""
         now = int(self._clock())
         for index, one in enumerate(self.past):
             if one.ended is None and (one.kind, one.subject) == (wait.kind, wait.subject):
@@ -52,7 +52,7 @@ class ShardWaits:
         self.has_changed = True
 
     def end(self, *kinds: WaitKind) -> None:
-        """Args: ``kinds`` are of the waits that have ended; without them all have."""
+        """End the current waits of these kinds, or all current waits if no kinds are given."""
         now = int(self._clock())
         for index, one in enumerate(self.past):
             if one.ended is None and (not kinds or one.kind in kinds):
@@ -60,7 +60,7 @@ class ShardWaits:
                 self.has_changed = True
 
     def take_over(self, waits: Iterable[PastWait]) -> None:
-        """Those of another cut of the input."""
+        """Merge in the waits that were recorded under another shard table of the same input."""
         if past := newest([*self.past, *waits]):
             self.has_changed |= past != self.past
             self.past = past

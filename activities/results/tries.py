@@ -1,4 +1,4 @@
-"""What is remembered of a request that has no answer yet."""
+"""The record of a request that has no answer yet."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import NamedTuple
 
 
 class Tries(NamedTuple):
-    """What was tried to get an answer to a request. Numbers only grow, so the greater of two notes is the later."""
+    """How often a request was tried. The numbers only grow, so the greater of two records is the later one."""
 
     failed: int = 0
-    """Failures that count."""
+    """Number of counted failures."""
     alone: int = 0
-    """Sends after its worker was lost repeatedly, with no other suspect in flight in the process …"""
+    """Number of sends as the only suspect in flight in the process, after workers had been lost."""
     ended: int = 0
-    """… and those of them that came to an end, whichever. In the others the process went down."""
+    """Number of those sends that ended, with whatever outcome. During the others, the process went down."""
 
     @property
     def lost(self) -> int:
-        """Worker processes that were lost while it was the only suspect in flight."""
+        """Number of worker processes that were lost while the request was the only suspect in flight."""
         return self.alone - self.ended
 
     def merged(self, other: Tries) -> Tries:

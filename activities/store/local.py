@@ -1,7 +1,7 @@
 """The object store in a directory: the default, safe for several processes on one machine.
 
-An object is written to a temporary file, synced, renamed into place, and its folder synced, so that after a
-power cut it is there whole or not at all.
+An object is written to a temporary file, which is synced and renamed into place; then its folder is synced. So after a
+power failure the whole object exists or none of it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from activities.store.object_store import (
 RENAME_TRIES: Final = 100
 
 COPY_BYTES: Final = 1 << 30
-"""Asked of the system at a time; it copies what it likes of them."""
+"""Bytes that the operating system is asked to copy at a time; it may copy fewer."""
 
 _CONDITIONS: Final = {
     errno.ENOSPC: "its disk is full",
@@ -46,13 +46,13 @@ _NO_COPY_RANGE: Final = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSU
 def _failing(key: str) -> Generator[None]:
     try:
         yield
-    except OSError as error:  # also one that says "not found": it is a folder that is missing here, no object
+    except OSError as error:  # including "not found": here it is a folder that is missing, not an object
         raise _failure(key, error) from None
 
 
 def _failure(key: str, error: OSError) -> StoreError:
-    # The operating system's words without the path, and not chained to its error, which has it: the text may reach the
-    # Temporal UI, and Temporal keeps causes too.
+    # The text leaves out the path, and callers do not chain the original error, which contains it: both may reach the
+    # Temporal UI, because Temporal stores causes too.
     return StoreError.at(key, error.strerror or type(error).__name__, _CONDITIONS.get(error.errno or 0, ""))
 
 
@@ -73,27 +73,27 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each entry synced into its parent."""
+    """Create a folder and its parents, and sync each parent in which one is created."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)
     with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)  # prompts and answers are for their owner alone; files are, as mkstemp makes them
+        folder.mkdir(mode=0o700)  # only the owner may read prompts and answers; mkstemp creates files like that
     _sync_folder(folder.parent)
 
 
 def _move(source: str, target: Path) -> None:
-    """Move a file into its place, durably. Folders on the way are made; a delete that empties one removes it."""
+    """Move a file to its target durably, and create missing folders. Retries, as a delete removes empty folders."""
     for tries_left in reversed(range(RENAME_TRIES)):
         try:
             os.replace(source, target)
             break
-        except FileNotFoundError:  # no folder yet, or it went in between; unless the whole store has gone
+        except FileNotFoundError:  # the folder is missing or was just removed, unless the whole store is missing
             if not tries_left or not os.path.exists(source):
                 raise
-        with contextlib.suppress(FileNotFoundError):  # the one above it went
+        with contextlib.suppress(FileNotFoundError):  # its parent was just removed
             _make_folder(target.parent)
-    with contextlib.suppress(FileNotFoundError):  # deleted already, and its folder too
+    with contextlib.suppress(FileNotFoundError):  # the file and its folder have already been deleted
         _sync_folder(target.parent)
 
 
@@ -111,7 +111,7 @@ class _LocalWriter:
         self.size += len(data)
 
     def take(self, descriptor: int) -> None:
-        """Write all of an open file, without moving its bytes through this process where the system can."""
+        """Append all bytes of an open file, inside the operating system if it can."""
         with _failing(self._key):
             self._file.flush()
             try:
@@ -120,7 +120,7 @@ class _LocalWriter:
             except OSError as error:
                 if error.errno not in _NO_COPY_RANGE:
                     raise
-            # What is left where the system cannot: nothing, or all from where both files stand.
+            # Copy what is left: nothing, or everything from the current offsets if the system cannot copy.
             while data := os.read(descriptor, CHUNK):
                 self._file.write(data)
             self.size += os.lseek(descriptor, 0, os.SEEK_CUR)
@@ -144,7 +144,7 @@ class _LocalWriter:
 
 
 class _Chunks:
-    """A file's bytes. Whoever closes or drops it, read to its end or not, closes the file."""
+    """Iterates over a file's bytes. Closing or dropping the iterator closes the file, at any point."""
 
     def __init__(self, key: str, descriptor: int, offset: int, length: int | None) -> None:
         self._key = key
@@ -186,10 +186,10 @@ class LocalStore:
         self._was_there = False
 
     def _check_there(self) -> None:
-        """Tell an object that is missing from a store that is: an empty mount point looks like an empty store.
+        """Distinguish a missing object from a missing store: an unmounted volume looks like an empty store.
 
         Raises:
-            StoreError: the root had our folder for temporary files, and has nothing at all now.
+            StoreError: the root contained the folder for temporary files before, and is empty or missing now.
         """
         if self._temporary.is_dir():
             self._was_there = True
@@ -219,7 +219,7 @@ class LocalStore:
         with _failing("check"):
             self._make_temporary()
             with tempfile.TemporaryFile(dir=self._temporary, buffering=0) as file:
-                file.write(bytes(4096))  # a full disk takes an empty file still
+                file.write(bytes(4096))  # a full disk still accepts an empty file
 
     def put(self, key: str, data: bytes) -> None:
         with self.writer(key) as writer:
@@ -234,7 +234,7 @@ class LocalStore:
             with self.writer(key) as writer:
                 assert isinstance(writer, _LocalWriter)
                 writer.write(data)
-                # Whoever creates something holds this lock, in every process: not every file system has hard links.
+                # Creates are serialized by a lock across processes, because not every file system has hard links.
                 with _failing(key), self._creating():
                     if not target.exists():
                         writer.commit()
@@ -271,7 +271,7 @@ class LocalStore:
             writer.abort()
 
     def copy(self, source: str, target: str) -> None:
-        # Objects are replaced whole and never changed in place, so a second name for the same bytes is a copy.
+        # Objects are never changed in place, only replaced as a whole, so a hard link is as good as a copy.
         original, path = self._path(source), self._path(target)
         with _failing(target):
             self._make_temporary()
@@ -332,7 +332,7 @@ class LocalStore:
     def bytes_below(self, prefix: str) -> int:
         total = 0
         for key in self.list(prefix):
-            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            with contextlib.suppress(FileNotFoundError):  # deleted in the meantime
                 total += self._path(key).stat().st_size
         return total
 
@@ -348,10 +348,10 @@ class LocalStore:
                         os.unlink(entry.path)
 
     def _walk(self, folder: Path, bound: str | None, *, backwards: bool) -> Iterator[str]:
-        """Names below a folder, behind ``bound`` or, where ``backwards``, before it. No folder is read for nothing."""
+        """Yield the names below a folder after ``bound``, or before it if ``backwards``. Reads only what it needs."""
         try:
             with self._reading(str(folder.relative_to(self._root))), os.scandir(folder) as entries:
-                # A folder sorts as its keys do, with the slash: `a.b` is before `a/b`, as in S3.
+                # Sort folders with their slash, so that keys sort as in S3: `a.b` comes before `a/b`.
                 names = sorted((entry.name + ("/" if entry.is_dir() else "") for entry in entries), reverse=backwards)
         except ObjectNotFoundError:
             return
@@ -368,7 +368,7 @@ class LocalStore:
                 yield name
 
     def _drop_empty_folders(self, folder: Path) -> None:
-        # Only what is empty can be removed, so a race with a writer costs the writer one more mkdir.
+        # Only empty folders can be removed, so a race costs a concurrent writer no more than another mkdir.
         while folder != self._root:
             try:
                 folder.rmdir()

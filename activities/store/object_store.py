@@ -1,4 +1,4 @@
-"""The interface of the object store, and what every implementation guarantees.
+"""The interface of the object store, and the guarantees of every implementation.
 
 All calls block. Code on an event loop calls them through ``asyncio.to_thread``.
 """
@@ -13,25 +13,25 @@ from typing import Final, Protocol
 from workflows.waits import Wait, store_wait
 
 CHUNK: Final = 1 << 20
-"""Bytes moved at a time."""
+"""Number of bytes that are read or copied at a time."""
 
 STORE_THREADS: Final = 32
-"""Blocking store calls at once in a process. Most of their time is waiting for the disk or the network."""
+"""Maximum number of concurrent store calls in a process. They spend most of their time waiting for disk or network."""
 
 STALE_SECONDS: Final = 24 * 3600
-"""What a writer began so long ago, and has not committed, has nobody left who writes it."""
+"""Age in seconds from which uncommitted data is assumed to be left over from a writer that no longer exists."""
 
 _PART: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 class StoreError(Exception):
-    """The store failed: it is down, full, or refuses. A later attempt may succeed."""
+    """The store failed: it is down, full, or refuses the call. A later attempt may succeed."""
 
     def __init__(self, message: str, condition: str = "", reason: str = "") -> None:
         """Args:
-        message: for the log; it may name an object's key.
-        condition: what is the matter, where it stays until an operator acts: ``its disk is full``. For clients too.
-        reason: the message without a key.
+        message: the text for the log; it may contain an object's key.
+        condition: a condition that lasts until an operator acts, such as ``its disk is full``. Clients may see it.
+        reason: the message without a key. Clients may see it.
         """
         super().__init__(message)
         self.condition = condition
@@ -39,13 +39,13 @@ class StoreError(Exception):
 
     @classmethod
     def at(cls, key: str, said: str, condition: str = "") -> StoreError:
-        """Args: ``said`` is what the system or the server says."""
+        """Return an error about an object. Args: ``said`` is the text of the operating system or the server."""
         why = f"{condition} ({said})" if condition else said
         return cls(f"the store failed at {key}: {why}", condition, said)
 
     @property
     def wait(self) -> Wait:
-        """What whoever needs the store waits for."""
+        """The wait of anything that needs the store."""
         return store_wait(self.reason, is_lasting=bool(self.condition))
 
 
@@ -57,10 +57,10 @@ class ObjectNotFoundError(StoreError):
 
 
 def checked_key(key: str) -> str:
-    """The key, if it can be one.
+    """Return the key if it is valid.
 
     Raises:
-        ObjectNotFoundError: keys may come from URLs, and nothing can be at this one.
+        ObjectNotFoundError: the key is not valid, so no object can exist there. Keys may come from URLs.
     """
     if not all(_PART.fullmatch(part) for part in key.split("/")):
         raise ObjectNotFoundError(key[:200])
@@ -68,7 +68,7 @@ def checked_key(key: str) -> str:
 
 
 class ObjectWriter(Protocol):
-    """Takes an object's bytes in order. Nothing is visible until :meth:`commit`."""
+    """Writes an object's bytes in order. Nothing is visible until :meth:`commit`."""
 
     @property
     def size(self) -> int:
@@ -78,16 +78,16 @@ class ObjectWriter(Protocol):
     def write(self, data: bytes) -> None: ...
 
     def commit(self) -> None:
-        """Make the object visible, whole, surviving a power cut. It replaces an older one of the same key."""
+        """Make the whole object visible, durably even across a power failure. Replaces an object at the same key."""
         ...
 
     def abort(self) -> None:
-        """Drop what was written. Does nothing after a commit."""
+        """Discard what was written. Does nothing after a commit."""
         ...
 
 
 class ObjectStore(Protocol):
-    """Keys are ``/``-separated; each part is of ``A-Z a-z 0-9 . _ -`` and does not begin with a dot.
+    """Keys are ``/``-separated; each segment consists of ``A-Z a-z 0-9 . _ -`` and does not begin with a dot.
 
     Raises:
         StoreError: from every method, when the store cannot be used.
@@ -96,34 +96,34 @@ class ObjectStore(Protocol):
 
     @property
     def reads_at_once(self) -> int:
-        """Small reads that are worth doing at once: more than one where each waits for a network."""
+        """Number of small reads that are worth doing concurrently: more than 1 if each waits for a network."""
         ...
 
     def check(self) -> None:
-        """Raise unless the store can be read and written just now."""
+        """Raise :class:`StoreError` unless the store can currently be read and written."""
         ...
 
     def put(self, key: str, data: bytes) -> None:
-        """Write a small object, as :meth:`ObjectWriter.commit` does."""
+        """Write a small object, with the guarantees of :meth:`ObjectWriter.commit`."""
         ...
 
     def put_new(self, key: str, data: bytes) -> bytes:
-        """Write a small object unless there is one at its key, and give what is there: of many who write, one does.
+        """Write a small object unless its key is taken, and return the stored bytes. Of concurrent writers, one wins.
 
-        Its bytes may have been written by a call of one's own whose answer was lost.
+        The stored bytes may come from an earlier call by the same caller, if the response to that call was lost.
         """
         ...
 
     def get(self, key: str) -> bytes:
-        """A small object, whole."""
+        """Return all bytes of a small object."""
         ...
 
     def stream(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """The object's bytes from ``offset``, in chunks; a missing object raises here, not at the first chunk."""
+        """Return the object's bytes from ``offset`` in chunks. A missing object raises here, not at the first chunk."""
         ...
 
     def writer(self, key: str) -> AbstractContextManager[ObjectWriter]:
-        """A writer that is aborted when its block ends without a commit."""
+        """Return a writer that is aborted if the context ends without a commit."""
         ...
 
     def copy(self, source: str, target: str) -> None:
@@ -131,14 +131,14 @@ class ObjectStore(Protocol):
         ...
 
     def compose(self, sources: Sequence[str], target: str) -> None:
-        """One object out of several, in order, inside the store where it can be; of none, an empty one.
+        """Concatenate objects into one, inside the store if possible. Without sources, the result is an empty object.
 
-        It becomes visible as :meth:`ObjectWriter.commit` says. The sources stay.
+        The target has the guarantees of :meth:`ObjectWriter.commit`. The sources remain.
         """
         ...
 
     def delete(self, *keys: str) -> None:
-        """Delete objects. One that is not there counts as deleted."""
+        """Delete objects. An object that does not exist counts as deleted."""
         ...
 
     def delete_prefix(self, prefix: str) -> None:
@@ -146,20 +146,20 @@ class ObjectStore(Protocol):
         ...
 
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
-        """Keys that begin with ``prefix`` (which ends with a ``/``) and sort behind ``after``, in order.
+        """Yield the keys that begin with ``prefix`` (which ends with a ``/``) and sort after ``after``, in order.
 
-        What is read of it is what it costs, up to a page of the server, or the folders on the way.
+        The cost is that of the keys that are consumed, rounded up to a page of the server or to the folders read.
         """
         ...
 
     def list_backwards(self, prefix: str, before: str = "") -> Iterator[str]:
-        """As :meth:`list`, from the last key on, of those that sort before ``before``."""
+        """Yield the keys below ``prefix`` that sort before ``before``, in reverse order; else like :meth:`list`."""
         ...
 
     def bytes_below(self, prefix: str) -> int:
-        """Bytes of all objects below ``prefix`` (which ends with a ``/``). Costs as much as to list them."""
+        """Return the bytes of all objects below ``prefix`` (which ends with a ``/``). Costs as much as listing them."""
         ...
 
     def delete_stale(self) -> None:
-        """Delete what writers that were killed more than a day ago have left, which no object can come of."""
+        """Delete the uncommitted data of writers that were killed more than a day ago."""
         ...

@@ -27,30 +27,31 @@ from activities.store.object_store import (
 from activities.store.s3_client import GONE, ObjectBody, failing, reason_of_code
 
 PART_BYTES: Final = 5 << 20
-"""Of a multipart upload: the smallest part that S3 takes, because each open writer holds one in memory. The 10,000
-parts that it takes make 48 GiB."""
+"""Size of a part of a multipart upload: the minimum of S3, because each open writer holds one in memory. With at most
+10,000 parts, an object has up to 48 GiB."""
 
 COPY_BYTES: Final = 256 << 20
-"""Copied by one request at the most, so that a slow server answers before the read timeout."""
+"""Maximum number of bytes that one request copies, so that a slow server answers before the read timeout."""
 
 MULTIPART_FOLDERS: Final = ("batches/", "files/", "uploads/")
-"""Where large objects of a store are that has the bucket without a prefix."""
+"""Prefixes of large objects, in a store that uses the bucket without a prefix of its own."""
 
-_LISTED_AT_ONCE: Final = 1000  # keys in one answer
+_LISTED_AT_ONCE: Final = 1000  # the maximum number of keys in a response
 _CHECK_NAME: Final = ".check"  # no key begins with a dot
 SETTLE_SECONDS: Final = 0.2
-"""AWS decides a conditional put at once. Servers over a file system (versitygw) look first and write then, so of two
-that overlap both may be told that they created the object; whoever waits out the other reads the one that stays."""
+"""Seconds between a conditional put and reading its result. AWS decides such a put atomically. Servers over a file
+system (versitygw) check before they write, so two overlapping puts may both report success; after the wait, both
+callers read the object that remains."""
 _TAKEN: Final = ("PreconditionFailed", "ConditionalRequestConflict")
-"""By another object, or by another request at the same moment."""
+"""Error codes of a conditional put when the key is taken by an object or by a concurrent request."""
 _BUCKET_IS_THERE: Final = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
 
 
 class _S3Writer:
-    """A single put, or from the second part on a multipart upload.
+    """Writes an object with a single put, or with a multipart upload if it has more than one part.
 
-    It uses calls that the library keeps to itself: its public one takes the bytes from a reader and commits where that
-    ends, which would need a thread and a queue for each writer.
+    It uses private calls of the library: the public one reads the bytes from a stream and commits when the stream ends,
+    which would need a thread and a queue for each writer.
     """
 
     def __init__(self, client: Minio, bucket: str, name: str, key: str) -> None:
@@ -77,7 +78,7 @@ class _S3Writer:
         assert not self._done, "a writer commits once"
         last = bytes(self._buffer)
         if self._upload_id:
-            if last:  # else uploaded by a commit that failed after it
+            if last:  # otherwise an earlier commit has uploaded it and then failed
                 self._upload(last)
             self._buffer.clear()
             self._complete()
@@ -91,7 +92,7 @@ class _S3Writer:
 
     def abort(self) -> None:
         if not self._done and self._upload_id:
-            # Otherwise it is left to delete_stale. Where the commit's answer was lost, there is nothing to abort.
+            # If this fails, delete_stale cleans up. If the response to a commit was lost, there is nothing to abort.
             with contextlib.suppress(StoreError), failing(self._key):
                 self._client._abort_multipart_upload(  # pyright: ignore[reportPrivateUsage]
                     bucket_name=self._bucket, object_name=self._name, upload_id=self._upload_id
@@ -121,7 +122,7 @@ class _S3Writer:
             result = self._client._complete_multipart_upload(  # pyright: ignore[reportPrivateUsage]
                 bucket_name=self._bucket, object_name=self._name, upload_id=self._upload_id, parts=self._parts
             )
-        if not result.etag:  # S3 may send 200 first and an error after it, which the library takes for a result
+        if not result.etag:  # S3 may send 200 first and then an error, which the library takes for a result
             raise StoreError.at(self._key, "the object could not be assembled")
 
 
@@ -131,10 +132,10 @@ class S3Store:
     reads_at_once = 16
 
     def __init__(self, client: Minio, bucket: str, prefix: str = "") -> None:
-        """Args: ``prefix`` goes before each key, with a ``/`` between.
+        """Args: ``prefix`` is put before each key, followed by a ``/``.
 
         Raises:
-            ValueError: the bucket or the prefix cannot be one.
+            ValueError: the bucket name or the prefix is not valid.
         """
         check_bucket_name(bucket, strict=True)
         try:
@@ -153,7 +154,10 @@ class S3Store:
         return f"{self._name(prefix.rstrip('/'))}/"
 
     def _open(self) -> Minio:
-        """The client, once there is a bucket. One that vanishes later is not made again: it had objects in it."""
+        """Return the client. The first call creates the bucket if it does not exist.
+
+        A bucket that disappears later is not created again, because it had objects in it.
+        """
         if not self._bucket_was_there:
             with failing("start"):
                 try:
@@ -166,7 +170,7 @@ class S3Store:
         return self._client
 
     def _probe(self) -> None:
-        # Not a HEAD, whose errors have no body and so do not say what is wrong.
+        # Not a HEAD request: its errors have no body, and so do not say what is wrong.
         next(self._client.list_objects(bucket_name=self._bucket, prefix=f"{self._prefix}{_CHECK_NAME}"), None)
 
     def _make_bucket(self) -> None:
@@ -186,7 +190,7 @@ class S3Store:
         self._check_conditions(client, name)
 
     def _check_conditions(self, client: Minio, name: str) -> None:
-        """Once: a server that does not know a condition passes over it, and two uploads of one key would both win."""
+        """Check once that the server supports ``If-None-Match``: one that ignores it would let two creates both win."""
         if not self._knows_conditions:
             with failing("check"):
                 self._knows_conditions = not self._created(client, name, b"ok")
@@ -195,7 +199,7 @@ class S3Store:
 
     def _created(self, client: Minio, name: str, data: bytes) -> bool:
         try:
-            # The library's public call takes no such header.
+            # The library's public call does not accept this header.
             client._put_object(self._bucket, name, data, {"If-None-Match": "*"})  # pyright: ignore[reportPrivateUsage]
         except S3Error as error:
             if error.code not in _TAKEN:
@@ -223,7 +227,7 @@ class S3Store:
 
     def _read(self, key: str, name: str, offset: int, length: int | None) -> Iterator[bytes]:
         client = self._open()
-        # For the library a length of 0 is none; the one byte that is asked for instead is not read.
+        # The library treats a length of 0 as no length, so one byte is requested instead and not read.
         wanted = None if length is None else max(length, 1)
         with failing(key):
             try:
@@ -231,7 +235,7 @@ class S3Store:
                     bucket_name=self._bucket, object_name=name, offset=offset, length=wanted or 0
                 )
             except S3Error as error:
-                if error.code == "InvalidRange":  # it begins at the object's end or behind
+                if error.code == "InvalidRange":  # the offset is at the object's end or beyond
                     return iter(())
                 raise
         body = ObjectBody(key, response, length)
@@ -269,7 +273,7 @@ class S3Store:
             pieces = [piece for name in names for piece in self._pieces(name, sizes[name])]
             with failing(target):
                 client.compose_object(bucket_name=self._bucket, object_name=target_name, sources=pieces)
-        else:  # S3 puts no object together out of smaller ones
+        else:  # S3 does not compose sources that are smaller than a part, except the last
             with self.writer(target) as writer:
                 for source in sources:
                     for chunk in self.stream(source):
@@ -281,7 +285,7 @@ class S3Store:
             with failing(key):
                 return self._client.stat_object(bucket_name=self._bucket, object_name=name).size or 0
         except ObjectNotFoundError:
-            with failing(key):  # a HEAD does not tell a missing object from a missing bucket
+            with failing(key):  # a HEAD does not distinguish a missing object from a missing bucket
                 self._probe()
             raise
 
@@ -319,7 +323,7 @@ class S3Store:
         return self._entries(prefix, after, recursive=True)
 
     def list_backwards(self, prefix: str, before: str = "") -> Iterator[str]:
-        """S3 lists in one direction. What one answer of it holds is turned round; more is taken folder by folder."""
+        """See the contract. S3 lists forwards only: one response is reversed, and longer lists go folder by folder."""
         keys = list(islice(self.list(prefix), _LISTED_AT_ONCE))
         if len(keys) < _LISTED_AT_ONCE:
             yield from (key for key in reversed(keys) if not before or key < before)
@@ -333,7 +337,7 @@ class S3Store:
                 yield key
 
     def _entries(self, prefix: str, after: str, *, recursive: bool) -> Iterator[str]:
-        """Keys below a folder; where not ``recursive``, those in it and the folders in it, with a ``/`` behind."""
+        """Yield the keys below a folder; if not ``recursive``, its direct keys, and its folders with a final ``/``."""
         for entry in self._objects(prefix, after, recursive=recursive):
             yield (entry.object_name or "").removeprefix(self._prefix)
 
@@ -359,7 +363,8 @@ class S3Store:
         more, marker = True, None
         while more:
             with failing("uploads"):
-                # By key alone: the library loses the other marker. What is passed over so is found the next time.
+                # Pages continue by key alone, because the library drops the other marker. Uploads that are skipped by
+                # that are found the next time.
                 page = client._list_multipart_uploads(  # pyright: ignore[reportPrivateUsage]
                     bucket_name=self._bucket, prefix=self._prefix, key_marker=marker
                 )
@@ -370,8 +375,8 @@ class S3Store:
             more, marker = page.is_truncated and bool(page.next_key_marker), page.next_key_marker
 
     def _is_ours(self, name: str) -> bool:
-        """Whether an upload may be one of this store. Other programs may share the bucket, and a server may list more
-        than was asked for.
+        """Return whether an upload may belong to this store: other programs may share the bucket, and a server may
+        list more than the requested prefix.
         """
         return name.startswith(self._prefix or MULTIPART_FOLDERS)
 
@@ -379,5 +384,5 @@ class S3Store:
         try:
             self._client._abort_multipart_upload(bucket_name=self._bucket, object_name=name, upload_id=upload_id)  # pyright: ignore[reportPrivateUsage]
         except S3Error as error:
-            if error.code != "NoSuchUpload":  # it has come to its end meanwhile
+            if error.code != "NoSuchUpload":  # that one has ended in the meantime
                 raise

@@ -1,7 +1,7 @@
 """The S3 client, and the translation of its errors.
 
-Error texts name the key and a reason of ours, never a URL, a credential or what the server said in full; and no
-cause is chained to them, because Temporal keeps causes too.
+Error texts contain the key and a reason worded here, and never a URL, a credential or the full text of the server. They
+are raised without a cause, because Temporal stores causes too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from activities.store.object_store import CHUNK, STORE_THREADS, ObjectNotFoundEr
 
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 60.0
-"""Silence after which the server counts as hanging. It may need so long to put a large object together."""
+"""Seconds without data after which the server counts as hanging. Composing a large object may take that long."""
 
 GONE: Final = ("NoSuchKey", "NoSuchVersion")
 _CODE: Final = re.compile(r"[A-Za-z0-9]{1,60}")
@@ -63,7 +63,7 @@ _BROKEN: Final[tuple[tuple[type[HTTPError], str], ...]] = (
 
 
 def reason_of_code(code: str | None) -> str:
-    """Words for an error code of S3."""
+    """Return the text for an error code of S3."""
     return _CODES.get(code or "") or (code if code and _CODE.fullmatch(code) else "a response that is not from S3")
 
 
@@ -81,20 +81,20 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def failing(key: str) -> Generator[None]:
-    """Whatever the library raises inside becomes a :class:`StoreError`."""
+    """Turn the library's errors within the context into a :class:`StoreError` about this key."""
     try:
         yield
     except S3Error as error:
         if error.code in GONE:
             raise ObjectNotFoundError(key) from None
         raise StoreError.at(key, _reason(error), _CONDITIONS.get(error.code or "", "")) from None
-    # The library lets errors of its parsers through as they are, and of the socket now and then.
+    # The library does not wrap the errors of its parsers, and sometimes not those of the socket.
     except (MinioException, HTTPError, ParseError, ValueError, OSError) as error:
         raise StoreError.at(key, _reason(error)) from None
 
 
 class ObjectBody:
-    """An object's bytes. Whoever closes or drops it, read to its end or not, gives the connection back."""
+    """Iterates over an object's bytes. Closing or dropping the iterator releases the connection, at any point."""
 
     def __init__(self, key: str, response: BaseHTTPResponse, left: int | None) -> None:
         self._key = key
@@ -107,7 +107,7 @@ class ObjectBody:
     def __next__(self) -> bytes:
         data = b""
         if self._left != 0:
-            with failing(self._key):  # also where the body is shorter than was announced
+            with failing(self._key):  # including a body that is shorter than announced
                 data = self._response.read(CHUNK if self._left is None else min(CHUNK, self._left))
         if not data:
             self.close()
@@ -117,7 +117,7 @@ class ObjectBody:
         return data
 
     def close(self) -> None:
-        # A connection with unread bytes is closed, and made anew by whoever gets it next.
+        # A connection with unread bytes is closed; the pool opens a new one when it is next used.
         self._response.close()
         self._response.release_conn()
 
@@ -126,7 +126,7 @@ class ObjectBody:
 
 
 class _RetryOnceIfBroken(Retry):
-    """A kept connection may turn out to be closed: then once more. All else is for Temporal to try again."""
+    """Retries once if a pooled connection turns out to be closed. All other retries are left to Temporal."""
 
     def increment(self, *arguments: Any, **options: Any) -> Retry:
         error = options.get("error")
@@ -136,10 +136,10 @@ class _RetryOnceIfBroken(Retry):
 
 
 def connect(endpoint: str, access_key: str, secret_key: str, region: str, secure: bool) -> Minio:
-    """A client that has not sent anything yet.
+    """Return a client. It sends nothing yet.
 
     Raises:
-        ValueError: the endpoint or the region cannot be one.
+        ValueError: the endpoint or the region is not valid.
     """
     if "://" in endpoint:
         raise ValueError("it must be a host or host:port without http://; EVERBATCH_S3_SECURE chooses TLS")

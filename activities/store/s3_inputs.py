@@ -1,4 +1,4 @@
-"""Reads inputs of batches from buckets that are not the store's."""
+"""Reads the inputs of batches from buckets other than the store's."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class S3Inputs:
         self._client = client
 
     def stream(self, bucket: str, name: str) -> Iterator[bytes]:
-        """An object's bytes, in chunks. Blocks.
+        """Return an object's bytes in chunks. Blocks.
 
         Raises:
-            ObjectNotFoundError: here; there is no such object, or we may not read it.
-            StoreError: here or while it is read, the server cannot be used.
+            ObjectNotFoundError: from this call, if the object does not exist or may not be read.
+            StoreError: from this call or while the chunks are read, if the server cannot be used.
         """
         with failing("an input"):
             try:

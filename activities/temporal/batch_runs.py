@@ -1,4 +1,4 @@
-"""The workflows of batches and of their webhooks, as a client of Temporal starts, ends and finds them."""
+"""Starts, cancels and finds the workflow runs of batches and of their webhooks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from workflows.types import BatchPhase, BatchRecord, BatchSpec
 from workflows.webhook_types import WebhookInput
 
 CALL_LIMIT: Final = timedelta(seconds=5)
-"""For one call, with the SDK's own retries."""
+"""Timeout of one call, including the SDK's own retries."""
 
 
 def is_not_found(error: Exception) -> TypeGuard[RPCError]:
@@ -33,9 +33,9 @@ def is_not_found(error: Exception) -> TypeGuard[RPCError]:
 
 
 def is_unknown(error: Exception) -> bool:
-    """Whether Temporal does not know the workflow, or knows it as closed.
+    """Return whether the error means that Temporal does not know the workflow, or that the workflow has closed.
 
-    Where it lacks our namespace it says "not found" of that as well, which is something else.
+    A missing namespace is also reported as "not found", but is a different error.
     """
     return is_not_found(error) and not any(
         detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details
@@ -43,10 +43,11 @@ def is_unknown(error: Exception) -> bool:
 
 
 class BatchRuns:
-    """
+    """The workflow runs of batches.
+
     Raises:
         RPCError: from every method, when Temporal refuses or does not answer.
-        RuntimeError: the same, of a lazy client that cannot connect.
+        RuntimeError: from every method, when a lazy client cannot connect.
     """
 
     def __init__(self, client: Client, task_queue: str) -> None:
@@ -54,10 +55,10 @@ class BatchRuns:
         self._task_queue = task_queue
 
     async def start(self, spec: BatchSpec, lines: int | None) -> None:
-        """Args: ``lines`` are those of the input, where it is known.
+        """Start the run of a batch. Args: ``lines`` is the number of lines of its input, if it is known.
 
         Raises:
-            WorkflowAlreadyStartedError: the batch has a run, or had one.
+            WorkflowAlreadyStartedError: the batch already has a run, which may have closed.
         """
         await self._client.start_workflow(
             contract.BATCH_WORKFLOW,
@@ -72,8 +73,9 @@ class BatchRuns:
         )
 
     async def start_cancelled(self, spec: BatchSpec) -> None:
-        """Give a batch that has no run any more another one, which is cancelled from its first task on: it sends
-        nothing, writes the answers that are there into the result files, and closes the batch.
+        """Start another run, for a batch whose run no longer exists, that is cancelled from its first task on.
+
+        It sends no requests, writes the committed answers into the result files, and closes the batch.
         """
         await self._client.start_workflow(
             contract.BATCH_WORKFLOW,
@@ -89,7 +91,7 @@ class BatchRuns:
         )
 
     async def start_webhooks(self, ended: BatchRecord) -> None:
-        """Tell the endpoints of a batch that it has ended. Doing it again changes nothing."""
+        """Start the workflow that sends the webhook events of an ended batch. Idempotent."""
         task = WebhookInput.of(ended.spec, ended.status)
         with contextlib.suppress(WorkflowAlreadyStartedError):
             await self._client.start_workflow(
@@ -103,10 +105,10 @@ class BatchRuns:
             )
 
     async def cancel(self, batch_id: str, run_id: str | None = None, by: ByTenant | None = None) -> bool:
-        """Ask the run of a batch to stop; whether there was one that had not closed.
+        """Ask the run of a batch to stop. Returns whether there was a run that had not closed.
 
-        Args: ``by`` says who asks. The signal tells it, as a reason could be given by anybody; the other call has
-            Temporal know of the cancel while no worker runs, and show the run as cancelled at its end.
+        Args: ``by`` says who asks. A signal carries it, because anybody could set the reason of a cancel request. That
+            request lets Temporal know of the cancel while no worker runs, and show the run as cancelled at its end.
         """
         handle = self._client.get_workflow_handle(batch_id, run_id=run_id)
         try:
@@ -120,7 +122,7 @@ class BatchRuns:
         return True
 
     async def is_open(self, batch_id: str) -> bool:
-        """Whether the batch has a run that has not closed."""
+        """Return whether the batch has a run that has not closed."""
         try:
             description = await self._client.get_workflow_handle(batch_id).describe(rpc_timeout=CALL_LIMIT)
         except RPCError as error:
@@ -130,7 +132,7 @@ class BatchRuns:
         return description.close_time is None
 
     async def spec(self, batch_id: str) -> BatchSpec | None:
-        """What the batch was created with, if Temporal knows it."""
+        """Return the specification with which the batch was created, if Temporal still has its history."""
         try:
             async for event in self._client.get_workflow_handle(batch_id).fetch_history_events(page_size=1):
                 started = event.workflow_execution_started_event_attributes

@@ -1,4 +1,4 @@
-"""Connections to Temporal, found by the SDK's own environment variables and profiles."""
+"""Connections to Temporal, configured by the SDK's own environment variables and profiles."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REASON_LENGTH: Final = 300
 
 @dataclass(frozen=True)
 class ConnectOptions:
-    """What all clients of one process share."""
+    """Options that all clients of a process share."""
 
     runtime: Runtime | None = None
     converter: DataConverter = pydantic_data_converter
@@ -35,10 +35,10 @@ class ConnectOptions:
 
 
 def temporal_address() -> str:
-    """Where Temporal is, by the SDK's own environment variables and profiles.
+    """Return the address of Temporal from the SDK's own environment variables and profiles.
 
     Raises:
-        ValueError: they cannot be read.
+        ValueError: the configuration cannot be read.
     """
     return _configuration().get("target_host") or DEFAULT_TEMPORAL_ADDRESS
 
@@ -46,7 +46,7 @@ def temporal_address() -> str:
 def _configuration() -> ClientConnectConfig:
     try:
         return ClientConfig.load_client_connect_config()
-    except (RuntimeError, OSError) as error:  # not to be waited out, as a RuntimeError of a connection is
+    except (RuntimeError, OSError) as error:  # callers retry the RuntimeError of a connection, but must not retry this
         reason = " ".join(str(error).split())
         raise ValueError(f"the configuration of Temporal (TEMPORAL_* or its file): {reason}") from error
 
@@ -54,11 +54,11 @@ def _configuration() -> ClientConnectConfig:
 async def connect(
     address: str | None = None, options: ConnectOptions = ConnectOptions(), *, lazy: bool = False
 ) -> Client:
-    """A client of the server at ``address``, or else by the SDK's own environment variables and profiles.
+    """Connect to the server at ``address``, or to the one that the SDK's environment variables and profiles name.
 
     Raises:
         RuntimeError: Temporal cannot be reached (unless ``lazy``).
-        ValueError: its address, or the SDK's configuration, is not valid.
+        ValueError: the address or the SDK's configuration is not valid.
     """
     config: ClientConnectConfig = {} if address else _configuration()
     config["target_host"] = target = address or config.get("target_host") or DEFAULT_TEMPORAL_ADDRESS
@@ -75,16 +75,19 @@ async def connect(
 
 
 async def connect_when_there(stop: asyncio.Event, options: ConnectOptions = ConnectOptions()) -> Client | None:
-    """Wait for Temporal, saying so, and connect; ``None`` if ``stop`` is set before.
+    """Connect to Temporal as soon as it can be reached, and log the wait. Returns ``None`` if ``stop`` is set first.
 
     Raises:
-        ValueError: its address, or the SDK's configuration, is not valid.
+        ValueError: the address or the SDK's configuration is not valid.
     """
     return await when_there(lambda: connect(options=options), stop)
 
 
 async def when_there(ask: Callable[[], Awaitable[T]], stop: asyncio.Event) -> T | None:
-    """What Temporal answers once it does, saying meanwhile why it does not; ``None`` if ``stop`` is set before."""
+    """Call ``ask`` every second until Temporal answers, and return the answer, or ``None`` if ``stop`` is set first.
+
+    Each new reason why Temporal does not answer is logged.
+    """
     said = ""
     while not stop.is_set():
         try:
@@ -94,7 +97,7 @@ async def when_there(ask: Callable[[], Awaitable[T]], stop: asyncio.Event) -> T 
             return answer
         except (RuntimeError, RPCError) as error:
             reason = " ".join(str(error).split())[:REASON_LENGTH]
-            if reason != said:  # it may be away at first, and then refuse our key
+            if reason != said:  # for example, Temporal may be down at first, and then refuse the API key
                 log.warning("waiting for Temporal at %s: %s", temporal_address(), reason)
                 said = reason
         with contextlib.suppress(TimeoutError):

@@ -1,4 +1,4 @@
-"""Worker deployments: which version new batches start on."""
+"""Worker deployments, which decide on which version new batches start."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from temporalio.service import RPCError, RPCStatusCode
 
 
 class NotPromotedError(Exception):
-    """Temporal does not take a version as the current one, or not yet; the message says why."""
+    """Temporal does not accept a version as the current one, or does not accept it yet; the message says why."""
 
 
 _MISSING_QUEUES: Final = "missing active task queues"
 
 
 async def promote(client: Client, deployment: str, build_id: str, *, force: bool = False) -> None:
-    """Let new batches run on a version; those under way end on theirs. Doing it again changes nothing.
+    """Make a version the current one, on which new batches start; running batches end on their version. Idempotent.
 
     Args:
-        client: of Temporal.
-        deployment: the workers' common name.
+        client: the client of Temporal.
+        deployment: the name of the worker deployment.
         build_id: the version.
-        force: even where a queue that the current version serves is not served by this one.
+        force: whether to promote even if the version does not serve a task queue that the current version serves.
 
     Raises:
-        NotPromotedError: no worker of it polls yet, or none polls a queue in which tasks wait, such as that of an
-            upstream which it does not know.
+        NotPromotedError: no worker of the version polls yet, or none polls a task queue in which tasks wait, such as
+            the queue of an upstream that the version does not have.
         RPCError: Temporal refuses or does not answer.
     """
     request = SetWorkerDeploymentCurrentVersionRequest(
@@ -56,7 +56,7 @@ async def promote(client: Client, deployment: str, build_id: str, *, force: bool
 
 
 async def versions(client: Client, deployment: str) -> dict[str, str]:
-    """Each known version's state in words; empty where there is no such deployment."""
+    """Return the status of each known version by build id; empty if there is no such deployment."""
     request = DescribeWorkerDeploymentRequest(namespace=client.namespace, deployment_name=deployment)
     try:
         answer = await client.workflow_service.describe_worker_deployment(request)

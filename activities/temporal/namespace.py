@@ -31,12 +31,12 @@ class NotSetUpError(RuntimeError):
 
 
 async def check_namespace(client: Client) -> bool:
-    """True: the namespace is there and has the search attributes of batches, as far as this client may see.
+    """Return ``True`` if the namespace exists with the search attributes of batches, or if this client may not see it.
 
-    Asked in a way that needs the right to list workflows only.
+    The check needs no permission but that to list workflows.
 
     Raises:
-        NotSetUpError: it is not there, or lacks them.
+        NotSetUpError: the namespace does not exist or lacks search attributes.
         RPCError: Temporal does not answer.
     """
     try:
@@ -44,7 +44,7 @@ async def check_namespace(client: Client) -> bool:
             return True
     except RPCError as error:
         if error.status is RPCStatusCode.PERMISSION_DENIED:
-            return True  # nothing can be said; what it may do, it will find out
+            return True  # this cannot be checked; later calls will show what this client may do
         if error.status is not RPCStatusCode.NOT_FOUND:
             raise
         raise NotSetUpError(f"namespace {client.namespace} does not exist: run `everbatch setup`") from error
@@ -53,19 +53,19 @@ async def check_namespace(client: Client) -> bool:
 
 
 async def prepare_namespace(client: Client, *, retention: timedelta | None = None) -> None:
-    """Both of the below; without a ``retention`` the namespace has to be there, and remembers as long as it did."""
+    """Run :func:`ensure_namespace`, unless ``retention`` is ``None``, and :func:`ensure_search_attributes`."""
     if retention is not None:
         await ensure_namespace(client, retention)
     await ensure_search_attributes(client)
 
 
 async def ensure_namespace(client: Client, retention: timedelta) -> None:
-    """Create the namespace if it is not there, and set how long it remembers closed workflows.
+    """Create the namespace if it does not exist, and set for how long it retains closed workflows.
 
-    Idempotent, also while another process does the same. Servers hear of a new namespace some seconds later.
+    Idempotent, also while another process does the same. All servers know a new namespace only some seconds later.
 
     Raises:
-        RPCError: Temporal refuses, for example for want of permission.
+        RPCError: Temporal refuses, for example because of a missing permission.
     """
     wanted = Duration()
     wanted.FromTimedelta(retention)
@@ -82,14 +82,14 @@ async def ensure_namespace(client: Client, retention: timedelta) -> None:
 
 
 async def ensure_search_attributes(client: Client) -> None:
-    """Add the search attributes that batches carry and wait until they can be used.
+    """Add the search attributes of batches, and wait until they can be used.
 
     Idempotent, also while another process does the same.
 
     Raises:
-        RPCError: Temporal refuses, for example for want of permission.
-        RuntimeError: an attribute of that name has another type.
-        TimeoutError: the attributes were added but do not appear, or the namespace does not.
+        RPCError: Temporal refuses, for example because of a missing permission.
+        RuntimeError: an attribute with the same name has another type.
+        TimeoutError: the attributes were added but do not appear, or the namespace does not appear.
     """
     deadline = time.monotonic() + _USABLE_SECONDS
     while not await _has_attributes(client):
@@ -100,7 +100,7 @@ async def ensure_search_attributes(client: Client) -> None:
 
 
 async def _is_there(client: Client, retention: Duration) -> bool:
-    """Whether there is such a namespace; if so, it has this retention now."""
+    """Return whether the namespace exists. If it does, it has this retention afterwards."""
     try:
         current = await client.workflow_service.describe_namespace(
             DescribeNamespaceRequest(namespace=client.namespace), retry=True
@@ -118,9 +118,9 @@ async def _is_there(client: Client, retention: Duration) -> bool:
 
 
 async def _has_attributes(client: Client) -> bool:
-    """Add what is missing of the attributes; whether nothing was, and all can be used."""
+    """Add the missing attributes. Returns whether none was missing and all can be used."""
     try:
-        # Asked first, because in many clusters only administrators may add attributes and have done so.
+        # List them first: in many clusters only administrators may add attributes, and they have already done so.
         if missing := await _missing(client, SEARCH_ATTRIBUTES):
             await _add(client, missing)
             return False
@@ -146,7 +146,7 @@ async def _missing(client: Client, names: list[str]) -> list[str]:
 
 
 async def _add(client: Client, names: list[str]) -> None:
-    # One by one: where one exists already, a joint request would add none.
+    # One at a time: a request for several adds none of them if one already exists.
     for name in names:
         request = AddSearchAttributesRequest(
             namespace=client.namespace, search_attributes={name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD}
@@ -159,7 +159,10 @@ async def _add(client: Client, names: list[str]) -> None:
 
 
 async def _queryable(client: Client, names: list[str]) -> bool:
-    """The list reads the database; starts and queries go by a cache that follows a little later."""
+    """Return whether queries can use the attributes.
+
+    Listing them is not enough: it reads the database, but starts and queries use a cache that is updated later.
+    """
     try:
         await client.count_workflows(" AND ".join(f"{name} = 'none'" for name in names))
     except RPCError as error:

@@ -1,8 +1,8 @@
-"""Encryption of Temporal payloads, so that its database and its operators see only ciphertext.
+"""Encryption of Temporal payloads, so that Temporal's database and its operators see only ciphertext.
 
-Bodies never cross Temporal in any case. Metadata of batches, custom_ids and reasons of failures do, and with a key
-they are encrypted with AES-256-GCM before they leave the process. Never encrypted, because Temporal itself reads
-them: workflow ids, names of types and queues, and search attributes (tenant, endpoint, status).
+Bodies never enter Temporal in any case. Metadata of batches, custom_ids and reasons of failures do; if a key is
+configured, they are encrypted with AES-256-GCM before they leave the process. Workflow ids, names of types and queues,
+and search attributes (tenant, endpoint, status) are never encrypted, because Temporal itself reads them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes, PayloadCodec
 
 ENCODING: Final = b"binary/encrypted"
-"""The name that Temporal's own encryption samples use for it."""
+"""The encoding name that Temporal's own encryption samples use."""
 _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 
@@ -31,10 +31,10 @@ class EncryptedPayloadError(Exception):
 
 
 def parse_keys(text: str) -> list[bytes]:
-    """The keys of ``EVERBATCH_PAYLOAD_KEY``: base64 of 32 bytes each, separated by commas.
+    """Parse ``EVERBATCH_PAYLOAD_KEY``: keys of 32 bytes each in base64, separated by commas.
 
     Raises:
-        ValueError: one is no such key. The message does not hold it.
+        ValueError: a key is not valid. The message does not contain it.
     """
     keys: list[bytes] = []
     for number, part in enumerate(filter(None, (part.strip() for part in text.split(","))), start=1):
@@ -51,13 +51,16 @@ def parse_keys(text: str) -> list[bytes]:
 
 
 def data_converter(keys: Sequence[bytes]) -> DataConverter:
-    """How models become payloads, encrypted if there are keys. Every client and worker must use the same."""
+    """Return the converter between models and payloads, with encryption if there are keys.
+
+    All clients and workers must use the same keys.
+    """
     if not keys:
         return pydantic_data_converter
     return dataclasses.replace(
         pydantic_data_converter,
         payload_codec=AesGcmCodec(keys),
-        # Else the texts of failures would stay in the clear.
+        # Otherwise the texts of failures would not be encrypted.
         failure_converter_class=DefaultFailureConverterWithEncodedAttributes,
     )
 
@@ -65,7 +68,7 @@ def data_converter(keys: Sequence[bytes]) -> DataConverter:
 class AesGcmCodec(PayloadCodec):
     """Encrypts with the first key and decrypts with any of them, so that keys can be rotated while batches run.
 
-    A payload that is not encrypted passes as it is: encryption can be turned on while batches run.
+    Payloads that are not encrypted are passed through, so that encryption can be turned on while batches run.
     """
 
     def __init__(self, keys: Sequence[bytes]) -> None:
@@ -76,10 +79,10 @@ class AesGcmCodec(PayloadCodec):
         return [self._encrypt(payload) for payload in payloads]
 
     async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
-        """Open payloads.
+        """Decrypt payloads.
 
         Raises:
-            EncryptedPayloadError: one cannot be opened.
+            EncryptedPayloadError: a payload cannot be decrypted.
         """
         return [self._open(payload) for payload in payloads]
 
@@ -104,5 +107,5 @@ class AesGcmCodec(PayloadCodec):
 
 
 def _key_id(key: bytes) -> bytes:
-    """Names a key without telling it."""
+    """Return an id of a key that does not reveal the key."""
     return hashlib.sha256(b"everbatch payload key\0" + key).hexdigest()[:16].encode()

@@ -15,19 +15,19 @@ from temporalio.runtime import (
 )
 
 CORE_LOGGER: Final = "temporalio.core"
-"""Of the SDK's lines that do not come from Python. By itself it would write them to the console as they are."""
+"""Logger of the SDK's lines that do not come from Python. By default the SDK writes them to the console directly."""
 
 _COMMIT_BUCKETS: Final = (0.01, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _WAIT_BUCKETS: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 3600.0, 14_400.0)
 
 
 def make_runtime(metrics_address: str = "") -> Runtime:
-    """A runtime whose log lines go to :data:`CORE_LOGGER`.
+    """Return a runtime whose log lines go to :data:`CORE_LOGGER`.
 
-    Args: ``metrics_address`` is where it serves Prometheus metrics: at ``http://<address>/metrics``.
+    Args: ``metrics_address`` is the ``host:port`` at which it serves Prometheus metrics, if any, at ``/metrics``.
 
     Raises:
-        RuntimeError: the address cannot be listened on.
+        RuntimeError: the runtime cannot listen on the address.
     """
     forwarding = LogForwardingConfig(
         logging.getLogger(CORE_LOGGER), append_target_to_name=False, prepend_target_on_message=False

@@ -25,15 +25,15 @@ MIN_CATCH_UP: Final = timedelta(minutes=1)
 
 
 def schedule_id(task_queue: str) -> str:
-    """One janitor for all workers of a task queue."""
+    """Return the id of the schedule, and of its workflow. All workers of a task queue share one janitor."""
     return f"{task_queue}-janitor"
 
 
 async def prepare_schedule(client: Client, task_queue: str, every: timedelta) -> None:
-    """Have the janitor run at this interval. Idempotent; a schedule that an operator has paused stays paused.
+    """Schedule the janitor at this interval. Idempotent; a schedule that an operator has paused stays paused.
 
     Raises:
-        RPCError: Temporal refuses, for example for want of permission.
+        RPCError: Temporal refuses, for example because of a missing permission.
     """
     name = schedule_id(task_queue)
     schedule = Schedule(
@@ -45,7 +45,7 @@ async def prepare_schedule(client: Client, task_queue: str, every: timedelta) ->
             static_summary="delete expired files and leftovers",
         ),
         spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)]),
-        # After an outage one run does for all that were missed.
+        # After an outage, a single run makes up for all that were missed.
         policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=max(every, MIN_CATCH_UP)),
     )
 

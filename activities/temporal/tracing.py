@@ -1,7 +1,7 @@
-"""OpenTelemetry traces, an extra: ``pip install 'everbatch[otel]'`` and the standard ``OTEL_EXPORTER_OTLP_ENDPOINT``.
+"""OpenTelemetry traces, which need ``pip install 'everbatch[otel]'`` and the standard ``OTEL_EXPORTER_OTLP_ENDPOINT``.
 
-A trace goes from the API's start of a batch over its workflow to each activity, with Temporal's names and ids and
-nothing of a request or an answer.
+A trace leads from the API's start of a batch through its workflow to each activity. It has Temporal's names and ids,
+and no content of requests or answers.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class TracingMissingError(Exception):
 
 @contextlib.contextmanager
 def tracing(service: str) -> Generator[list[Interceptor]]:
-    """Interceptors for a Temporal client, none where no endpoint is set. Spans are sent until the block ends.
+    """Yield the interceptors for a Temporal client, none if no endpoint is set. Spans are sent until the context ends.
 
     Args:
-        service: the process's name in the traces, unless ``OTEL_SERVICE_NAME`` gives another.
+        service: the process's name in the traces, unless ``OTEL_SERVICE_NAME`` is set.
 
     Raises:
         TracingMissingError: an endpoint is set, but the extra is not installed.

@@ -1,8 +1,8 @@
 """The limit of requests in flight, adapted to the responses of an upstream.
 
-Additive increase, halved on overload, between 1 and a maximum. The *ceiling* is what is known of the upstream's own
-limit: after a cut the limit climbs fast up to there and slowly from there on, so that it spends its time near it. An
-outage looks like an overload at first; what was known before it is kept, so that the way back is fast.
+Additive increase and multiplicative decrease, between 1 and a maximum. The *ceiling* is the best estimate of the
+upstream's own limit: after a cut the limit grows fast up to the ceiling and slowly beyond it, so that it stays near the
+ceiling most of the time. An outage looks like an overload at first, so the earlier ceiling is kept for a fast recovery.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from typing import Final
 
 FIRST_PAUSE: Final = 0.5
 MAX_PAUSE: Final = 4.0
-"""Bounds of the growing pause, in seconds, while nothing gets through. One probe a pause costs little, and the
-bound is how late the end of an outage can be noticed."""
+"""Bounds in seconds of the growing pause while nothing gets through. One probe per pause costs little, and the maximum
+is how late the end of an outage can be noticed."""
 
 OUTAGE_ONSET: Final = 60.0
-"""Seconds of overload that may still turn out to have been the beginning of an outage."""
+"""Seconds for which an overload may still turn out to be the beginning of an outage."""
 
 RECOVERY_STEP: Final = 7.0
-"""More in flight for each answer after an outage: eight times as many each round trip, so that 64 are back in three."""
+"""Added to the limit for each answer after an outage: eightfold each round trip, so a limit of 64 returns in three."""
 
 
 class AdaptiveLimit:
-    """All times are of the clock that is given; ``sent_at`` is when the answered request was sent."""
+    """Adapts a limit to responses. All times, such as ``sent_at`` of a request, are those of the clock passed in."""
 
     def __init__(
         self, maximum: float, clock: Callable[[], float], timeout: float = float("inf"), cut: float = 2.0
     ) -> None:
-        """Args: ``timeout`` is after how many seconds a request is given up; ``cut`` is by what overload divides the
-        limit: at least by what it may have grown at once, or the rest would look like an outage.
+        """Args: ``timeout`` is the timeout of a request in seconds; ``cut`` is the divisor of the limit on overload. It
+        must be at least the factor by which the limit may grow at once, or what remains would look like an outage.
         """
         self._cut = cut
         self._timeout = timeout
@@ -48,11 +48,11 @@ class AdaptiveLimit:
 
     @property
     def is_back(self) -> bool:
-        """Cut, and as high again as the upstream is known to let in."""
+        """Whether the limit, after a cut, has reached the ceiling again."""
         return self._ceiling <= self.limit < self.maximum
 
     def allow(self, maximum: float) -> None:
-        """Another maximum. What has been cut grows by answers alone."""
+        """Change the maximum. A limit that has been cut ignores a higher maximum: it grows only with answers."""
         if self.is_cut and maximum > self.maximum:
             return
         self._ceiling = maximum if self._ceiling >= self.maximum else min(self._ceiling, maximum)
@@ -61,39 +61,39 @@ class AdaptiveLimit:
         self.maximum = maximum
 
     def answered(self, sent_at: float) -> None:
-        """Something got through."""
+        """Record an answered request."""
         self._answered_since_cut = True
         if sent_at >= self._cut_at:
             self._fruitless_pauses = 0
         if self.limit > 1 and self._clock() - sent_at > self._timeout / 2:
-            return  # the engine's queue is long already
+            return  # the engine's queue is already long
         if self._recovering:
             self.limit = min(self.limit + RECOVERY_STEP, self._ceiling)
             self._recovering = self.limit < self._ceiling
             return
-        # Below the ceiling one more per answer, which doubles the limit each round trip.
+        # Below the ceiling, each answer adds one, which doubles the limit with each round trip.
         step = 1.0 if self.limit < self._ceiling else 0.5 / self.limit
         self.limit = min(self.limit + step, float(self.maximum))
 
     def timed_out(self, sent_at: float) -> None:
-        """Requests waited too long beside others: the engine works through them slower than they come."""
+        """Record a request that timed out beside others: the engine is slower than the requests arrive."""
         if sent_at >= self._cut_at:
             self.limit = self._ceiling = max(1.0, self.limit / self._cut)
             self._recovering = False
             self._begin_anew()
-            self._answered_since_cut = True  # refusals after it are not yet an outage
+            self._answered_since_cut = True  # refusals that follow are not yet an outage
 
     def overloaded(self, sent_at: float, in_flight: int, *, asks_to_wait: bool) -> float:
-        """The upstream asked for less. Returns for how many seconds to send nothing at all.
+        """Record a refusal (429 or 503). Returns for how many seconds to send nothing at all.
 
         Args:
-            sent_at: as everywhere.
+            sent_at: when the refused request was sent.
             in_flight: requests that still wait for their answer.
-            asks_to_wait: whether it named a time, which is not heeded here.
+            asks_to_wait: whether the response has a ``Retry-After``; the caller obeys it.
         """
         if sent_at < self._cut_at:
-            # Of the volley that met the cut. What is left in flight at its end is what the upstream let in; if that is
-            # nothing, it was not a limit that the volley met.
+            # The request was sent before the cut, together with the one that caused it. Requests still in flight after
+            # the last of these refusals are those that the upstream accepts. If there are none, there was no limit.
             if not (asks_to_wait or self._recovering):
                 self._ceiling = min(self._ceiling, float(in_flight)) if in_flight else self._ceiling_before
             return 0.0
@@ -110,9 +110,9 @@ class AdaptiveLimit:
         return 0.0
 
     def unreachable(self, sent_at: float) -> float:
-        """Nothing gets through. Returns for how many seconds to send nothing at all."""
+        """Record that nothing gets through. Returns for how many seconds to send nothing at all."""
         if sent_at < self._cut_at and self._fruitless_pauses:
-            return 0.0  # of the same volley as the one that began this pause
+            return 0.0  # sent before this pause began, together with the request that caused it
         pause = min(FIRST_PAUSE * 2**self._fruitless_pauses, MAX_PAUSE)
         self._fruitless_pauses = min(self._fruitless_pauses + 1, 10)
         if self._clock() - self._trouble_since <= OUTAGE_ONSET:

@@ -1,6 +1,6 @@
-"""Parses the bodies of responses: whether they are a result at all, and their usage.
+"""Parses the bodies of responses: whether they are a result, and their token usage.
 
-Nothing here knows of retries. A body is parsed once, and stored as the bytes that came, in ASCII on one line.
+This module knows nothing of retries. A body is parsed once, and stored as received, but in ASCII and on one line.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _TOO_LONG: Final = re.compile(
     r"(maximum|exceeds?\b.*|available|model'?s) context (length|size|window)|maximum model length|max_model_len",
     re.IGNORECASE,
 )
-"""How vLLM, SGLang, llama.cpp, NIM and TGI say that a prompt has too many tokens."""
+"""The messages with which vLLM, SGLang, llama.cpp, NIM and TGI reject a prompt that has too many tokens."""
 _UNSUPPORTED: Final = re.compile(r"\b(is|are) not supported\b|\bdoes not support\b|\bunsupported\b", re.IGNORECASE)
-"""How llama.cpp says, with a status of 500, that its model takes no images."""
+"""The message with which llama.cpp says, with HTTP status 500, that its model does not accept images."""
 
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] | None
 
@@ -38,9 +38,10 @@ class _CompletionDetails(msgspec.Struct):
 class _Usage(msgspec.Struct):
     prompt_tokens: _Tokens = 0
     completion_tokens: _Tokens = 0
-    input_tokens: _Tokens = 0  # the names of /v1/responses
+    input_tokens: _Tokens = 0  # this name and the next are those of /v1/responses
     output_tokens: _Tokens = 0
-    cache_read_input_tokens: _Tokens = 0  # of /v1/messages, which leaves them out of input_tokens; as the next
+    # /v1/messages does not include the next two in input_tokens.
+    cache_read_input_tokens: _Tokens = 0
     cache_creation_input_tokens: _Tokens = 0
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
@@ -87,17 +88,17 @@ class AnswerBody(NamedTuple):
     """A body that is a JSON object."""
 
     data: bytes
-    """It, in ASCII and on one line."""
+    """The body in ASCII and on one line."""
     usage: Usage
-    """Token counts, zero where it names none."""
+    """Token counts; zero if the body has none."""
     error_status: int | None
-    """Of a body that is an error and no answer: the HTTP status that its ``code`` names, 500 where it names none."""
+    """If the body is an error instead of a result: the HTTP status in its ``code``, or 500 if it has none."""
 
 
 def read_body(body: bytes) -> AnswerBody | None:
-    """What the bytes of an answer hold; ``None`` if they are not a JSON object.
+    """Parse the body of an answer. Returns ``None`` if it is not a JSON object.
 
-    Halves of surrogate pairs and bytes that are not UTF-8 become U+FFFD: the answer is paid for.
+    Lone surrogates and bytes that are not UTF-8 become U+FFFD rather than an error: the answer has been paid for.
     """
     try:
         data = escaped(one_line(body))
@@ -132,7 +133,7 @@ def _decode(data: bytes) -> _Answer | _OddUsage:
 
 
 def one_line(body: bytes) -> bytes:
-    """Valid JSON on one line. A line end in JSON is always white space: inside strings it must be escaped."""
+    """Put valid JSON on one line. A line break in JSON is always white space: inside strings it must be escaped."""
     if b"\n" in body or b"\r" in body:
         body = body.replace(b"\r", b" ").replace(b"\n", b" ")
     return body.strip()
@@ -151,7 +152,7 @@ def _usage(usage: _Usage) -> Usage:
 
 
 def _odd_usage(raw: msgspec.Raw) -> Usage:
-    """Of a usage with members that are no counts: what the others say."""
+    """Return the token counts of a ``usage`` object some of whose members are not counts; these become zero."""
     members = raw_object(raw) or {}
     prompt = raw_object(members.get("prompt_tokens_details")) or raw_object(members.get("input_tokens_details")) or {}
     completion = (
@@ -166,7 +167,7 @@ def _odd_usage(raw: msgspec.Raw) -> Usage:
 
 
 def _count(raw: msgspec.Raw | None) -> int:
-    """A count of tokens, also one that is written as ``10.0``; zero for anything else."""
+    """Return a count of tokens, which may be written as ``10.0``, or zero for anything else."""
     try:
         number = _decode_number(raw) if raw is not None else 0.0
     except msgspec.DecodeError:
@@ -175,10 +176,10 @@ def _count(raw: msgspec.Raw | None) -> int:
 
 
 def _error_status(answer: _Members) -> int | None:
-    """The status of the error that a body carries instead of an answer; ``None`` if it is an answer all the same."""
+    """Return the HTTP status of the error that a body holds instead of a result, or ``None`` if it holds a result."""
     error = bytes(answer.error)
     if error[:1] not in (b"{", b'"') or error == b'""':
-        return None  # null in every answer of /v1/responses
+        return None  # every result of /v1/responses has "error": null
     has_null_choices = bool(answer.choices) and is_null(answer.choices)
     answers = (answer.choices, answer.data, answer.results, answer.output)
     if not has_null_choices and any(raw and not is_null(raw) for raw in answers):
@@ -203,11 +204,11 @@ def _scalar(raw: msgspec.Raw) -> str | int:
 
 
 def error_of(status: int, body: AnswerBody | None) -> tuple[str, str]:
-    """Code and message of an error answer; both are never empty.
+    """Return the code and the message of an error response; neither is ever empty.
 
-    Read are OpenAI's envelope, the bare object that older engines send, ``{"error": "…"}`` and ``{"detail": "…"}``.
-    A code that is only the HTTP status again, or no code but a text, gives way to the ``type``, and that to the status.
-    Texts that tell of too long a prompt get OpenAI's code for it.
+    Understands OpenAI's envelope, the bare object that older engines send, ``{"error": "…"}`` and ``{"detail": "…"}``.
+    A ``code`` that only repeats the HTTP status, or that is a sentence, is replaced by the ``type``, and if that is no
+    better, by ``http_<status>``. A message about a prompt that is too long gets OpenAI's code for this error.
     """
     members = raw_object(body.data) if body else None
     error = (members or {}).get("error")
@@ -224,7 +225,7 @@ def error_of(status: int, body: AnswerBody | None) -> tuple[str, str]:
 
 
 def is_refusal(status: int, message: str) -> bool:
-    """Whether an engine refuses a request by its words, though its status says that something broke."""
+    """Return whether the message is a final refusal, although the status is a server error."""
     return status == HTTPStatus.INTERNAL_SERVER_ERROR and bool(_UNSUPPORTED.search(message[:1000]))
 
 
@@ -236,7 +237,7 @@ def status_text(status: int) -> str:
 
 
 def wrapped(body: bytes) -> bytes:
-    """An error answer that is no JSON object, as one."""
+    """Return a JSON error object whose message is the beginning of an error response that is not a JSON object."""
     message = body[:4096].decode("utf-8", "replace").strip()
     error = {"message": message, "type": "server_error", "param": None, "code": None}
     return escaped(msgspec.json.encode({"error": error}))

@@ -9,11 +9,12 @@ from collections.abc import AsyncGenerator
 
 
 class AnswerBudget:
-    """Bytes of answers at once: of those that are being read, and of those that wait to be stored.
+    """The bytes of answers that a process may hold: answers that are being read, and answers that wait to be stored.
 
-    Who finds it used up waits, and so does what the server has still to send, in its connection. One answer at a time
-    may go beyond: else several that have come in part could wait for each other for ever. So an answer's largest size
-    is all that there can be too much. A worker has another budget of the same size for the requests of its shards.
+    A reader waits while the budget is used up, and the rest of its answer waits in the connection. One answer at a time
+    may exceed the budget: otherwise several answers that are read in part could wait for each other indefinitely. So
+    the budget is exceeded by at most the largest size of one answer. A worker has a second budget of the same size for
+    the requests of its shards.
     """
 
     def __init__(self, maximum: int) -> None:
@@ -23,12 +24,12 @@ class AnswerBudget:
         self.used = 0
 
     def held(self) -> Held:
-        """For one answer; release it, whatever becomes of that."""
+        """Return the share of one answer. The caller must release it, also if the answer fails."""
         return Held(self)
 
     @contextlib.asynccontextmanager
     async def hold(self, count: int) -> AsyncGenerator[None]:
-        """Wait until so many bytes may be held, and hold them for a time."""
+        """Wait until ``count`` bytes may be held, and hold them within the context."""
         holder = self.held()
         await holder.grow(count)
         try:
@@ -50,7 +51,7 @@ class AnswerBudget:
         self.used -= count
         if self._beyond is holder:
             self._beyond = None
-        # All of them look again, the longest waiting first: how much each needs is not known here.
+        # Wake all waiters, the longest waiting first, to check again: how much each needs is not known here.
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
@@ -65,12 +66,12 @@ class Held:
         self._bytes = 0
 
     async def grow(self, count: int) -> None:
-        """Wait until so many more bytes may be held."""
+        """Wait until ``count`` more bytes may be held."""
         await self._budget.take(self, count)
         self._bytes += count
 
     def release(self) -> None:
-        """Give all of it back. May be repeated."""
+        """Return all bytes to the budget. May be called repeatedly."""
         if self._bytes:
             count, self._bytes = self._bytes, 0
             self._budget.give_back(self, count)

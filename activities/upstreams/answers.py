@@ -23,13 +23,13 @@ class Verdict(Enum):
     FINAL = "final"
     """The engine refuses the request: trying again would not help."""
     RETRY = "retry"
-    """Something went wrong. What others got meanwhile tells whether it counts against the request."""
+    """Something failed. The answers to other requests decide whether the failure counts against this one."""
     TIMED_OUT = "timed_out"
-    """As ``RETRY``, by our own timeout: perhaps it only waited behind others."""
+    """As ``RETRY``, after our own timeout: the request may only have waited behind others."""
     OVERLOADED = "overloaded"
-    """As ``RETRY``, and the engine asks for less."""
+    """As ``RETRY``, and the engine asks for fewer requests."""
     UNREACHABLE = "unreachable"
-    """There was no connection: wait, uncounted."""
+    """There was no connection: the request waits, and the failure does not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,30 +38,33 @@ class Answer:
 
     verdict: Verdict
     status: int = 0
-    """Zero where there was no HTTP answer."""
+    """HTTP status; zero without an HTTP response, or if it is too large, or a 2xx that is not a JSON object."""
     body: bytes = b""
-    """A JSON object on one line; empty where there was no HTTP answer or it had none."""
+    """A JSON object on one line; empty if ``status`` is zero."""
     request_id: str = ""
     usage: Usage | None = None
     code: str = ""
-    """For the error line: ``request_timeout``, ``connection_error``, ``answer_too_large`` or the engine's own."""
+    """Code of the error line: ``request_timeout``, ``connection_error``, ``answer_too_large`` or the engine's own."""
     message: str = ""
-    """For the error line. May hold the engine's words, so it stays out of Temporal."""
+    """Message of the error line. It may quote the engine, so it must not enter Temporal."""
     reason: str = ""
-    """For people who wait, in the Temporal UI and ``progress``: our words only."""
+    """Text for the Temporal UI and ``progress``. It never quotes the engine."""
     retry_after: float | None = None
+    """Seconds for which the engine asks to wait."""
     held: Held | None = None
-    """Its share of the memory for answers, where it is large; to be released once it is stored."""
+    """Share of a large answer in the memory for answers; to be released once the answer is stored."""
     is_costly: bool = False
-    """The engine has done its work, to no use: not to be repeated often."""
+    """Whether the engine did its work without a usable result, so that the request should not be repeated often."""
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds to wait by ``retry-after-ms`` or ``Retry-After`` (seconds or a date); ``None`` if neither helps.
+    """Return the seconds to wait according to ``retry-after-ms`` or ``Retry-After`` (seconds or a date).
+
+    The result is at most ``MAX_RETRY_DELAY``, and ``None`` if neither header is present, valid and positive.
 
     Args:
-        headers: names in lower case, or a mapping that does not mind.
-        now: Unix time.
+        headers: the response's headers, with names in lower case or in a case-insensitive mapping.
+        now: Unix time in seconds.
     """
     try:
         if "retry-after-ms" in headers:
@@ -78,7 +81,7 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def classify(status: int, headers: Mapping[str, str], body: bytes, now: float) -> Answer:
-    """What an HTTP answer says by itself; docs/failures.md has the whole table."""
+    """Classify an HTTP response by itself, without regard to other requests. docs/failures.md has the whole table."""
     request_id = headers.get("x-request-id", "")
     if not request_id.isascii():
         request_id = ""
@@ -99,7 +102,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now: float) -
     elif read and is_refusal(status, message):
         verdict = Verdict.FINAL
     elif status in _RETRIED or status >= 500 or status < 400 or read is None:
-        # A wrong key, a redirect (a wrong address), or a page: the engine speaks JSON, so a proxy has answered.
+        # A wrong key, a redirect (a wrong address), or a page: engines answer in JSON, so this is from a proxy.
         verdict = Verdict.RETRY
     else:
         verdict = Verdict.FINAL

@@ -1,6 +1,6 @@
-"""What an inference server says of its own queue, in the Prometheus text of its ``/metrics``.
+"""Reads an engine's load from the Prometheus text of its ``/metrics``.
 
-The names are those of vLLM, NVIDIA NIM, SGLang, llama.cpp, Text Generation Inference, and Triton with TensorRT-LLM.
+Understands the metrics of vLLM, NVIDIA NIM, SGLang, llama.cpp, Text Generation Inference, and Triton with TensorRT-LLM.
 """
 
 from __future__ import annotations
@@ -44,18 +44,20 @@ _REQUEST_TYPE: Final = re.compile(rb'request_type="(\w+)"')
 
 
 class EngineLoad(NamedTuple):
-    """What an engine has to do, for all its clients together."""
+    """An engine's load, from all its clients together."""
 
     running: float
+    """Number of requests that the engine is working on."""
     waiting: float
+    """Number of requests in the engine's queue."""
     cache_used: float = 0.0
-    """Of the KV cache, from 0 to 1; zero where it is not told."""
+    """Fraction of the KV cache in use, from 0 to 1; zero if the engine does not report it."""
     preemptions: float = 0.0
-    """Requests that lost their place in the cache since the engine's start."""
+    """Number of requests that lost their place in the KV cache since the engine started."""
 
 
 def read_load(metrics: bytes) -> EngineLoad | None:
-    """The load in a metrics text, or ``None`` where it names none that is known and makes sense."""
+    """Return the load in a metrics text, or ``None`` if it has no known metrics of it or a value is not valid."""
     found: dict[bytes, list[float]] = {}
     for name, labels, text in _SAMPLE.findall(metrics):
         if name == b"nv_trt_llm_request_metrics":
@@ -74,5 +76,5 @@ def read_load(metrics: bytes) -> EngineLoad | None:
     )
     if running is None or waiting is None:
         return None
-    # Several samples are several models, or ranks of one engine.
+    # Several samples of a metric belong to several models or to several ranks of one engine.
     return EngineLoad(sum(running), sum(waiting), max(cache or [0.0]), sum(preemptions or [0.0]))

@@ -1,4 +1,4 @@
-"""The log's word of an upstream that goes away, refuses, and comes back: one line each, whatever its requests."""
+"""Logs when an upstream goes down, refuses requests, or is back: one line each, however many requests are affected."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from workflows.waits import EndsBy, Wait
 log = logging.getLogger("everbatch.upstreams")
 
 AGAIN_SECONDS: Final = 30.0
-"""Until the same is said again of an upstream that comes and goes."""
+"""Minimum seconds before the same line is logged again, for an upstream whose state keeps changing."""
 _DIGITS: Final = re.compile("[0-9]+")
 
 
 class HealthLog:
-    """Of one upstream, as one worker process sees it."""
+    """Logs the state of one upstream as this worker process sees it."""
 
     def __init__(self, upstream: Upstream, clock: Callable[[], float] = time.monotonic) -> None:
         self._upstream = upstream
         self._clock = clock
-        self._away: dict[int, tuple[float, str]] = {}  # replicas, since when that is logged, and for what
+        self._away: dict[int, tuple[float, str]] = {}  # by replica: since when it is logged as down, and the reason
         self._said: dict[tuple[int, str], float] = {}
 
     def saw(self, flight: Flight, outcome: Outcome, wait: Wait | None) -> None:
-        """A request has ended. Called after the limiter has drawn its conclusions."""
+        """Record that a request has ended. Call this after the limiter has recorded it."""
         if outcome is Outcome.ANSWERED:
             if flight.replica in self._away:
                 self._is_back(flight.replica)

@@ -1,7 +1,7 @@
-"""Whose fault a failed answer is, told from what other requests got at the same time.
+"""Decides whose fault a failed response is, from the responses that other requests received at the same time.
 
-One :class:`Witnesses` stands for one model on one replica of an upstream. It does no input or output and has no clock:
-times are passed in. ``docs/failures.md`` states the rules in a table.
+One :class:`Witnesses` object covers one model on one replica of an upstream. It does no I/O and reads no clock: callers
+pass in times. ``docs/failures.md`` has the rules in a table.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from typing import Final
 from activities.upstreams.answers import Verdict
 
 OUTAGE_FAILURES: Final = 5
-"""Requests that fail, with no later one answered, before the failures are taken for an outage while others are still
-in flight."""
+"""Number of failed requests, with no later request answered, from which the failures count as an outage even though
+other requests are still in flight."""
 
 
 MAX_SUSPECTS: Final = 1_000
-"""Remembered of one model on one replica."""
+"""Maximum number of suspects that are remembered for one model on one replica."""
 
 RECENT_SECONDS: Final = 2.0
-"""An answer so long before a request was sent still says that others were answered when it failed: the last request of
-a batch may be sent a moment after the answer to the one before it."""
+"""Seconds before a request was sent in which an answer still proves that others were answered when it failed: the last
+request of a batch may be sent a moment after the answer to the one before it."""
 
 
 class Outcome(Enum):
     """How a request ended."""
 
     ANSWERED = "answered"
-    """By the model itself: a result, or a refusal that is final."""
+    """The model itself answered, with a result or a final refusal."""
     FAILED = "failed"
-    """With an error or something that no model says (a 5xx, 401, a proxy's page, a lost connection)."""
+    """An error, or a response that does not come from a model: a 5xx, a 401, a proxy's page, a lost connection."""
     TIMED_OUT = "timed_out"
-    """By our own timeout."""
+    """Our own timeout passed."""
     OVERLOADED = "overloaded"
-    """With 429 or 503."""
+    """The response was a 429 or 503."""
     UNREACHABLE = "unreachable"
-    """Before it was sent: no connection. Never the fault of a request."""
+    """There was no connection, so nothing was sent. Never the fault of a request."""
     DROPPED = "dropped"
-    """It was we who ended it."""
+    """Everbatch itself ended the request."""
 
 
 OUTCOMES: Final = {
@@ -52,19 +52,21 @@ OUTCOMES: Final = {
     Verdict.OVERLOADED: Outcome.OVERLOADED,
     Verdict.UNREACHABLE: Outcome.UNREACHABLE,
 }
-"""What the answers of an engine say of it."""
+"""The outcome that each verdict on an answer stands for."""
 
 
 class Fault(Enum):
+    """Whose fault a failure is."""
+
     UNDECIDED = "undecided"
-    """Requests that can tell are still in flight."""
+    """Requests whose outcome will decide it are still in flight or waiting."""
     REQUEST = "request"
-    """A request that was sent later was answered: this failure counts."""
+    """The request's own: a request that was sent later was answered, so this failure counts."""
     ALONE = "alone"
-    """Others were answered when it began to fail, and now there is none to compare with but a few of its kind. It
-    counts if the upstream answers a probe."""
+    """Others were answered when the request began to fail, and now at most a few similar failures remain to compare it
+    with. It counts if the upstream answers a probe."""
     EVERYBODY = "everybody"
-    """An outage or overload, as far as can be told: wait, uncounted."""
+    """Most likely an outage or overload: the request waits, and the failure does not count."""
 
 
 @dataclass(slots=True, eq=False)
@@ -74,9 +76,9 @@ class Sent:
     key: Hashable
     sent_at: float
     load: int
-    """Other requests for this model in flight when it was sent."""
+    """Number of other requests for this model that were in flight when it was sent."""
     answers_before: int = 0
-    """To other requests, before it was sent."""
+    """Number of answers that other requests had received when it was sent."""
 
 
 @dataclass(slots=True, eq=False)
@@ -85,32 +87,32 @@ class _Failure:
     outcome: Outcome
     ended_at: float
     is_contradicted: bool
-    """A later request was answered."""
+    """Whether a request that was sent later was answered."""
     others_answered: bool
-    """Some other request was answered since it first failed, while it ran, or just before."""
+    """Whether another request was answered since this one first failed, while it ran, or shortly before."""
     was_overtaken: bool
-    """So many others were answered while it ran that it cannot have waited behind them: it hung while others ran."""
+    """Whether so many others were answered while it ran that it must have hung, rather than waited behind them."""
     is_known: bool
-    """An earlier failure of this request was its own fault."""
+    """Whether an earlier failure of this request was its own fault."""
     is_judged: bool = False
     has_company: bool = False
-    """Others failed too, with none that was answered later."""
+    """Whether other requests failed too, and none that was sent later was answered."""
 
 
 class Witnesses:
-    """What the requests for one model on one replica got."""
+    """The recent outcomes of the requests for one model on one replica."""
 
     def __init__(self) -> None:
         self.in_flight: set[Sent] = set()
         self.is_out = False
-        """Nothing that was sent since the failures began has been answered."""
+        """Whether there is an outage: no request that was sent since it was noticed has been answered."""
         self._out_since = 0.0
         self._failures: dict[Hashable, _Failure] = {}
         self._suspects: OrderedDict[Hashable, None] = OrderedDict()
-        """Requests that began to fail while others were answered, and have been judged since."""
+        """Requests that began to fail while others were answered, and that have been judged since."""
         self._last_sent: Sent | None = None
         self._last_answered: Sent | None = None
-        """Of all that were answered, the one that was sent last."""
+        """The answered request that was sent last."""
         self._answered_at = float("-inf")
         self._answers = 0
         self._doubtful: set[Hashable] = set()
@@ -123,7 +125,7 @@ class Witnesses:
         return sent
 
     def was_alone(self, sent: Sent) -> bool:
-        """Whether this request has had the model for itself, as far as we know."""
+        """Return whether, as far as this process knows, no other request was in flight during this one."""
         return not sent.load and self._last_sent is sent
 
     def drop(self, sent: Sent) -> None:
@@ -145,12 +147,13 @@ class Witnesses:
                 failure.others_answered = True
                 if failure.outcome is not Outcome.TIMED_OUT:
                     failure.is_contradicted |= _contradicts(sent, failure)
-                # In a queue, what was dropped makes room for what is behind it: that says nothing of a timeout.
+                # A request that times out in a queue makes room for those behind it, so their answers do not show
+                # that it timed out by its own fault.
                 elif failure.was_overtaken or failure.is_known:
                     failure.is_contradicted |= sent.sent_at > failure.sent.sent_at
 
     def failed(self, sent: Sent, outcome: Outcome, now: float, *, failed_before: bool = False) -> None:
-        """Args: ``failed_before`` is whether an earlier failure was found to be its own fault."""
+        """Record a failure. Args: ``failed_before`` is whether an earlier one was the request's own fault."""
         self.in_flight.discard(sent)
         before = self._failures.get(sent.key)
         failure = _Failure(
@@ -168,27 +171,27 @@ class Witnesses:
         self._failures[sent.key] = failure
 
     def forget(self, key: Hashable) -> None:
-        """Its batch has no use for a judgement any more."""
+        """Discard what is known about a request that needs no judgement any more."""
         self._failures.pop(key, None)
         self._suspects.pop(key, None)
         self._doubtful.discard(key)
 
     def is_contradicted(self, key: Hashable) -> bool:
-        """Whether the last failure of a request was its own: a later one was answered."""
+        """Return whether a request's last failure was its own fault, because a later request was answered."""
         failure = self._failures.get(key)
         return failure is not None and failure.is_contradicted
 
     def looks_out(self) -> bool:
-        """Whether the failures are so many that this is an outage, though some requests are still in flight.
+        """Return whether there are enough failures for an outage, although some requests are still in flight.
 
-        A few failures among many that are still in flight may well be bad requests.
+        A few failures, while many requests are still in flight, may well be bad requests.
         """
         failures = [one for one in self._open_failures() if not (one.outcome is Outcome.OVERLOADED or one.is_known)]
         if len(failures) < OUTAGE_FAILURES:
             return False
         first = min(one.sent.sent_at for one in failures)
         if any(one.outcome is Outcome.TIMED_OUT for one in failures) and self._answered_at >= first:
-            return False  # slow, and not away
+            return False  # the upstream is slow, but not down
         return len(failures) >= sum(one.sent_at > first for one in self.in_flight)
 
     def begin_outage(self, now: float) -> None:
@@ -197,11 +200,11 @@ class Witnesses:
             self._out_since = now
 
     def judge(self, key: Hashable, *, more_to_come: bool) -> Fault:
-        """Whose fault the last failure of a request is.
+        """Return whose fault the last failure of a request is.
 
         Args:
             key: the request.
-            more_to_come: whether requests for this model wait to be sent.
+            more_to_come: whether other requests for this model are waiting to be sent.
         """
         failure = self._failures.get(key)
         if failure is None:
@@ -233,7 +236,7 @@ class Witnesses:
         if failure.is_known:
             return Fault.ALONE
         others_fail = any(one is not failure and not one.others_answered for one in self._failures.values())
-        # An engine that drains ends what runs and refuses the rest, so two refusals are too many already.
+        # An engine that drains finishes what it runs and refuses everything else, so two refusals already point to it.
         maximum = 1 if failure.outcome is Outcome.OVERLOADED else OUTAGE_FAILURES - 1
         doubtful = self._doubtful.union(
             one.sent.key for one in open_failures if not (one.was_overtaken and one.outcome is Outcome.TIMED_OUT)
@@ -244,11 +247,11 @@ class Witnesses:
         return Fault.ALONE if failure.others_answered and not failure.has_company else Fault.EVERYBODY
 
     def _may_have_queued(self, failure: _Failure) -> bool:
-        """Whether it may have timed out because it waited behind others."""
+        """Return whether the request may have timed out because it waited behind others."""
         sent = failure.sent
         if failure.was_overtaken or (failure.is_known and self._answered_at < sent.sent_at):
             return False
-        # Unless it is one of the last few, as far as we know: too few for one to have waited behind the others.
+        # If, as far as is known, it is one of the last few, these are too few for it to have waited behind the others.
         return not (self.was_alone(sent) or (sent.load < OUTAGE_FAILURES - 1 and not self.in_flight))
 
     def _open_failures(self) -> list[_Failure]:
@@ -256,12 +259,12 @@ class Witnesses:
 
 
 def _contradicts(answered: Sent, failure: _Failure) -> bool:
-    """Whether this answer shows that the model answered others when it failed this request."""
+    """Return whether this answer shows that the model answered others while it failed this request."""
     sent = failure.sent
     if failure.outcome is Outcome.TIMED_OUT:
-        # Not just any later one: a few may have overtaken it on their way into the engine's queue.
+        # A slightly later request proves nothing: it may have overtaken this one on the way into the engine's queue.
         return answered.sent_at > (sent.sent_at + failure.ended_at) / 2
     if answered.sent_at <= sent.sent_at:
         return False
-    # One that was sent when less was in flight says nothing of a limit that this one met.
+    # A request that was sent with fewer others in flight says nothing about a limit that this one hit.
     return failure.outcome is not Outcome.OVERLOADED or answered.load >= sent.load

@@ -1,17 +1,17 @@
-"""How many requests in flight an upstream is worth, found out while it works: just above the knee of its throughput.
+"""Finds the level, the best number of requests in flight to an upstream: just above the knee of its throughput.
 
-Where the engine tells its queue, that decides. Each worker sees the queue of all, so several workers share an engine
-without adding up.
+If the engine reports its queue, the queue decides. Each worker sees the queue that all workers cause, so several
+workers share an engine without adding up their levels.
 
-Where it does not, throughput and latency decide. Throughput is taken by Little's law, as the requests in flight over
-the seconds that a unit of work took. A level is compared with one above or below it: as long as more in flight brings
-more throughput, the level grows, by doubling at first. Once it does not, the lower level times the gain in throughput
-is the knee, which is what BBR calls the bandwidth-delay product (Cardwell et al., "BBR: Congestion-Based Congestion
-Control", ACM Queue 14(5), 2016). From then on the level is tested now and then in both directions. The family of rules
-is that of gradient limits: TCP Vegas, and ``VegasLimit`` and ``Gradient2Limit`` of Netflix' concurrency-limits
-(https://github.com/Netflix/concurrency-limits). These hold the latency near that of an idle server, which suits people
-who wait for answers. An engine that batches takes longer for each request the more it has, and does more by it; so here
-it is the gain in throughput that is asked for.
+If it does not, throughput decides. Throughput is derived with Little's law, as the requests in flight divided by the
+seconds that a unit of work took. A level is compared with one above or below it: as long as more requests in flight
+bring more throughput, the level grows, in large steps at first. Once they do not, the knee is the lower level times the
+gain in throughput, which BBR calls the bandwidth-delay product (Cardwell et al., "BBR: Congestion-Based Congestion
+Control", ACM Queue 14(5), 2016). From then on, the level is tested in both directions now and then. These rules belong
+to the family of gradient limits: TCP Vegas, and ``VegasLimit`` and ``Gradient2Limit`` of Netflix's concurrency-limits
+(https://github.com/Netflix/concurrency-limits). Those keep the latency near that of an idle server, which suits
+interactive use. An engine that batches takes longer for each request the more requests it has, but completes more in
+total; so the criterion here is the gain in throughput.
 """
 
 from __future__ import annotations
@@ -24,80 +24,82 @@ from activities.upstreams.engine_load import EngineLoad
 
 START: Final = 16
 FLOOR: Final = 2.0
-"""One that is worked on, and one that is there when it is done."""
+"""Minimum level: one request that the engine runs, and the next one, so that the engine never idles between them."""
 
 FULL: Final = 0.8
-"""Of the level in flight; what met less says nothing of it."""
+"""Fraction of the level that must be in flight: an answer under a smaller load says nothing about the level."""
 
 MARGIN: Final = 1.15
-"""Times the knee."""
+"""The level as a multiple of the knee."""
 GROWING: Final = 0.15
-"""Of a rise in flight must come back as throughput, or the level is above the knee."""
+"""Fraction of a rise in requests in flight (both as logarithms) that must appear as a rise in throughput; otherwise the
+level is above the knee."""
 CLIMBING: Final = 0.4
-"""The same in the climb from the start, which measures by few answers."""
+"""The same fraction during the climb from the start, whose measurements have few answers."""
 FIRST_STEP: Final = 3.0
 MAX_STEP: Final = 1.5
 LAST_STEP: Final = 1.25
-"""Factors between two levels that are compared: in the climb, and later on."""
+"""Factors between two compared levels: ``FIRST_STEP`` in the climb, then from ``LAST_STEP`` to ``MAX_STEP``."""
 MAX_PATIENCE: Final = 16
-"""Measurements between two tests of a level that has proved right."""
+"""Maximum number of measurements between two tests of a level that has proved right."""
 MIN_ANSWERS_IN_CLIMB: Final = 12
 MIN_ANSWERS: Final = 128
-"""In a measurement."""
+"""Minimum number of answers in a measurement."""
 
 STRAGGLES: Final = 12.0
-"""Times the usual latency."""
+"""Multiple of the usual latency after which a request in flight counts as a straggler."""
 
 QUEUE: Final = 0.1
-"""Of what the engine runs may wait in it."""
+"""Desired length of the engine's queue, as a fraction of the requests that it runs."""
 TOLD_SECONDS: Final = 3.0
-"""For so long what the engine has told of its queue decides alone."""
+"""Seconds for which the engine's last report of its queue decides alone."""
 SEEN_SECONDS: Final = 0.5
-"""After a rise; before, its requests may not have reached the engine."""
+"""Seconds between two rises: until then, the requests of the last rise may not have reached the engine."""
 CACHE_FULL: Final = 0.95
+"""Fraction of the engine's KV cache in use from which the level does not rise."""
 PREEMPTED: Final = 0.9
-"""Of the requests that ran may run when some lost their place in the cache …"""
+"""Fraction of the running requests that may be in flight after the engine has preempted some of them."""
 HELD_SECONDS: Final = 30.0
-"""… and for so long, as after a cut, there may not be more."""
+"""Seconds after a preemption or a cut during which the engine's queue does not raise the level."""
 
 
 class _Measured(NamedTuple):
     in_flight: float
     speed: float
-    """Work done a second."""
+    """Units of work per second."""
 
 
 class InFlightLevel:
-    """For one model on one replica. All times are of the clock that is given."""
+    """The level for one model on one replica. All times are those of the clock that is passed in."""
 
     def __init__(self, ceiling: int, clock: Callable[[], float], timeout: float = float("inf")) -> None:
-        """Args: ``timeout`` is after how many seconds a request is given up."""
+        """Args: ``ceiling`` is the maximum level; ``timeout`` is the timeout of a request in seconds."""
         self.value = float(min(START, ceiling))
         self._ceiling = float(ceiling)
         self._clock = clock
         self._timeout = timeout
         self._latency = 0.0
-        # Judged by throughput
+        # State of the judgement by throughput
         self._reference: _Measured | None = None
         self._before = self.value
         self._step = FIRST_STEP
-        self._direction, self._next = 0, 1  # up or down: of the level that is being tried, and of the next
+        self._direction, self._next = 0, 1  # up (1) or down (-1): of the level that is being tried, and of the next
         self._holding = self._patience = 1
-        self._is_climbing = True  # from the start; the first knee is not found yet
+        self._is_climbing = True  # until the first knee is found
         self._has_grown = False
         self._begin()
-        # Judged by the engine's queue
+        # State of the judgement by the engine's queue
         self._told_at = self._held_until = self._raised_at = float("-inf")
         self._growth = FIRST_STEP
         self._preemptions = 0.0
 
     def answered(self, sent_at: float, work: float, in_flight: int) -> bool:
-        """A request was done. Returns whether the level was judged anew.
+        """Record an answered request. Returns whether the level was judged again.
 
         Args:
-            sent_at: when it was sent.
-            work: how much it was; tokens, or one where they are not counted.
-            in_flight: when it was sent or answered, itself included, and stragglers not.
+            sent_at: when the request was sent.
+            work: its size in tokens, or 1 if tokens are not counted.
+            in_flight: requests in flight when it was sent or answered, including itself but no stragglers.
         """
         now = self._clock()
         seconds = max(now - sent_at, 1e-6)
@@ -116,20 +118,20 @@ class InFlightLevel:
 
     @property
     def straggles_after(self) -> float:
-        """Seconds in flight after which a request is a straggler: it is not what the level is about."""
+        """Seconds in flight after which a request is a straggler, which the level does not count."""
         return STRAGGLES * self._latency if self._latency else float("inf")
 
     def observe_load(self, load: EngineLoad, in_flight: int) -> None:
-        """The engine has said what it has to do.
+        """Adjust the level to the load that the engine reports.
 
         Args:
-            load: of all clients and models together.
-            in_flight: of ours, for this model.
+            load: the engine's load from all clients and models together.
+            in_flight: this process's requests in flight for this model.
         """
         there = load.running + load.waiting
         preempted, self._preemptions = load.preemptions > self._preemptions > 0, load.preemptions
         if not in_flight or in_flight > 2 * there:
-            return  # what it counts are not our requests
+            return  # the engine's figures do not seem to include our requests
         self._told_at = self._clock()
         self._reference, self._direction = None, 0
         share = min(1.0, in_flight / there)
@@ -152,7 +154,7 @@ class InFlightLevel:
         return now >= self._held_until and now - self._raised_at >= SEEN_SECONDS
 
     def _raise(self, value: float) -> None:
-        """Unless requests would come near to being given up."""
+        """Raise the level, unless the expected latency would come near the timeout."""
         if value > self.value and self._latency * value / self.value < self._timeout / 2:
             self._set(max(value, self.value + 1))
             self._raised_at = self._clock()
@@ -161,7 +163,10 @@ class InFlightLevel:
         self.value = min(max(value, min(FLOOR, self.value)), self._ceiling)
 
     def cut(self, value: float) -> None:
-        """The upstream refused more, or let requests wait for too long: that is tried again after a while."""
+        """Lower the level because the upstream refused requests or let them wait for too long.
+
+        Higher levels are tried again after a while.
+        """
         self.value = min(self.value, value)
         self._is_climbing = False
         self._step = LAST_STEP
@@ -171,7 +176,7 @@ class InFlightLevel:
         self._settle(1)
         self._begin()
 
-    # Judging by throughput
+    # Judgement by throughput
 
     def _begin(self) -> None:
         self._since = self._clock()
@@ -181,7 +186,7 @@ class InFlightLevel:
     @property
     def _needed(self) -> float:
         if self._is_climbing:
-            return max(MIN_ANSWERS_IN_CLIMB, self.value / 2)  # about those that the last step added
+            return max(MIN_ANSWERS_IN_CLIMB, self.value / 2)  # about as many as the last step added
         return max(MIN_ANSWERS, 4 * self.value)
 
     def _judge(self) -> None:
@@ -206,7 +211,7 @@ class InFlightLevel:
             self._settle(-direction)
 
     def _compare(self, reference: _Measured, here: _Measured) -> None:
-        """The level that is tried with the one before it."""
+        """Compare the level that is being tried with the one before it, and keep it or go back."""
         low, high = sorted((reference, here))
         gain = high.speed / low.speed
         wanted = CLIMBING if self._is_climbing else GROWING

@@ -1,4 +1,4 @@
-"""Looks after the requests in flight at an upstream's replicas, and asks these for their queues."""
+"""Watches an upstream's replicas while requests are in flight, and polls their metrics for the engine's queue."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ log = logging.getLogger("everbatch")
 
 INTERVAL: Final = 1.0
 MAX_INTERVAL: Final = 300.0
-"""Seconds between two questions, the longest where nothing that is known was answered for long."""
+"""Seconds between two polls. The interval doubles up to the maximum while the response has no known metrics."""
 
 
 async def watch_load(client: InferenceClient, limiter: Limiter, replica: int) -> None:
-    """Look at what is in flight at a replica once a second, for ever, and at what it tells of its queue if it does."""
+    """Update the limiter every second while requests are in flight at a replica, with the engine's load if known.
+
+    Runs until it is cancelled.
+    """
     interval, asked_at, tells = INTERVAL, float("-inf"), False
     while True:
         await asyncio.sleep(INTERVAL)

@@ -1,4 +1,4 @@
-"""Everbatch's metrics of a worker, in addition to those of the Temporal SDK: docs/metrics.md."""
+"""The metrics of a worker, in addition to those of the Temporal SDK; see docs/metrics.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workflows.types import Usage
 SAMPLE_SECONDS: Final = 1.0
 
 MAX_MODELS: Final = 100
-"""Names of models that become labels in one process; clients may write what they like."""
+"""Maximum number of model names that become labels in one process: clients can send any name."""
 SEVERAL: Final = "mixed"
 OTHERS: Final = "other"
 
@@ -24,8 +24,8 @@ OTHERS: Final = "other"
 class RequestMetrics:
     """Counts finished and retried requests.
 
-    Counted in plain dictionaries and handed to the meter once a second: a call into it for each request would cost
-    more than the rest of what is done with an answer.
+    Counts are kept in plain dictionaries and passed to the meter once a second: a call of the meter for each request
+    would cost more than everything else that is done with an answer.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class RequestMetrics:
         self._commits: list[float] = []
 
     def ended(self, upstream: str, model: str, outcome: str, usage: Usage | None = None) -> None:
-        """A request has its line. Args: ``model`` is the batch's, empty where it has several."""
+        """Count a request that has its line. Args: ``model`` is the only model of its batch, or empty."""
         model = self._label(model)
         self._requests[upstream, model, outcome] += 1
         if usage:
@@ -46,11 +46,11 @@ class RequestMetrics:
             self._tokens[model, "reasoning"] += usage.reasoning_tokens
 
     def retried(self, upstream: str, answer: Answer) -> None:
-        """A request is to be tried again after this answer."""
+        """Count a request that will be sent again after this answer."""
         self._retries[upstream, f"http_{answer.status}" if answer.status else answer.code or "unreachable"] += 1
 
     def committed(self, seconds: float) -> None:
-        """Answers are in the store, so long after the first of them came."""
+        """Record a commit, and the seconds since the first of its answers arrived."""
         self._commits.append(seconds)
 
     def _label(self, model: str) -> str:
@@ -63,7 +63,7 @@ class RequestMetrics:
         return model
 
     async def report(self, meter: MetricMeter) -> None:
-        """Hand what was counted to the meter every second, for ever."""
+        """Pass the counts to the meter every second, until cancelled."""
         requests = meter.create_counter("everbatch_requests", "Requests of batches that got their line.")
         retries = meter.create_counter("everbatch_retries", "Answers after which a request is tried again.")
         tokens = meter.create_counter("everbatch_tokens", "Tokens of completed requests.")
@@ -85,7 +85,7 @@ class RequestMetrics:
 
 
 async def report_limiters(limiters: Mapping[str, Limiter], meter: MetricMeter) -> None:
-    """Report the state of each upstream's limiter every second, for ever."""
+    """Report the state of each upstream's limiter every second, until cancelled."""
     limit = meter.create_gauge("everbatch_in_flight_limit", "Requests that the upstream is sent at once, as adapted.")
     in_flight = meter.create_gauge("everbatch_in_flight", "Requests in flight.")
     waiting = meter.create_gauge("everbatch_waiting", "Requests that wait in this worker for their turn.")

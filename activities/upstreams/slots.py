@@ -1,4 +1,4 @@
-"""When a worker asks Temporal for a shard: only while its limiter has room to run one."""
+"""Decides when a worker polls Temporal for a shard: only while its limiter has room to run one."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from temporalio.worker import (
 from activities.upstreams.limiter import Limiter
 
 RECENT_SHARDS: Final = 10
-"""Shards that tell how large the next may be. Were it the last alone, then after each single request of a small batch
-several polls would go out and bring as many large shards at once."""
+"""Number of recent shards whose largest size is the expected size of the next. If only the last one counted, the worker
+would start several polls after each single request of a small batch, and could receive as many large shards at once."""
 
 
 ANTECHAMBER: Final = 8
-"""Requests that may wait in a worker that is full: those of small batches and of first shards."""
+"""Maximum number of requests of small batches and of first shards that may wait in a full worker."""
 
 
 class RoomForRequests(CustomSlotSupplier):
     """Lets the worker poll for a shard only while its limiter has room to run one.
 
-    A poll that is out may bring a shard of any size; it is taken to be as large as the largest of the last few.
+    A pending poll may return a shard of any size; it is assumed to be as large as the largest recent one.
     """
 
     def __init__(self, limiter: Limiter, antechamber: Antechamber | None = None) -> None:
-        """Build it on the worker's event loop. Args: ``antechamber`` shares the limiter, and goes first."""
+        """Call this on the worker's event loop. Args: ``antechamber`` shares the limiter, and takes precedence."""
         self._limiter = limiter
         self._antechamber = antechamber
         self._loop = asyncio.get_running_loop()
@@ -48,11 +48,11 @@ class RoomForRequests(CustomSlotSupplier):
 
     @contextlib.contextmanager
     def running(self, requests: int, waiting: Callable[[], int]) -> Generator[None]:
-        """Around the time in which the limiter counts the requests of a shard that has arrived.
+        """Count a shard as arrived within the context, in which the limiter itself counts the shard's requests.
 
         Args:
-            requests: in the shard.
-            waiting: how many of them have not been sent yet.
+            requests: number of requests in the shard.
+            waiting: returns how many of them have not been sent yet.
         """
         attempt = asyncio.current_task()
         assert attempt
@@ -67,13 +67,13 @@ class RoomForRequests(CustomSlotSupplier):
             self._attempts.discard(attempt)
 
     def clear(self) -> None:
-        """Cancel the shards that run, also what they have in flight. For a worker that drains."""
+        """Cancel all running shards, including their requests in flight, because the worker is draining."""
         for attempt in self._attempts:
             attempt.cancel()
 
     @property
     def waiting(self) -> int:
-        """Requests that are here and not sent."""
+        """Number of requests of running shards that have not been sent yet."""
         return sum(waiting() for waiting in self._running)
 
     async def reserve_slot(self, ctx: SlotReserveContext) -> SlotPermit:
@@ -83,7 +83,7 @@ class RoomForRequests(CustomSlotSupplier):
             try:
                 await waiter
             except asyncio.CancelledError:
-                self._let_in()  # it may have been woken already: pass that on
+                self._let_in()  # this waiter may already have been woken: wake another one instead
                 raise
         permit = SlotPermit()
         self._reserved.add(permit)
@@ -91,7 +91,7 @@ class RoomForRequests(CustomSlotSupplier):
         return permit
 
     def try_reserve_slot(self, ctx: SlotReserveContext) -> SlotPermit | None:
-        return None  # eager activities would go round the queue and its fairness
+        return None  # eager activities would bypass the task queue and its fairness
 
     # The SDK calls the next two from threads of its own.
 
@@ -112,12 +112,14 @@ class RoomForRequests(CustomSlotSupplier):
         self._let_in()
 
     def _has_room(self) -> bool:
-        # What waits in the antechamber does not close the door: else small batches could keep large ones out.
+        # Requests in the antechamber do not count as waiting: otherwise small batches could keep large ones out.
         ahead = self._antechamber.waiting if self._antechamber else 0
         return self._limiter.room(self._expected(int(self._limiter.limit)) - ahead)
 
     def _expected(self, unknown: int) -> int:
-        """Requests on their way here. Args: ``unknown`` is the size of a shard while none has been seen."""
+        """Return the number of requests to expect from pending polls and from shards that are about to run, where
+        ``unknown`` is the assumed size of a shard before the first one has arrived.
+        """
         on_their_way = len(self._reserved) + max(0, len(self._used) - len(self._running))
         return on_their_way * max(self._sizes, default=unknown)
 
@@ -131,11 +133,11 @@ class RoomForRequests(CustomSlotSupplier):
             waiter = self._waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                return  # the next is woken by this one, when it has taken its room
+                return  # this waiter wakes the next one after it has reserved its slot
 
 
 class Antechamber(RoomForRequests):
-    """Lets a worker that is full take in some requests still, of batches that it may not have yet."""
+    """Lets a full worker still accept a few requests, so that batches that have nothing in flight get started."""
 
     def _has_room(self) -> bool:
         expected = self._expected(1)

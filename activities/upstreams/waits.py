@@ -1,4 +1,4 @@
-"""What a wait for an upstream is called: the one place where a failed answer becomes words for people who wait."""
+"""Describes waits for an upstream: the one place where a failed answer becomes a text for users and operators."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ _UNREACHABLE: Final = {
     "its name does not resolve": ("has a host name that does not resolve", EndsBy.OPERATOR),
     "TLS failed": ("cannot be reached: TLS failed", EndsBy.OPERATOR),
 }
-"""By the reason of the answer. What is not here is a connection that failed in another way."""
+"""Text and end of a wait by the answer's reason. Any other reason is a connection that failed in another way."""
 
 _PASSING: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, 425, 502, 504})
-"""Statuses of proxies and of engines that are not ready yet."""
+"""Statuses that proxies return, and engines that are not ready yet."""
 
 _WRONG_PLACE: Final = frozenset({301, 302, 303, 307, 308, 404, 405})
-"""Statuses, without a word of an engine's, of an address that is not that of its API."""
+"""Statuses of a base URL that is not the address of an inference API."""
 _NO_API: Final = "with a body that is not JSON"
-"""In the reason of a success that is none: most likely a web page."""
+"""Part of the reason of a 2xx answer that is no result; its body is most likely a web page."""
 
 _LOADING: Final = "loading model"
-"""In the message of llama.cpp's 503 while it starts."""
+"""Part of the message of llama.cpp's 503 while it starts."""
 
 
 def shown_url(url: str) -> str:
-    """A base URL without what may be secret in it: credentials and a query."""
+    """Return a base URL without the parts that may hold secrets: credentials and the query."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def upstream_label(upstream: Upstream, replica: int = 0) -> str:
-    """An upstream by its name, if it has one, and the address of one of its replicas."""
+    """Return a text that names an upstream, unless it is the only one, and the address of one of its replicas."""
     name = "the upstream" if upstream.is_only else f'upstream "{upstream.name}"'
     return f"{name} ({shown_url(upstream.urls[replica])})"
 
 
 def wait_after(answer: Answer, upstream: Upstream, replica: int = 0) -> Wait:
-    """What a request waits for that got this answer and is to be sent again."""
+    """Return the wait of a request that received this answer and will be sent again."""
     kind = WaitKind.UPSTREAM
     reason, ends_by = f"failed: {answer.reason}", EndsBy.ITSELF
     match answer.verdict:
@@ -77,12 +77,12 @@ def wait_after(answer: Answer, upstream: Upstream, replica: int = 0) -> Wait:
 
 
 def unavailable_wait(upstream: Upstream) -> Wait:
-    """Of an upstream of which nothing more is known."""
+    """Return the wait for an upstream about which nothing more is known."""
     return Wait(kind=WaitKind.UPSTREAM, subject=upstream_label(upstream), reason="is not available")
 
 
 def silence_of(flights: Iterable[Flight], upstream: Upstream) -> Wait | None:
-    """What requests in flight wait for, where their engine has answered nothing for longer than usual."""
+    """Return the wait of these requests if their engine has answered nothing for longer than usual, else ``None``."""
     for lane, replica in {(flight.lane, flight.replica) for flight in flights}:
         if (seconds := lane.silence.unusual(lane.in_flight)) is None:
             continue

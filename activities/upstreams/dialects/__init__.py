@@ -1,4 +1,4 @@
-"""How requests for kinds of upstreams differ: one module per dialect, chosen by this table. See docs/upstreams.md."""
+"""The dialects: how requests to different kinds of upstreams differ. One module per dialect; see docs/upstreams.md."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Azure OpenAI: a key header of its own, the deployment in the path, the API version in the query.
+"""Azure OpenAI: the key in an ``api-key`` header, the deployment in the path, the API version in the query.
 
-A deployment stands where other servers have a model: the model of a request, by its alias if it has one, names it.
-Azure's newer API under ``/openai/v1`` needs none of this; it is a plain upstream.
+A deployment takes the place of a model: the model of a request, or the name that its alias stands for, is the name of
+the deployment. Azure's newer API under ``/openai/v1`` needs none of this; it is a plain upstream.
 """
 
 from __future__ import annotations
@@ -29,5 +29,5 @@ DIALECT: Final = Dialect(
     path_has_model=True,
     base_path="",
     needs_api_version=True,
-    needs_models=True,  # its list is of what may be deployed
+    needs_models=True,  # Azure lists the models that can be deployed, not the deployments
 )

@@ -1,6 +1,6 @@
-"""What a dialect is. Its defaults are the plain dialect: OpenAI's API, and other fields unchanged.
+"""Defines a dialect. The defaults are those of the plain dialect: OpenAI's API, with other fields unchanged.
 
-vLLM, SGLang, llama.cpp, Ollama, TGI and OpenAI itself are sent a body's own bytes, fields unknown to us included.
+vLLM, SGLang, llama.cpp, Ollama, TGI and OpenAI itself receive the original bytes of a body, including unknown fields.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import NamedTuple
 import msgspec
 
 Members = dict[str, msgspec.Raw]
-"""The members of a JSON object, each as the bytes that it came as: a number or a field of another's stays as it is."""
+"""The members of a JSON object, each as its original bytes, so that numbers and unknown fields stay unchanged."""
 
 
 class Refusal(NamedTuple):
     """The reason why the upstream would refuse a request, found at validation."""
 
     param: str
-    """The member, for example ``top_k``."""
+    """The name of the offending member, for example ``top_k``."""
     message: str
 
 
@@ -34,19 +34,19 @@ def _endpoint(endpoint: str, model: str, api_version: str) -> str:
 @dataclass(frozen=True)
 class Dialect:
     body: Callable[[str, Members], Members] | None = None
-    """From endpoint and body to the body to be sent; ``None`` sends it as it came."""
+    """Maps the endpoint and a body to the body that is sent; ``None`` sends the original bytes."""
     refusal: Callable[[str, Members], Refusal | None] | None = None
-    """Why a body cannot be expressed in this dialect, if it cannot."""
+    """Maps the endpoint and a body to the reason why this dialect cannot express it, or to ``None`` if it can."""
     auth: Callable[[str], Mapping[str, str]] = _bearer
-    """From a key to the headers that carry it."""
+    """Maps an API key to the headers that carry it."""
     path: Callable[[str, str, str], str] = _endpoint
-    """From endpoint, the engine's name of the model and API version to what follows the base URL."""
+    """Maps the endpoint, the engine's name of the model and the API version to the path after the base URL."""
     path_has_model: bool = False
-    """Whether :attr:`path` looks at the model."""
+    """Whether :attr:`path` depends on the model."""
     base_path: str = "/v1"
-    """Path of a base URL that is given without one."""
+    """Path of a base URL that is configured without one."""
     metrics_path: str | None = "../metrics"
-    """Of the engine's own metrics, seen from the base URL; ``None`` where there are none."""
+    """Path of the engine's own metrics, relative to the base URL; ``None`` if it has none."""
     needs_api_version: bool = False
     needs_models: bool = False
-    """Whether the server's own list does not name what requests may name."""
+    """Whether the models must be configured, because the server's list does not have the names that requests use."""

@@ -1,7 +1,7 @@
-"""NVIDIA NIM: parameters beyond OpenAI's are in ``nvext``, and some of OpenAI's are refused.
+"""NVIDIA NIM: parameters beyond OpenAI's go into ``nvext``, and NIM refuses some of OpenAI's own.
 
-Chat completions and completions; requests to other endpoints go through as they are, and so do answers. A client's
-own ``nvext`` wins over what is derived here.
+Applies to chat completions and completions; requests to other endpoints and all answers pass unchanged. The members of
+a client's own ``nvext`` take precedence over those that are derived here.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ ENDPOINTS: Final = (CHAT, "/v1/completions")
 _MOVED: Final = ("top_k", "repetition_penalty")
 _NO_TOP_K: Final = msgspec.Raw(b"-1")
 _LOOKED_INTO: Final = re.compile(rb"image|tool_calls")
-"""Messages without these go out as they came."""
+"""Messages that match none of these are sent unchanged."""
 _encode = msgspec.json.encode
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _MAGIC: Final = {"iVBORw": "image/png", "R0lGOD": "image/gif", "UklGR": "image/webp", "Qk": "image/bmp"}
-"""How the base64 of an image begins, where its media type is not given; else it is taken for a JPEG."""
+"""Media type of an image by the first characters of its base64, if none is given; any other counts as a JPEG."""
 
 
 def nim_refusal(endpoint: str, body: Members) -> Refusal | None:
@@ -52,11 +52,11 @@ def nim_body(endpoint: str, body: Members) -> Members:
     schema = _json_schema(body.get("response_format"))
     if schema is not None:
         derived["guided_json"] = schema
-        del body["response_format"]  # NIM fails when both are there
+        del body["response_format"]  # NIM fails if both are present
     own = body.get("nvext")
     if is_null(own):
         body["nvext"] = _object(derived)
-    elif (members := raw_object(own)) is not None:  # else it is for NIM to refuse
+    elif (members := raw_object(own)) is not None:  # NIM itself refuses anything else
         body["nvext"] = _object(derived | members)
     if "tool_choice" in body and _is_nothing(body.get("tools")):
         del body["tool_choice"]
@@ -79,7 +79,7 @@ def _is_nothing(raw: msgspec.Raw | None) -> bool:
 
 
 def _json_schema(raw: msgspec.Raw | None) -> msgspec.Raw | None:
-    """The schema of a ``response_format`` of type ``json_schema``."""
+    """Return the schema of a ``response_format`` of type ``json_schema``."""
     members = raw_object(raw)
     if not members or _text(members.get("type")) != "json_schema":
         return None
@@ -89,7 +89,7 @@ def _json_schema(raw: msgspec.Raw | None) -> msgspec.Raw | None:
 
 
 def _each(array: msgspec.Raw, change: Callable[[msgspec.Raw], msgspec.Raw]) -> msgspec.Raw:
-    """An array with its items changed; the very same one where none is."""
+    """Return an array with its items changed, or the same object if no item changes."""
     items = raw_items(array) or []
     changed = [change(item) for item in items]
     if all(new is old for new, old in zip(changed, items, strict=True)):
@@ -98,7 +98,7 @@ def _each(array: msgspec.Raw, change: Callable[[msgspec.Raw], msgspec.Raw]) -> m
 
 
 def _changed(raw: msgspec.Raw, **changes: Callable[[msgspec.Raw], msgspec.Raw]) -> msgspec.Raw:
-    """An object with some of its members changed; the very same one where none is."""
+    """Return a JSON object with some of its members changed, or the same Python object if none changes."""
     members = raw_object(raw) or {}
     new = {name: change(members[name]) for name, change in changes.items() if name in members}
     return _object(members | new) if any(new[name] is not members[name] for name in new) else raw
@@ -116,15 +116,15 @@ def _tool_call(raw: msgspec.Raw) -> msgspec.Raw:
 
 
 def _arguments(raw: msgspec.Raw) -> msgspec.Raw:
-    """The text of JSON that OpenAI has; some clients write the object itself."""
+    """Return the arguments as a string that holds JSON, as in OpenAI's API; some clients send the object itself."""
     return _string(bytes(raw).decode()) if bytes(memoryview(raw)[:1]) == b"{" else raw
 
 
 def _part(raw: msgspec.Raw) -> msgspec.Raw:
-    """A content part; one with raw base64 of an image as a part with its data URL.
+    """Return a content part, with an image that is given as bare base64 turned into a data URL.
 
-    Taken are OpenAI's own shape with base64 where a URL belongs (``{"type": "image_url", "image_url": {"url": …}}``),
-    and ``{"type": "image", …}`` with ``data`` and ``media_type`` in itself, in ``image`` or in ``source``.
+    Accepts OpenAI's own shape with base64 instead of a URL (``{"type": "image_url", "image_url": {"url": …}}``), and
+    ``{"type": "image", …}`` with ``data`` and ``media_type`` in the part itself, in ``image`` or in ``source``.
     """
     part = raw_object(raw) or {}
     match _text(part.get("type")):
