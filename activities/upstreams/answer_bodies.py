@@ -158,9 +158,10 @@ def _odd_usage(raw: msgspec.Raw) -> Usage:
     completion = (
         raw_object(members.get("completion_tokens_details")) or raw_object(members.get("output_tokens_details")) or {}
     )
+    read, created = (_count(members.get(f"cache_{what}_input_tokens")) for what in ("read", "creation"))
     return Usage.model_construct(
-        input_tokens=_count(members.get("prompt_tokens")) or _count(members.get("input_tokens")),
-        cached_tokens=_count(prompt.get("cached_tokens")),
+        input_tokens=(_count(members.get("prompt_tokens")) or _count(members.get("input_tokens"))) + read + created,
+        cached_tokens=_count(prompt.get("cached_tokens")) if prompt else read,
         output_tokens=_count(members.get("completion_tokens")) or _count(members.get("output_tokens")),
         reasoning_tokens=_count(completion.get("reasoning_tokens")),
     )

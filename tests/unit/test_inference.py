@@ -182,6 +182,8 @@ def test_one_odd_member_takes_nothing_from_the_others(odd: Any) -> None:
     assert usage(good | {"completion_tokens": odd}) == Usage(input_tokens=10, cached_tokens=4)
     assert usage(good | {"prompt_tokens_details": odd}) == Usage(input_tokens=10, output_tokens=5)
     assert usage(good | {"prompt_tokens_details": {"cached_tokens": odd}}) == Usage(input_tokens=10, output_tokens=5)
+    messages = {"input_tokens": 3, "cache_read_input_tokens": 4, "cache_creation_input_tokens": 1, "output_tokens": odd}
+    assert usage(messages) == Usage(input_tokens=8, cached_tokens=4)
 
 
 def test_no_usage_is_zero_and_no_object_is_none() -> None:
