@@ -23,9 +23,7 @@ def cut(text: str, limit: int = SUMMARY_BYTES) -> str:
 def batch_summary(spec: BatchSpec, lines: int | None) -> str:
     """Return the summary of a batch's workflow.
 
-    Args:
-        spec: the batch's specification.
-        lines: the number of lines in the input, if it is known. How many of them are requests is not known yet.
+    ``lines`` is the number of lines in the input, if known. The number of requests is not known this early.
     """
     size = f"{lines} lines" if lines is not None else spec.input_file_id
     return cut(f"{spec.endpoint} · {size} · window {spec.completion_window}")
@@ -34,10 +32,7 @@ def batch_summary(spec: BatchSpec, lines: int | None) -> str:
 def batch_details(spec: BatchSpec, status: BatchStatus, upstreams: Sequence[str] = ()) -> str:
     """Return Markdown for the "current details" of the workflow, without any text that a client wrote.
 
-    Args:
-        spec: the batch's specification.
-        status: the batch's status.
-        upstreams: names of the upstreams that receive its requests; empty while they are unknown.
+    ``upstreams`` are the names of the upstreams that receive its requests; empty while they are unknown.
     """
     counts = status.counts
     rows = [

@@ -91,11 +91,7 @@ class ByTenant(BaseModel):
 
 
 def who(by: ByTenant | str | None) -> str:
-    """Return a phrase for whoever paused, resumed or cancelled a batch.
-
-    Args:
-        by: the tenant, or the reason that a user gave in Temporal, if any.
-    """
+    """Return a phrase for whoever paused, resumed or cancelled a batch: a tenant, or a user of Temporal with a reason."""
     if isinstance(by, ByTenant):
         return f'by tenant "{by.tenant[:MAX_REASON]}" through the API'
     reason = " ".join((by or "").split())[:MAX_REASON]
