@@ -91,7 +91,7 @@ class ByTenant(BaseModel):
 
 
 def who(by: ByTenant | str | None) -> str:
-    """Return a phrase for whoever paused, resumed or cancelled a batch: a tenant, or a user of Temporal with a reason."""
+    """Return a phrase for who paused, resumed or cancelled a batch: a tenant, or a user of Temporal with a reason."""
     if isinstance(by, ByTenant):
         return f'by tenant "{by.tenant[:MAX_REASON]}" through the API'
     reason = " ".join((by or "").split())[:MAX_REASON]

@@ -26,7 +26,7 @@ class WaitKind(StrEnum):
 
 
 class EndsBy(StrEnum):
-    """Who can end a wait."""
+    """The party that can end a wait."""
 
     ITSELF = "itself"
     """The wait may pass without any action, for example when an engine restarts or a peak of load subsides."""

@@ -229,7 +229,7 @@ def _requests_of_table(
 
 
 def _prompt_text(prompt: str | None) -> str:
-    """Return the prompt template, which ``prompt`` holds itself or names the file of."""
+    """Return the prompt template: ``prompt`` itself, or the contents of the file that it names."""
     if prompt is None:
         return "{" + PROMPT + "}"
     with contextlib.suppress(OSError, ValueError):  # most prompts are not valid file names

@@ -58,7 +58,7 @@ def read_rows(source: Path) -> Iterator[Row]:
 
 
 def _csv_rows(file: TextIO) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)  # a cell may hold a whole prompt, which is longer than the default limit allows
+    csv.field_size_limit(sys.maxsize)  # a cell may hold a long prompt, and the default limit is 131,072 characters
     reader = csv.DictReader(file, restval="", strict=True)
     try:
         columns = list(reader.fieldnames or ())

@@ -139,10 +139,7 @@ class Batches:
         return await self._patience.call(create)
 
     async def _batch_of(self, file_id: str, endpoint: str) -> Batch | None:
-        """Find the batch that an earlier create call made if its response was lost.
-
-        Not every server supports idempotency keys.
-        """
+        """Return the batch of an earlier try whose response was lost. Not every server supports idempotency keys."""
         page = await self._page()
         same = (batch for batch in page.data if (batch.input_file_id, batch.endpoint) == (file_id, endpoint))
         return next(same, None)

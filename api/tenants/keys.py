@@ -129,9 +129,10 @@ class KeyFile:
     """A key file that is reloaded when it changes. If it becomes invalid, the last valid keys stay in use."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """
+        """Read the key file.
+
         Raises:
-            SettingsFileError: the file cannot be used.
+            SettingsFileError: the file cannot be read, or its content is not valid.
         """
         self._path = path
         self._clock = clock
