@@ -1,4 +1,4 @@
-"""The history of a batch: its events and its past waits. It is bounded and holds only texts written by Everbatch."""
+"""The history of a batch: its events and its past waits. It is bounded, and it quotes no request and no response."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def _is_only_error(body: dict[str, Any] | None) -> bool:
 
 
 def _error(holder: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the ``error`` of an object as a dict. Some servers send a plain text instead."""
+    """Return the ``error`` of an object as a dict. Some servers send plain text instead of a dict."""
     error = (holder or {}).get("error")
     if isinstance(error, str):
         return {"message": error}
