@@ -80,7 +80,7 @@ CLOSE_TIMEOUT = timedelta(minutes=10)
 VALIDATE_TIMEOUT = timedelta(hours=2)
 WRITE_TIMEOUT = timedelta(hours=6)
 DELETE_TIMEOUT = timedelta(hours=1)
-"""The five timeouts above each limit one attempt. Except in ``pause_shards``, heartbeats detect a dead worker sooner."""
+"""The five timeouts above each limit one attempt. Except in ``pause_shards``, heartbeats find a dead worker sooner."""
 
 DELIVER_RETRY = RetryPolicy(
     initial_interval=timedelta(seconds=2),
