@@ -1,7 +1,7 @@
 """The contract between workflows and activities: names, stubs, task queues, timeouts and retry policies.
 
-The stubs let workflows call activities by type without importing them. Implementations subclass the stub
-and re-decorate the method with the same name; ``tests/unit/test_contract.py`` holds them together.
+The stubs let workflows call activities by type without importing them. Each implementation subclasses its stub
+and decorates the method again with the same name; ``tests/unit/test_contract.py`` checks that the two agree.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ WEBHOOK_EVENTS = ("batch.completed", "batch.failed", "batch.cancelled", "batch.e
 MEMO_STATUS = "status"
 
 MESSAGES_ENDPOINT = "/v1/messages"
-"""Anthropic's, whose batches its Message Batches API shows too."""
+"""Anthropic's endpoint. Batches for it also appear in Anthropic's Message Batches API."""
 
 TENANT_ATTRIBUTE = SearchAttributeKey.for_keyword("BatchTenant")
 ENDPOINT_ATTRIBUTE = SearchAttributeKey.for_keyword("BatchEndpoint")
@@ -55,15 +55,16 @@ STATUS_ATTRIBUTE = SearchAttributeKey.for_keyword("BatchStatus")
 DEFAULT_TASK_QUEUE = "everbatch"
 
 MAX_RETRY_DELAY = timedelta(minutes=15)
-"""Longest ``Retry-After`` that is honoured: Temporal clamps ``next_retry_delay`` to the policy's maximum."""
+"""The longest ``Retry-After`` that is honoured. Temporal clamps ``next_retry_delay`` to the policy's maximum."""
 
 SHARD_RETRY = RetryPolicy(
-    # An attempt that ends by itself says when to try again. What is left is a worker that died, or a bug: a delay that
-    # grew with the attempts, of which an outage makes many, would have the shards of a killed worker wait for minutes.
+    # An attempt that ends by itself sets the delay of the next one, so this interval applies only after a worker died
+    # or hit a bug. A delay that grew with the number of attempts, of which an outage causes many, would leave the
+    # shards of a killed worker waiting for minutes.
     initial_interval=timedelta(seconds=2),
     backoff_coefficient=1.0,
     maximum_interval=MAX_RETRY_DELAY,
-    maximum_attempts=0,  # attempts are also spent by deploys and crashes; the window is what ends a batch
+    maximum_attempts=0,  # deployments and crashes use up attempts too; only the completion window ends a batch
 )
 
 STEP_RETRY = RetryPolicy(
@@ -72,14 +73,14 @@ STEP_RETRY = RetryPolicy(
     maximum_interval=timedelta(seconds=30),
     maximum_attempts=0,
 )
-"""For everything but requests and webhooks: it fails only while the store or Temporal is down."""
+"""Retry policy of every activity except requests and webhooks. They fail only while the store or Temporal is down."""
 
 PAUSE_TIMEOUT = timedelta(seconds=10)
 CLOSE_TIMEOUT = timedelta(minutes=10)
 VALIDATE_TIMEOUT = timedelta(hours=2)
 WRITE_TIMEOUT = timedelta(hours=6)
 DELETE_TIMEOUT = timedelta(hours=1)
-"""Of one attempt. Heartbeats, not these, tell whether a worker lives."""
+"""The five timeouts above each limit one attempt. Except in ``pause_shards``, heartbeats find a dead worker sooner."""
 
 DELIVER_RETRY = RetryPolicy(
     initial_interval=timedelta(seconds=2),
@@ -89,54 +90,56 @@ DELIVER_RETRY = RetryPolicy(
 )
 DELIVER_WITHIN = timedelta(hours=72)
 DELIVER_TIMEOUT = timedelta(seconds=20)
-"""Of one attempt, which gives the endpoint ten."""
+"""Timeout of one delivery attempt, within which the endpoint has ten seconds to respond."""
 
 WRONG_ROUTE = "WrongRoute"
-"""Type of the error with which a shard ends a batch whose first requests all got the same 404."""
+"""Error type with which a shard fails the whole batch because its first requests all got the same 404."""
 
 DEFAULT_UPSTREAM = "default"
 
 FIRST_SUFFIX = ":first"
-"""With a colon, which no name of an upstream has."""
+"""Suffix of the task queue for first shards. Upstream names cannot contain a colon, so it cannot collide with one."""
 
 
 def inference_task_queue(task_queue: str) -> str:
-    """Inference has a queue of its own, so that no workflow waits behind a model."""
+    """Return the task queue for requests, which is separate so that no workflow task waits behind a model."""
     return f"{task_queue}-inference"
 
 
 def upstream_task_queue(inference_queue: str, upstream: str) -> str:
-    """Each upstream has one of its own, so that no request waits behind an engine that it is not for.
+    """Return the task queue of an upstream. Each has its own, so that no request waits behind another upstream.
 
-    In one queue for all, the shards of an engine that is down would be taken by workers again and again, only to be
-    handed back, or else stand in front of everybody's.
+    In one shared queue, workers would take the shards of an upstream that is down over and over, only to hand them
+    back, or those shards would block the head of the queue for everyone.
     """
     return inference_queue if upstream == DEFAULT_UPSTREAM else f"{inference_queue}-{upstream}"
 
 
 def first_task_queue(queue: str) -> str:
-    """Small batches, and the first shard of large ones, have one beside their upstream's: a worker that is full of a
-    large batch still takes them in, and serves them in turn with what it has.
+    """Return the task queue for small batches and for the first shard of large ones, beside ``queue``.
+
+    A worker that a large batch keeps full still accepts shards from this queue, and serves them in turn with the
+    shards that it already has.
     """
     return queue + FIRST_SUFFIX
 
 
 def control_task_queue(task_queue: str) -> str:
-    """What is short and urgent has one, so that it does not wait behind hours of writing files."""
+    """Return the task queue for short, urgent activities, so that they do not wait behind hours of writing files."""
     return f"{task_queue}-control"
 
 
 def webhook_task_queue(task_queue: str) -> str:
-    """Webhooks have one too: an endpoint that does not answer holds a slot for as long as it may."""
+    """Return the task queue for webhooks: an endpoint that does not respond occupies a slot until the timeout."""
     return f"{task_queue}-webhooks"
 
 
 class ValidateInputStub:
     @activity.defn(name=VALIDATE_INPUT)
     async def validate_input(self, spec: BatchSpec) -> ValidateResult:
-        """Check every line of the input once and cut it into shards.
+        """Check every line of the input once and divide it into shards.
 
-        Bad input is a result, not an exception: the batch fails, the activity does not.
+        Invalid input is a result, not an exception: the batch fails, but the activity does not.
         """
         raise NotImplementedError
 
@@ -147,7 +150,7 @@ class RunRequestsStub:
         """Send each unfinished request of a shard once and commit every final answer.
 
         Raises:
-            ApplicationError: some requests must be tried again; the retry policy brings the shard back.
+            ApplicationError: some requests must be sent again; the retry policy schedules another attempt at the shard.
         """
         raise NotImplementedError
 
@@ -155,17 +158,17 @@ class RunRequestsStub:
 class WriteFilesStub:
     @activity.defn(name=WRITE_FILES)
     async def write_files(self, task: WriteFilesInput) -> MergedFiles:
-        """Merge what is committed into the output and error file. What the batch ends as is not decided here."""
+        """Merge the committed answers into the output and error files. The workflow decides the batch's outcome."""
         raise NotImplementedError
 
 
 class CloseBatchStub:
     @activity.defn(name=CLOSE_BATCH)
     async def close_batch(self, task: CloseBatchInput) -> BatchStatus:
-        """Write the final record of a batch, tell its webhooks, and remove what only a running batch needs.
+        """Write the final record of a batch, start its webhooks, and delete objects that only a running batch needs.
 
-        Doing it again changes nothing. The first final record counts, so a batch that had ended already, and whose
-        workflow was reset, ends as it did.
+        The activity is idempotent. The first final record counts, so a batch whose workflow is reset after its end
+        ends with the same status again.
 
         Returns:
             The status in the final record.
@@ -176,7 +179,7 @@ class CloseBatchStub:
 class DeleteExpiredStub:
     @activity.defn(name=DELETE_EXPIRED)
     async def delete_expired(self, task: DeleteExpiredInput) -> DeleteExpiredResult:
-        """Delete what the janitor was reminded of and nobody can ask for any more. Doing it again changes nothing."""
+        """Delete objects that are due and that no client can request any more. The activity is idempotent."""
         raise NotImplementedError
 
 
@@ -186,7 +189,8 @@ class DeliverWebhookStub:
         """Send one event to one endpoint, once.
 
         Raises:
-            ApplicationError: it was not taken; the retry policy brings it back, unless the endpoint may not be told.
+            ApplicationError: the endpoint did not accept the event. The retry policy schedules another attempt, unless
+                the endpoint's address is not allowed.
         """
         raise NotImplementedError
 
@@ -194,5 +198,5 @@ class DeliverWebhookStub:
 class PauseShardsStub:
     @activity.defn(name=PAUSE_SHARDS)
     async def pause_shards(self, task: PauseShardsInput) -> None:
-        """Make all pending shards of a batch wait, or let them go on. Doing it again changes nothing."""
+        """Pause or resume all pending shards of a batch. The activity is idempotent."""
         raise NotImplementedError

@@ -10,25 +10,29 @@ from workflows.waits import finalizing_wait, validating_wait
 from workflows.webhook_types import WebhookInput
 
 SUMMARY_BYTES = 200
-"""The server allows 400 after encoding; quotes and non-Latin text take more there than here."""
+"""Maximum summary length in bytes of UTF-8. The server allows 400 bytes after its own encoding, in which quotes and
+non-Latin text take more."""
 
 
 def cut(text: str, limit: int = SUMMARY_BYTES) -> str:
-    """Cut to so many bytes of UTF-8, at a character."""
+    """Truncate ``text`` to at most ``limit`` bytes of UTF-8, at a character boundary."""
     encoded = text.encode("utf-8", "replace")
     return text if len(encoded) <= limit else encoded[: limit - 3].decode("utf-8", "ignore") + "…"
 
 
 def batch_summary(spec: BatchSpec, lines: int | None) -> str:
-    """Args: ``lines`` are those of the input, where it is known; how many are requests is not yet."""
+    """Return the summary of a batch's workflow.
+
+    ``lines`` is the number of lines in the input, if known. The number of requests is not known this early.
+    """
     size = f"{lines} lines" if lines is not None else spec.input_file_id
     return cut(f"{spec.endpoint} · {size} · window {spec.completion_window}")
 
 
 def batch_details(spec: BatchSpec, status: BatchStatus, upstreams: Sequence[str] = ()) -> str:
-    """Markdown for the "current details" of the workflow. Holds nothing that a client wrote.
+    """Return Markdown for the "current details" of the workflow, without any text that a client wrote.
 
-    Args: ``upstreams`` are the names of those that its requests go to, where that is known.
+    ``upstreams`` are the names of the upstreams that receive its requests; empty while they are unknown.
     """
     counts = status.counts
     rows = [
@@ -57,7 +61,7 @@ def batch_details(spec: BatchSpec, status: BatchStatus, upstreams: Sequence[str]
 
 
 def _what_goes_on(status: BatchStatus) -> str:
-    """What the workflow itself knows of why the batch waits; the rest is known to its activities."""
+    """Say why the batch waits, as far as the workflow knows; its activities report the other reasons."""
     if status.paused_at is not None and not status.finalizing_at:
         since = datetime.fromtimestamp(status.paused_at, UTC)
         return f"Waiting: the batch is paused since {since:%Y-%m-%d %H:%M} UTC; a user can resume it through the API."
@@ -71,7 +75,7 @@ def _what_goes_on(status: BatchStatus) -> str:
 
 
 def end_reason(spec: BatchSpec, status: BatchStatus) -> str:
-    """Why a batch failed or expired, in one line for the failure of its workflow."""
+    """Return one line that says why a batch failed or expired, for the failure of its workflow."""
     counts = status.counts
     if status.phase is BatchPhase.EXPIRED:
         done = f"{counts.completed} of {counts.total} requests completed"
@@ -84,7 +88,7 @@ def end_reason(spec: BatchSpec, status: BatchStatus) -> str:
 
 
 def shard_summary(index: int, total: int, requests: int, label: str) -> str:
-    """A request is called by its ``custom_id``, a group by its place."""
+    """Return the summary of a shard: its ``label`` if it has one, otherwise its position among ``total`` shards."""
     return cut(label if label else f"shard {index + 1}/{total}, {requests} requests")
 
 
@@ -93,7 +97,7 @@ def webhook_summary(task: WebhookInput) -> str:
 
 
 def janitor_details(done: DeleteExpiredResult) -> str:
-    """Markdown for the "current details" of the janitor."""
+    """Return Markdown for the "current details" of the janitor's workflow."""
     rows = [
         "| | |",
         "|---|---|",

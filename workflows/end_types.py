@@ -1,4 +1,4 @@
-"""The models of the activities that end a batch: see :mod:`workflows.types` for the rules that they keep."""
+"""The models of the activities that end a batch. They follow the rules in :mod:`workflows.types`."""
 
 from __future__ import annotations
 
@@ -12,36 +12,38 @@ from workflows.types import BatchError, BatchSpec, BatchStatus, Counts, MissingR
 class WriteFilesInput(Model):
     spec: BatchSpec
     attempts: list[str | None] = Field(default_factory=list[str | None])
-    """For each shard the attempt whose object counts; ``None`` if it did not finish."""
+    """For each shard, the attempt whose result object counts, or ``None`` if the shard did not finish."""
     missing: MissingReason = MissingReason.FAILED
     cut: str = ""
-    """As :attr:`ValidateResult.cut`; empty where no shard was run. An earlier run may have left answers even so."""
+    """See :attr:`ValidateResult.cut`. Empty if this run started no shards; an earlier run may still have committed
+    answers."""
     is_checked: bool = True
-    """Whether this run had its input checked. One that only closes the batch did not."""
+    """Whether this run started the validation of the input. A run that only closes the batch does not."""
 
 
 class MergedFiles(Model):
-    """What was merged into the result files of a batch."""
+    """The contents of the result files of a batch."""
 
     counts: Counts = Counts()
     usage: Usage = Usage()
     error_summary: list[ErrorCount] = Field(default_factory=list[ErrorCount])
     waits: list[PastWait] = Field(default_factory=list[PastWait])
-    """Of the shards that did not finish."""
+    """Waits of the shards that did not finish."""
     output_file_id: str | None = None
     error_file_id: str | None = None
     errors: list[BatchError] = Field(default_factory=list[BatchError])
-    """Why the files could not be written, if so."""
+    """The reasons why the files could not be written; empty if they were."""
     model: str | None = None
-    """Where an earlier run had the input checked: what that found; as ``in_progress_at``."""
+    """The model that an earlier run of the workflow found when it validated the input, if this run did not."""
     in_progress_at: int | None = None
+    """Unix time in seconds at which that earlier validation ended."""
 
 
 class CloseBatchInput(Model):
     spec: BatchSpec
     status: BatchStatus
-    """With the outcome that the workflow has decided on."""
+    """The status, including the outcome that the workflow has decided on."""
     keep_answers: bool = False
-    """Whether committed answers stay in the store, because no result files could be written from them."""
+    """Whether to keep the committed answers in the store because the result files could not be written from them."""
     run_is_cancelled: bool = False
-    """Whether Temporal has cancelled the run. Unless it has, a run cannot end as ``Canceled``."""
+    """Whether Temporal has cancelled the run. Only such a run can end as ``Canceled``."""

@@ -1,6 +1,6 @@
-"""Which errors the failed requests of a batch have: codes, counts and line numbers, and no messages.
+"""The errors of the failed requests of a batch: codes, counts and line numbers, without messages.
 
-Messages may quote a request or a response, and never enter Temporal. So the API adds them
+A message may quote a request or a response, so messages never enter Temporal. The API adds them
 (:mod:`activities.error_messages`).
 """
 
@@ -13,7 +13,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 
 MAX_CODES = 20
-"""Different ones that are named; what is left is counted as ``other``."""
+"""Maximum number of distinct codes in the summary of a batch. Errors with any further code are counted as ``other``."""
 MAX_CODES_OF_SHARD = 8
 FIRST_LINES = 5
 OTHER = "other"
@@ -22,16 +22,16 @@ _CODE: Final = re.compile(r"[A-Za-z0-9]+(?:[_.:-]+[A-Za-z0-9]+){0,5}")
 
 
 class ErrorCount(BaseModel):
-    """One code of errors."""
+    """One error code and the requests that failed with it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     code: str
     count: int
     first_lines: list[int] = []
-    """Of the input, the smallest numbers."""
+    """The lowest line numbers in the input that have this code, in ascending order."""
     shard: int | None = None
-    """That has the first of these lines, where there are shards."""
+    """Index of the shard that contains the first of these lines; ``None`` if the batch has no shards."""
 
     def merged(self, other: ErrorCount) -> ErrorCount:
         lines = sorted({*self.first_lines, *other.first_lines})[:FIRST_LINES]
@@ -40,15 +40,18 @@ class ErrorCount(BaseModel):
 
 
 def is_code(text: str) -> bool:
-    """Whether an engine's word may name an error in Temporal: six words at most, and no sentence of a response."""
+    """Return whether an engine's ``text`` may enter Temporal as an error code.
+
+    A code has at most six words joined by punctuation, so that no sentence of a response passes.
+    """
     return len(text) <= MAX_CODE_LENGTH and bool(_CODE.fullmatch(text))
 
 
 def summed(counts: Iterable[ErrorCount], maximum: int = MAX_CODES) -> list[ErrorCount]:
-    """One entry for each code, the most frequent first, and the rest as ``other``.
+    """Return one entry for each code, the most frequent first, with codes beyond ``maximum`` combined into ``other``.
 
-    A code that was once counted as ``other`` stays so: where there are more than ``maximum``, the sums of a batch that
-    runs are not exact.
+    Errors once counted as ``other`` cannot be separated again. If there are more than ``maximum`` codes, the sums of a
+    running batch are therefore not exact.
     """
     found: dict[str, ErrorCount] = {}
     for count in counts:

@@ -1,4 +1,4 @@
-"""The life of a batch: what has happened to it, and for what it has waited. Bounded, and in our own words only."""
+"""The history of a batch: its events and its past waits. It is bounded, and it quotes no request and no response."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from workflows.waits import Wait, WaitKind
 
 SAME_SECONDS: Final = 60
-"""Waits for the same thing that are no further apart are one, which came several times."""
+"""Waits for the same thing that are at most this many seconds apart count as one wait that occurred several times."""
 MAX_WAITS: Final = 50
-"""Of a batch; the shortest are dropped."""
+"""Maximum number of waits kept for a batch. The shortest are dropped."""
 MAX_WAITS_OF_SHARD: Final = 5
 MAX_EVENTS: Final = 100
 MAX_REASON: Final = 200
@@ -23,7 +23,7 @@ _DIGITS: Final = re.compile(r"[0-9.]+")
 
 
 class PastWait(BaseModel):
-    """A wait that was, or is still under way."""
+    """A wait that has ended or is still under way."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -31,9 +31,11 @@ class PastWait(BaseModel):
     subject: str
     reason: str
     began: int
-    """Unix seconds."""
+    """Unix time in seconds."""
     ended: int | None = None
+    """Unix time in seconds; ``None`` while the wait is under way."""
     times: int = 1
+    """How many times the wait occurred."""
 
     @classmethod
     def of(cls, wait: Wait, began: int, ended: int | None = None) -> PastWait:
@@ -44,12 +46,12 @@ class PastWait(BaseModel):
         return Wait(kind=self.kind, subject=self.subject, reason=self.reason).text
 
     def is_same(self, kind: WaitKind, subject: str, began: int) -> bool:
-        """Whether a wait for this that began later belongs to it."""
+        """Return whether a wait of this kind for this subject, which began later, is part of this wait."""
         is_near = self.ended is None or began - self.ended <= SAME_SECONDS
         return (self.kind, self.subject) == (kind, subject) and is_near
 
     def merged(self, later: PastWait) -> PastWait:
-        """With one that began no earlier, in the same shard or in another."""
+        """Return this wait merged with ``later``, which began no earlier, in the same shard or in another."""
         overlap = self.ended is None or later.began <= self.ended
         is_reworded = _DIGITS.sub("", self.reason) == _DIGITS.sub("", later.reason)
         return self.model_copy(
@@ -62,7 +64,7 @@ class PastWait(BaseModel):
 
 
 class EventType(StrEnum):
-    """What the workflow itself notes."""
+    """The events that the workflow itself records."""
 
     VALIDATED = "validated"
     PAUSED = "paused"
@@ -75,13 +77,13 @@ class NotedEvent(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     at: int
-    """Unix seconds."""
+    """Unix time in seconds."""
     type: EventType
     message: str
 
 
 class ByTenant(BaseModel):
-    """Who asks through the API."""
+    """The tenant that made a request through the API."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -89,10 +91,7 @@ class ByTenant(BaseModel):
 
 
 def who(by: ByTenant | str | None) -> str:
-    """Who has paused, resumed or cancelled a batch.
-
-    Args: ``by`` is a tenant, or the reason that somebody gave to Temporal, if any.
-    """
+    """Return a phrase for who paused, resumed or cancelled a batch: a tenant, or a user of Temporal with a reason."""
     if isinstance(by, ByTenant):
         return f'by tenant "{by.tenant[:MAX_REASON]}" through the API'
     reason = " ".join((by or "").split())[:MAX_REASON]
@@ -104,14 +103,14 @@ def validated_text(requests: int, seconds: float) -> str:
 
 
 class History(BaseModel):
-    """What is kept of the life of a batch."""
+    """The recorded events and waits of a batch."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     events: list[NotedEvent] = []
     waits: list[PastWait] = []
     dropped: int = 0
-    """Events and waits that there was no room for."""
+    """Number of events and waits that were dropped for lack of room."""
 
     def with_event(self, event: NotedEvent) -> History:
         if len(self.events) < MAX_EVENTS:
@@ -127,7 +126,7 @@ class History(BaseModel):
         return self.model_copy(update={"waits": kept, "dropped": self.dropped + dropped})
 
     def ended(self, now: int) -> History:
-        """Of a batch that waits no more."""
+        """Return the history with every open wait ended at ``now``, which is Unix time in seconds."""
         return self.model_copy(update={"waits": [ended(wait, now) for wait in self.waits]})
 
 
@@ -136,7 +135,11 @@ def ended(wait: PastWait, now: int) -> PastWait:
 
 
 def merge_waits(waits: Iterable[PastWait], maximum: int) -> tuple[list[PastWait], int]:
-    """These waits in order, those that are the same as one; and how many were dropped, the shortest first."""
+    """Merge waits that are the same, and drop the shortest until at most ``maximum`` are left.
+
+    Returns:
+        The remaining waits in order of their beginning, and the number of dropped occurrences.
+    """
     found: list[PastWait] = []
     for wait in sorted(waits, key=lambda wait: wait.began):
         index = next((n for n, one in enumerate(found) if one.is_same(wait.kind, wait.subject, wait.began)), None)

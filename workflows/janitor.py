@@ -1,4 +1,4 @@
-"""The janitor's workflow, run by a Temporal Schedule: deletes what has expired and what crashes have left."""
+"""The janitor's workflow, run by a Temporal Schedule: it deletes expired objects and what crashes have left behind."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ with workflow.unsafe.imports_passed_through():
     from workflows.types import DeleteExpiredInput, DeleteExpiredResult
 
 MAX_PASSES = 100
-"""Of the activity in one run; the next run continues after it."""
+"""Maximum number of activities that one run of the workflow executes. The next run continues after them."""
 
 
 @workflow.defn(name=contract.JANITOR_WORKFLOW)
 class JanitorWorkflow:
     @workflow.run
     async def run(self, task: DeleteExpiredInput) -> DeleteExpiredResult:
-        """Returns what all passes did together."""
+        """Return the sum of the results of all passes."""
         done = DeleteExpiredResult(more=True)
         for number in range(1, MAX_PASSES + 1):
             done += await workflow.execute_activity_method(

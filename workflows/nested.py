@@ -1,4 +1,4 @@
-"""A model whose JSON has some of its fields in a member of their own, so that people see the others first."""
+"""A model whose JSON nests some fields in one member, so that people who read it see the other fields first."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ SETTINGS_OF_SPEC: Final = frozenset(
         "fairness_weight",
     }
 )
-"""The fields of a batch's spec that an operator has chosen and no client."""
+"""The fields of a batch's specification that the operator sets, not the client."""
 
 
 class NestedSettings(BaseModel):
-    """In Temporal's UI, the input of a workflow is this JSON."""
+    """A model that is written with nested settings, and read with or without them. Temporal's UI shows this JSON."""
 
     NESTED: ClassVar[frozenset[str]] = frozenset()
-    """Names of the fields that are in the member ``settings``."""
+    """Names of the fields that are nested in the member ``settings``."""
 
     @model_serializer(mode="wrap")
     def _nest(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The workflow by which the API learns whether batches can run. A worker ends it immediately."""
+"""The workflow with which the API checks that batches can run. A worker that is up completes it immediately."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ with workflow.unsafe.imports_passed_through():
 class ReadyWorkflow:
     @workflow.run
     async def run(self) -> None:
-        """Nothing is to be done: that it ends is the news."""
+        """Do nothing. That the workflow completes shows that a worker runs."""

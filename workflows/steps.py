@@ -1,4 +1,4 @@
-"""The steps of a batch beside its requests: each is one activity, called with the options that it needs."""
+"""The steps of a batch other than its requests. Each function runs one activity with the options that it needs."""
 
 from __future__ import annotations
 

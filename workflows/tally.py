@@ -1,4 +1,4 @@
-"""Adds up what the shards of a batch have done."""
+"""Adds up the results of the shards of a batch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Tally:
 
     @property
     def finished(self) -> int:
-        """Shards."""
+        """Number of shards that have finished."""
         return len(self._finished)
 
     def add(self, status: BatchStatus, index: int, result: ShardResult, now: float) -> BatchStatus:
-        """The status of a batch with one more of its shards finished, at this Unix time."""
+        """Return ``status`` with the result of shard ``index`` added; ``now`` is Unix time in seconds."""
         self._finished.add(index)
         counts = status.counts
         changes = {

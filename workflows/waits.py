@@ -1,7 +1,7 @@
-"""What a batch waits for: one model, for the activities that meet it, the API, the commands and Temporal's UI.
+"""The reasons why a batch waits, as one model for the activities, the API, the commands and Temporal's UI.
 
-Activities send it through Temporal, in heartbeats and in the details of their failures. So it holds names, addresses
-and our own words only: no body of a request or a response, and no key.
+Activities send waits through Temporal, in heartbeats and in the details of their failures. A wait therefore holds only
+names, addresses and texts written by Everbatch: never a request or response body, and never an API key.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class WaitKind(StrEnum):
-    """What is waited for."""
+    """What a batch waits for."""
 
     UPSTREAM = "upstream"
     MODEL = "model"
@@ -26,28 +26,29 @@ class WaitKind(StrEnum):
 
 
 class EndsBy(StrEnum):
-    """Who can end a wait."""
+    """The party that can end a wait."""
 
     ITSELF = "itself"
-    """It may pass without anyone doing anything: a restart of an engine, a peak of load."""
+    """The wait may pass without any action, for example when an engine restarts or a peak of load subsides."""
     OPERATOR = "operator"
-    """Whoever runs Everbatch or the upstream has to act."""
+    """The operator of Everbatch or of the upstream has to act."""
     USER = "user"
+    """A user of the API has to act."""
 
 
 class Wait(BaseModel):
-    """One reason why a batch, or a part of it, does not get on."""
+    """One reason why a batch, or a part of it, makes no progress."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     kind: WaitKind
     subject: str
-    """What is waited for, by name and address: ``upstream "gpu" (http://gpu-1:8000/v1)``."""
+    """What the batch waits for, with name and address: ``upstream "gpu" (http://gpu-1:8000/v1)``."""
     reason: str
-    """What is the matter with it, as a predicate: ``refuses connections``."""
+    """The problem with the subject, as a predicate: ``refuses connections``."""
     ends_by: EndsBy = EndsBy.ITSELF
     requests: int = 0
-    """That wait for it; zero where that is not known."""
+    """Number of requests that wait; zero if it is not known."""
 
     @property
     def text(self) -> str:
@@ -55,7 +56,12 @@ class Wait(BaseModel):
 
 
 def store_wait(said: str, *, is_lasting: bool) -> Wait:
-    """Args: ``said`` is what is the matter; ``is_lasting`` is whether it stays until somebody acts."""
+    """Return a wait for the store.
+
+    Args:
+        said: the problem with the store.
+        is_lasting: whether the problem lasts until the operator acts.
+    """
     ends_by = EndsBy.OPERATOR if is_lasting else EndsBy.ITSELF
     return Wait(kind=WaitKind.STORE, subject="the store", reason=f"cannot be used: {said}", ends_by=ends_by)
 

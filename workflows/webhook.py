@@ -17,10 +17,10 @@ with workflow.unsafe.imports_passed_through():
 class WebhookWorkflow:
     @workflow.run
     async def run(self, task: WebhookInput) -> WebhookResult:
-        """Returns once each endpoint has taken the event, or does not want it.
+        """Return once each endpoint has accepted the event or does not subscribe to its type.
 
         Raises:
-            ApplicationError: some could not be told in all the time there is, or may not be.
+            ApplicationError: some endpoints did not accept the event within 72 hours, or their address is not allowed.
         """
         results = await asyncio.gather(*(self._tell(task, endpoint) for endpoint in task.endpoints))
         failed = [endpoint for endpoint, result in zip(task.endpoints, results, strict=True) if result is None]

@@ -1,4 +1,4 @@
-"""The models of webhooks that cross Temporal: see :mod:`workflows.types` for the rules that they keep."""
+"""The models of webhooks that cross Temporal. They follow the rules in :mod:`workflows.types`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from workflows.types import BatchSpec, BatchStatus, Model
 
 
 class WebhookInput(Model):
-    """The end of a batch, for all webhooks that receive it."""
+    """The event that a batch has ended, for all endpoints that receive it."""
 
     batch_id: str
     tenant: str
     endpoints: list[str]
-    """Their names; the worker knows addresses and secrets."""
+    """Names of the endpoints. Only the worker knows their addresses and secrets."""
     event: str
-    """For example ``batch.completed``."""
+    """Type of the event, for example ``batch.completed``."""
     created_at: int
-    """When it happened, in Unix seconds."""
+    """Unix time in seconds at which the batch ended."""
 
     @classmethod
     def of(cls, spec: BatchSpec, status: BatchStatus) -> WebhookInput:
-        """Of a batch that has come to its terminal state."""
+        """Return the event of a batch whose status is terminal."""
         return cls(
             batch_id=spec.batch_id,
             tenant=spec.tenant,
@@ -31,7 +31,7 @@ class WebhookInput(Model):
 
 class WebhookResult(Model):
     delivered: int = 0
-    """To so many endpoints; the others do not want events of this type."""
+    """Number of endpoints that accepted the event; the others do not subscribe to events of this type."""
 
 
 class DeliverWebhookInput(Model):
@@ -44,6 +44,6 @@ class DeliverWebhookInput(Model):
 
 class DeliverWebhookResult(Model):
     delivered: bool
-    """False where the endpoint does not want events of this type."""
+    """False if the endpoint does not subscribe to events of this type."""
     status: int | None = None
-    """Of the HTTP answer."""
+    """HTTP status of the endpoint's response; ``None`` if nothing was sent."""

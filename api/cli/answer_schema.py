@@ -1,4 +1,4 @@
-"""Answers in the form of a JSON schema: requests ask for it, and the members of the answers become columns."""
+"""Structured answers: requests ask for answers that match a JSON schema, whose properties become table columns."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _KINDS: Final = ("string", "integer", "number", "boolean")
 
 
 class AnswerSchema:
-    """A schema of objects.
+    """A JSON schema for answers that are objects.
 
     Args:
-        path: of the file that holds it.
+        path: the file that contains the schema.
 
     Raises:
-        BadInputError: it is no such schema.
-        OSError: it cannot be read.
+        BadInputError: the file does not contain a JSON schema of objects, or the package ``jsonschema`` is missing.
+        OSError: the file cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,13 +39,14 @@ class AnswerSchema:
         self.columns: dict[str, str] = {
             name: _kind(property_) for name, property_ in cast("dict[str, Any]", schema["properties"]).items()
         }
-        """The members, each with its type: string, integer, number or boolean, or ``json`` for any other."""
+        """The schema's properties by name, each with its type: string, integer, number, boolean, or ``json`` for any
+        other."""
 
     def requests(self, prompts: Iterable[str], endpoint: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The requests for prompts, with the ids that prompts alone would get.
+        """Yield the request for each prompt, with the custom_id that the client library gives to prompts.
 
         Raises:
-            BadInputError: the endpoint takes no schema.
+            BadInputError: the endpoint does not support schemas.
         """
         if endpoint not in (None, CHAT, _RESPONSES):
             raise BadInputError(f"--schema is for {CHAT} and {_RESPONSES}, not for {endpoint}")
@@ -59,7 +60,7 @@ class AnswerSchema:
             yield f"prompt-{number}", body
 
     def read(self, text: str | None) -> tuple[dict[str, Any], str]:
-        """The members of an answer, and what is wrong with it: then it has none."""
+        """Return the columns of an answer and an empty text, or no columns and the problem if the answer is invalid."""
         try:
             answer = json.loads(text or "")
         except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""What ``everbatch list``, ``status``, ``cancel``, ``results`` and ``retry`` do, and what they share with ``submit``.
+"""The commands ``everbatch list``, ``status``, ``cancel``, ``results`` and ``retry``, and code shared with ``submit``.
 
 Each command returns its exit status.
 """
@@ -27,7 +27,7 @@ from api.client.options import PATIENCE_SECONDS
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000/v1"
 FIRST_PATIENCE_SECONDS: Final = 2.0
-"""For a server that has not answered yet: its address may be wrong."""
+"""Patience with a server that has not responded yet, in seconds. It is short because the base URL may be wrong."""
 MAX_POLL_SECONDS: Final = 5.0
 STDIN = STDOUT = Path("-")
 
@@ -35,33 +35,33 @@ ALL_SUCCEEDED, NOT_COMPLETED, SOME_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 64, 130
 
 
 class BadInputError(ValueError):
-    """What the command was given cannot be used; the message is one line for the user."""
+    """The input of a command cannot be used; the message is one line for the user."""
 
 
 class Session:
-    """One command that is run against one server."""
+    """One run of a command against one server."""
 
     def __init__(self, openai: OpenAI, display: Display) -> None:
         self._openai = openai
         self.display = display
         self.waiting_for: Batch | None = None
-        """A batch that continues to run when this command ends."""
+        """The batch that the command is working on; it continues to run if the command is interrupted."""
 
     @property
     def client(self) -> BatchClient:
-        """For a server that may not be there."""
+        """A client for a server that may not exist at this base URL; it gives up after a short time."""
         return BatchClient(self._openai, patience=FIRST_PATIENCE_SECONDS)
 
     @property
     def patient(self) -> BatchClient:
-        """For a server that has answered before, and so will be back."""
+        """A client for a server that has responded before; it waits for the server when that becomes unavailable."""
         return BatchClient(self._openai, patience=PATIENCE_SECONDS, max_poll=MAX_POLL_SECONDS, away=self._away)
 
     def _away(self, error: APIError) -> None:
         self.display.say(f"the server is unavailable ({_reason(error)}); waiting")
 
     def watch(self, batch: Batch) -> Batch:
-        """Show a batch until it has ended."""
+        """Show a batch until it has ended, and return it."""
         self.waiting_for = batch
         for latest in self.patient.follow(batch.id):
             self.waiting_for = latest
@@ -71,13 +71,13 @@ class Session:
 
 
 def run(name: str, base_url: str | None, api_key: str | None, command: Callable[[Session], int]) -> int:
-    """Run a command; whatever goes wrong is one line on stderr.
+    """Run a command and return its exit status. Any error is reported in one line on stderr.
 
     Args:
-        name: of the command.
-        base_url: the server; else ``OPENAI_BASE_URL``, else the one that ``everbatch dev`` starts.
-        api_key: else ``OPENAI_API_KEY``, else none.
-        command: does it.
+        name: the name of the command.
+        base_url: the server's base URL. Default: ``OPENAI_BASE_URL``, or the server that ``everbatch dev`` starts.
+        api_key: the API key. Default: ``OPENAI_API_KEY``, or no key.
+        command: the function that runs the command.
     """
     display = Display(sys.stderr)
     session = None
@@ -88,7 +88,7 @@ def run(name: str, base_url: str | None, api_key: str | None, command: Callable[
         with OpenAI(base_url=url, api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none") as openai:
             session = Session(openai, display)
             return command(session)
-    except BrokenPipeError:  # `… | head` has seen enough; click ends the command without a word
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has finished; click then exits without a message
         raise
     except (OpenAIError, OSError, ValueError, LookupError, httpx2.InvalidURL) as error:
         waiting = session.waiting_for if session else None
@@ -113,7 +113,7 @@ def _reason(error: Exception) -> str:
 
 
 def list_batches(session: Session, limit: int, status: str | None, as_json: bool) -> int:
-    """The newest batches."""
+    """Print the newest batches, at most ``limit``."""
     batches = session.client.batches(min(limit, 100) if status is None else 100)
     wanted = (batch for batch in batches if status is None or batch.status == status)
     found = list(islice(wanted, limit))
@@ -123,7 +123,7 @@ def list_batches(session: Session, limit: int, status: str | None, as_json: bool
 
 
 def show_status(session: Session, batch_id: str, watch: bool, as_json: bool) -> int:
-    """One batch, now or until it has ended."""
+    """Print one batch, now or when it has ended."""
     batch = session.client.retrieve(batch_id)
     if watch:
         batch = session.watch(batch)
@@ -132,7 +132,7 @@ def show_status(session: Session, batch_id: str, watch: bool, as_json: bool) -> 
 
 
 def events(session: Session, batch_id: str, as_json: bool) -> int:
-    """What has happened to a batch."""
+    """Print the events and waits of a batch."""
     found = session.client.events(batch_id)
     for line in map(json.dumps, found) if as_json else events_table(found):
         click.echo(line)
@@ -140,13 +140,13 @@ def events(session: Session, batch_id: str, as_json: bool) -> int:
 
 
 def set_paused(session: Session, batch_id: str, paused: bool, as_json: bool) -> int:
-    """Let a batch send nothing more for now, or go on."""
+    """Pause or resume a batch."""
     _print(session.client.set_paused(batch_id, paused), as_json)
     return ALL_SUCCEEDED
 
 
 def cancel(session: Session, batch_id: str, wait: bool, as_json: bool) -> int:
-    """Ask a batch to stop, and wait until it has."""
+    """Request that a batch stops, and wait until it has ended if ``wait`` is set."""
     batch = session.client.cancel(batch_id)
     if wait:
         batch = session.watch(batch)
@@ -167,7 +167,7 @@ def results(session: Session, batch_id: str, output: Path, errors: Path | None) 
 
 
 def follow(session: Session, batch_id: str, output: Path, _: Path | None) -> int:
-    """Write what is committed of a batch as it comes, until the batch has ended."""
+    """Write the results of a batch as they are committed, until the batch has ended."""
     check_targets(output, None)
     batch = session.waiting_for = session.client.retrieve(batch_id)
     with contextlib.ExitStack() as stack:
@@ -205,10 +205,10 @@ def _print(batch: Batch, as_json: bool) -> None:
 
 
 def check_targets(output: Path | None, errors: Path | None, sources: Sequence[Path] = ()) -> None:
-    """Check the files to be written before the batch runs: at its end it may be too late to ask.
+    """Check the output paths before the batch runs, because an error when it ends may come too late to correct them.
 
     Raises:
-        BadInputError: one of them cannot be written, or two are the same.
+        BadInputError: a file cannot be written, or two paths are the same file.
     """
     used = [(source.resolve(), "input") for source in sources]
     for path, role in ((output, "output"), (errors, "errors")):
@@ -225,7 +225,7 @@ def check_targets(output: Path | None, errors: Path | None, sources: Sequence[Pa
 
 
 def say_outcome(session: Session, batch: Batch) -> None:
-    """Say how a batch has ended."""
+    """Print the outcome of a batch, and its errors, on stderr."""
     session.waiting_for = batch
     for problem in (*problems(batch), *other_failures(batch)):
         session.display.say(f"  {problem}")
@@ -233,7 +233,7 @@ def say_outcome(session: Session, batch: Batch) -> None:
 
 
 def take(session: Session, batch: Batch, output: Path | None, errors: Path | None) -> int:
-    """Download the files of a batch that has ended, and say how it has ended."""
+    """Download the files of a batch that has ended, print its outcome, and return the exit status."""
     say_outcome(session, batch)
     say, client = session.display.say, session.patient
     if batch.status != "failed":

@@ -1,4 +1,4 @@
-"""The client commands of ``everbatch``, as they are typed. What they do, and its OpenAI client, is imported to run."""
+"""The command lines of the client commands. Their code and the OpenAI SDK are imported only when a command runs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the AP
 
 
 class WrongUsageError(click.UsageError):
-    """A command was typed wrongly. Click's own exit status of that is 2, which here means that some requests failed."""
+    """A usage error. Click's own exit status for it is 2, which here means that some requests failed."""
 
     exit_code = 64
 
 
 class ClientCommand(click.Command):
-    """A command that exits with 64 when it was typed wrongly."""
+    """A command that exits with 64 on a usage error."""
 
     def make_context(self, *arguments: Any, **named: Any) -> click.Context:
         try:
@@ -86,8 +86,8 @@ def submit(
     by the value of the row, and {{ and }} stand for braces. The output is then the table with a response or an error in
     each row, as CSV, JSONL or Parquet by its name. With --schema, the members of the answers are columns too.
 
-    With several inputs each becomes a batch, and --output and --errors are folders, which get NAME_output and
-    NAME_errors for each input NAME. Files appear under their names only when they are complete.
+    With several inputs, each becomes a batch, and --output and --errors are folders in which NAME_output and
+    NAME_errors are written for each input NAME. Files appear under their names only when they are complete.
 
     Exits with 0 when all requests succeeded, 2 when some failed, 1 when the batch did not complete, 64 when the command
     was used wrongly. Without --output, --errors and --wait it prints the id of the batch and exits.
@@ -148,7 +148,7 @@ def status(batch_id: str, watch: bool, as_json: bool, base_url: str | None, api_
 @json_option
 @server_options
 def events(batch_id: str, as_json: bool, base_url: str | None, api_key: str | None) -> None:
-    """Show what has happened to a batch, and what it has waited for."""
+    """Show the events of a batch, and what it has waited for."""
     from api.cli import batch_commands as do
 
     sys.exit(do.run("events", base_url, api_key, lambda session: do.events(session, batch_id, as_json)))
@@ -228,7 +228,7 @@ def retry(
 ) -> None:
     """Send the failed requests of a batch that has ended again, as a new batch.
 
-    The results of the new batch have all requests of the first one: its answers are copied. Without --output,
+    The results of the new batch cover all requests of the first one: existing answers are copied. Without --output,
     --errors and --wait it prints the id of the new batch and exits. Exits as submit does.
     """
     from api.cli import batch_commands as do

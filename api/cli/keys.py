@@ -1,4 +1,4 @@
-"""``everbatch keys``: API keys in a file."""
+"""``everbatch keys``: manages the API keys in a key file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from activities.toml_file import SettingsFileError
 from api.tenants.key_editing import create_key, revoke_key
 from api.tenants.keys import read_keys
 
-# Of the settings this is the only one read: keys can be changed while another is wrong.
+# No other setting is read, so keys can be changed while another setting is invalid.
 file_option = click.option(
     "--file",
     "path",

@@ -1,4 +1,4 @@
-"""Tables in Parquet files, by pyarrow, which is an optional dependency."""
+"""Reads and writes tables in Parquet files with pyarrow, which is an optional dependency."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from api.cli.tables import Row, TableError, text_of
 
 SUFFIX: Final = ".parquet"
 _ROWS: Final = 1000
-"""That are in memory at a time."""
+"""Number of rows that are held in memory at a time."""
 _BUFFER_BYTES: Final = 1 << 20
 _ARROW_TYPES: Final = {"integer": "int64", "number": "float64", "boolean": "bool_"}
 
 
 def read_rows(source: Path) -> Iterator[Row]:
-    """The rows of a file, one at a time.
+    """Yield the rows of a file, one at a time.
 
     Raises:
-        TableError: it is not a Parquet file.
+        TableError: ``source`` is not a Parquet file.
         BadInputError: pyarrow is not installed.
     """
     file = _opened(source)
@@ -36,15 +36,18 @@ def read_rows(source: Path) -> Iterator[Row]:
 def write_rows(
     rows: Iterator[Row], columns: Sequence[str], kinds: Mapping[str, str], source: Path, target: BinaryIO
 ) -> None:
-    """Write a table.
+    """Write a table as a Parquet file.
 
     Args:
-        rows: they may lack columns.
-        columns: their names, in order.
-        kinds: types of columns, as :attr:`api.cli.answer_schema.AnswerSchema.columns` has them.
-        source: the table that it is made of. Where that is a Parquet file, its columns keep their types; all others
-            are texts.
-        target: where to.
+        rows: the rows of the table; values may be missing.
+        columns: the names of the columns, in order.
+        kinds: types of columns, as in :attr:`api.cli.answer_schema.AnswerSchema.columns`.
+        source: the input table. If it is a Parquet file, its columns keep their types. Columns of unknown type are
+            written as text.
+        target: the file to write to.
+
+    Raises:
+        BadInputError: pyarrow is not installed.
     """
     arrow = _arrow("")
     known: dict[str, Any] = {}
@@ -67,7 +70,7 @@ def write_rows(
 
 
 def _value(value: object, kind: str | None) -> object:
-    """A value as its column has it; none where it cannot be."""
+    """Convert a value to its column's type. A schema's column has ``None`` for null and integers beyond 64 bits."""
     if value is None and kind:
         return None
     if kind == "integer" and isinstance(value, int | float):
@@ -82,7 +85,7 @@ def _value(value: object, kind: str | None) -> object:
 def _opened(source: Path) -> Any:
     parquet = _arrow(".parquet")
     try:
-        # Else a whole group of rows, which may be the whole file, is in memory.
+        # With pre-buffering, a whole row group, which may be the whole file, would be held in memory.
         return parquet.ParquetFile(source, pre_buffer=False, buffer_size=_BUFFER_BYTES)
     except _arrow("").ArrowException as error:
         raise TableError(f"the input is not a Parquet file: {error}") from None

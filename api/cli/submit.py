@@ -1,4 +1,4 @@
-"""What ``everbatch submit`` does."""
+"""The command ``everbatch submit``."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ from api.client.files import replacing
 from api.client.lines import InputWriter, endpoint_of
 
 HEAD_BYTES: Final = 1 << 16
-"""Of an input, by which a wrong format is recognized."""
+"""Number of bytes at the beginning of an input that are checked for a wrong format."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What was typed."""
+    """The arguments of the command, for one input."""
 
     source: Path
     output: Path | None
@@ -69,21 +69,21 @@ class Submission:
 
     @property
     def is_table(self) -> bool:
-        """Whether prompts are made of rows. Else the input has whole requests, a line for each."""
+        """Whether the input is a table whose rows become prompts. Otherwise each of its lines is a whole request."""
         return bool(self.model or self.prompt) or self.source.suffix.lower() in (".csv", ".txt", ".parquet")
 
     @property
     def output_suffix(self) -> str:
-        """The format in which the table is written."""
+        """The file name suffix that selects the format of the output table."""
         if self.output and self.output != STDOUT and (self.output.is_file() or not self.output.exists()):
             return self.output.suffix.lower()
         return ".csv" if self.source.suffix.lower() == ".csv" else ".jsonl"
 
     def each_of(self, sources: Sequence[Path]) -> list[Submission]:
-        """One for each input.
+        """Return a submission for each input.
 
         Raises:
-            BadInputError: the targets would not be one for each.
+            BadInputError: the inputs cannot be combined, or would not each have an output file of their own.
         """
         targets = list(filter(None, (self.output, self.errors)))
         if len(sources) == 1:
@@ -104,13 +104,17 @@ class Submission:
         return [self._of(source) for source in sources]
 
     def _of(self, source: Path) -> Submission:
-        """With targets in the folders that were given as targets."""
+        """Return the submission of one of several inputs, with its output files in the folders that were given."""
         job = replace(self, source=source)
         output = self.output and self.output / f"{source.stem}_output{job.output_suffix}"
         return replace(job, output=output, errors=self.errors and self.errors / f"{source.stem}_errors.jsonl")
 
     def output_columns(self) -> OutputColumns:
-        """Raises ``BadInputError``: the schema cannot be used."""
+        """Return the columns that the answers add to the table.
+
+        Raises:
+            BadInputError: the schema cannot be used.
+        """
         if self.schema and not self.is_table:
             raise BadInputError("--schema is for tables of prompts; requests of an input file name their own")
         return OutputColumns(
@@ -119,7 +123,7 @@ class Submission:
 
 
 def submit(session: Session, jobs: Sequence[Submission]) -> int:
-    """Run batches from file to file: all are created before the first is waited for."""
+    """Run the batches and return the exit status. All are created before the command waits for the first."""
     for job in jobs:
         check_targets(job.output, job.errors, [job.source for job in jobs])
     with contextlib.ExitStack() as opened:
@@ -136,10 +140,10 @@ def submit(session: Session, jobs: Sequence[Submission]) -> int:
 
 
 class _Input:
-    """An input that can be read: standard input is copied, as is a table, which may change while its batch runs.
+    """A readable input. Standard input is copied to ``folder``, and so is a table, which could change during the batch.
 
     Raises:
-        BadInputError: it is no input file.
+        BadInputError: the input is empty, has a wrong format, or names no endpoint.
     """
 
     def __init__(self, job: Submission, folder: Path) -> None:
@@ -158,7 +162,7 @@ class _Input:
                 raise BadInputError(f"{job.source}: {_why_no_endpoint(self._source)}")
 
     def check(self) -> int:
-        """Say what a server would."""
+        """Validate the input without a server, print the findings, and return the exit status."""
         path, name = self._source, str(self._job.source)
         if self._job.is_table:
             path = self._folder / "requests.jsonl"
@@ -210,7 +214,11 @@ def _copied(source: Path, folder: Path) -> Path:
 def _requests_of_table(
     job: Submission, source: Path, added: OutputColumns, columns: list[str]
 ) -> Iterable[str | tuple[str, dict[str, Any]]]:
-    """A request for each row; ``columns`` becomes those of the answered table."""
+    """Return the requests for the rows. Once all are read, ``columns`` holds the columns of the output table.
+
+    Raises:
+        BadInputError: an option is missing or wrong, or, during iteration, the table cannot be used.
+    """
     if not job.model:
         raise BadInputError("prompts need the name of a model; give the --model")
     if job.output and job.output_suffix not in OUTPUT_SUFFIXES:
@@ -221,10 +229,10 @@ def _requests_of_table(
 
 
 def _prompt_text(prompt: str | None) -> str:
-    """The template: given as it is, or as the path of a file."""
+    """Return the prompt template: ``prompt`` itself, or the contents of the file that it names."""
     if prompt is None:
         return "{" + PROMPT + "}"
-    with contextlib.suppress(OSError, ValueError):  # most prompts could not be the name of a file
+    with contextlib.suppress(OSError, ValueError):  # most prompts are not valid file names
         if Path(prompt).is_file():
             return Path(prompt).read_text(encoding="utf-8-sig")
     return prompt
@@ -250,7 +258,7 @@ def _prompts(
 def _write_table(
     session: Session, job: Submission, source: Path, added: OutputColumns, columns: list[str], batch: Batch
 ) -> int:
-    """Write the rows with their answers."""
+    """Write the rows of the table with their answers, and return the exit status."""
     assert job.output
     say_outcome(session, batch)
     client = session.patient

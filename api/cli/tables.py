@@ -1,4 +1,4 @@
-"""``everbatch submit`` of a table: a prompt for each row, and the rows again with their answers.
+"""Tables for ``everbatch submit``: each row becomes a prompt, and is written again with its answer.
 
 A table is a CSV file with a header, a JSONL file of objects, a text file with a prompt on each line, or a Parquet file
 (:mod:`api.cli.parquet`).
@@ -22,7 +22,7 @@ from api.client import Result
 from api.client.lines import custom_id_of, missing, read_result
 
 PROMPT: Final = "prompt"
-"""The column of a text file, and the one that is sent where no template is given."""
+"""The name of a text file's only column, which is also the column that is sent if no template is given."""
 OUTPUT_SUFFIXES: Final = (".csv", ".jsonl", ".parquet")
 
 Row = Mapping[str, Any]
@@ -30,14 +30,14 @@ _TEMPLATE: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 class TableError(BadInputError):
-    """A table or a template that cannot be used; the message is one line for the user."""
+    """A table or a template cannot be used; the message is one line for the user."""
 
 
 def read_rows(source: Path) -> Iterator[Row]:
-    """The rows of a table, one at a time.
+    """Yield the rows of a table, one at a time.
 
     Raises:
-        TableError: while reading, what is wrong and in which row.
+        TableError: the table is invalid; the message says where.
     """
     if source.suffix.lower() == ".parquet":
         from api.cli import parquet
@@ -58,7 +58,7 @@ def read_rows(source: Path) -> Iterator[Row]:
 
 
 def _csv_rows(file: TextIO) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)  # a cell may be as long as a prompt
+    csv.field_size_limit(sys.maxsize)  # a cell may hold a long prompt, and the default limit is 131,072 characters
     reader = csv.DictReader(file, restval="", strict=True)
     try:
         columns = list(reader.fieldnames or ())
@@ -86,16 +86,16 @@ def _json_rows(file: TextIO) -> Iterator[Row]:
 
 
 class Template:
-    """A prompt with ``{column}`` in the place of a row's value; ``{{`` and ``}}`` stand for braces."""
+    """A prompt in which ``{column}`` stands for a row's value, and ``{{`` and ``}}`` for literal braces."""
 
     def __init__(self, text: str) -> None:
         self._text = text
 
     def fill(self, row: Row) -> str:
-        """The prompt of a row. A value that is empty or null is replaced by nothing.
+        """Return the prompt for a row. An empty or null value is replaced by an empty text.
 
         Raises:
-            TableError: the row does not have the column, or a brace stands alone.
+            TableError: the row has no such column, or the template has an unmatched brace.
         """
 
         def value(match: re.Match[str]) -> str:
@@ -114,21 +114,21 @@ class Template:
 
 
 def text_of(value: object) -> str:
-    """A value as it stands in a prompt or a cell: texts as they are, nothing for null, all else as JSON."""
+    """Format a value for a prompt or a cell: text as it is, null as an empty text, and other values as JSON."""
     if isinstance(value, str):
         return value
     if value is None:
         return ""
     if isinstance(value, (bool, int, float, list, dict)):
         return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)  # a date, for example, of a Parquet file
+    return str(value)  # for example a date from a Parquet file
 
 
 class Answers:
-    """Finds the results of a batch by custom_id in its files, without holding them in memory.
+    """Finds the results of a batch by custom_id in its files, holding only their positions in memory.
 
     Args:
-        files: the output file and the error file, as far as there are any.
+        files: the output file and the error file, if they exist.
     """
 
     def __init__(self, files: Sequence[BinaryIO]) -> None:
@@ -140,10 +140,10 @@ class Answers:
                 offset += len(line)
 
     def of(self, custom_id: str) -> Result:
-        """The result of a request.
+        """Return the result of a request.
 
         Raises:
-            ValueError: its line is not a result.
+            ValueError: the line of the request is not a result.
         """
         if custom_id not in self._locations:
             return missing(custom_id)
@@ -154,28 +154,28 @@ class Answers:
 
 @dataclass(frozen=True)
 class OutputColumns:
-    """Of an answered table, beside those that it has."""
+    """The columns that answers add to a table."""
 
     response: str
     error: str
     schema: AnswerSchema | None = None
-    """Whose members become columns too."""
+    """The schema of the answers, if any. Its properties become columns too."""
 
     @property
     def kinds(self) -> dict[str, str]:
-        """Types of the columns that are members of answers."""
+        """The types of the columns that come from the schema, by name."""
         return self.schema.columns if self.schema else {}
 
 
 class AnsweredRows:
-    """The rows of a table, each with its answer, its error, and the members of the answer where there is a schema."""
+    """The rows of a table, each with its answer, its error, and the columns of the schema if there is one."""
 
     def __init__(self, source: Path, answers: Answers, columns: OutputColumns) -> None:
         self._source = source
         self._answers = answers
         self._columns = columns
         self.invalid = 0
-        """Answers so far that the schema does not allow."""
+        """Number of answers so far that do not match the schema."""
 
     def __iter__(self) -> Iterator[Row]:
         response, error = self._columns.response, self._columns.error
@@ -200,7 +200,10 @@ class AnsweredRows:
 def write_table(
     rows: AnsweredRows, columns: Sequence[str], kinds: Mapping[str, str], source: Path, target: BinaryIO, suffix: str
 ) -> None:
-    """Write a table as CSV, JSONL or Parquet; see :func:`api.cli.parquet.write_rows` for what it needs."""
+    """Write a table as CSV, JSONL or Parquet, depending on ``suffix``.
+
+    :func:`api.cli.parquet.write_rows` explains the other parameters.
+    """
     if suffix == ".parquet":
         from api.cli import parquet
 

@@ -1,4 +1,4 @@
-"""Environment variables that look like settings and are none."""
+"""Finds environment variables that look like settings but are not."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ _PREFIX: Final = "EVERBATCH_"
 
 
 def unknown_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables with Everbatch's prefix that are not settings, each with the setting that it resembles, if
-    there is one: most of them are misspelt.
+    """Return the environment variables with Everbatch's prefix that are not settings. Most of them are misspelt.
+
+    Returns:
+        The name of each variable, with the setting that it resembles, or an empty text if it resembles none.
     """
     known = {f"{_PREFIX}{name}".upper() for name in Settings.model_fields}
     unknown = sorted(name for name in environment if name.upper().startswith(_PREFIX) and name.upper() not in known)

@@ -1,4 +1,4 @@
-"""The client for programs that run in an event loop."""
+"""The asynchronous client, for programs that run in an event loop."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .options import MAX_POLL_SECONDS, PATIENCE_SECONDS
 
 
 class AsyncBatchClient:
-    """The same as :class:`BatchClient`, awaited: each method means what it means there, and raises the same errors.
+    """The asynchronous version of :class:`BatchClient`, with the same methods, parameters and errors.
 
-    Waits and transfers leave the event loop to others. Files on disk are read and written in between.
+    Waits and network transfers do not block the event loop. Reading and writing local files does.
 
     Args:
-        openai: knows the server and the key. It is closed with this client.
+        openai: the SDK's client, which holds the base URL and the API key. This client closes it.
         patience: see :class:`BatchClient`.
-        max_poll: see there.
-        away: see there.
-        sleep: waits, in seconds.
+        max_poll: see :class:`BatchClient`.
+        away: see :class:`BatchClient`.
+        sleep: coroutine function that waits for the given number of seconds.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What both clients do, written once. See :mod:`.calls` for how the blocking one runs it."""
+"""The implementation that both clients share. :mod:`.calls` explains how the blocking client runs it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
 from openai import APIError, NotFoundError, OpenAI, omit
-from openai._legacy_response import HttpxBinaryResponseContent  # what `files.content` returns has no public name
+from openai._legacy_response import HttpxBinaryResponseContent  # the result of `files.content`; it has no public name
 from openai.pagination import SyncCursorPage
 from openai.types import Batch
 
@@ -36,11 +36,11 @@ from .options import ANSWER_SECONDS, FIRST_POLL_SECONDS, TERMINAL
 from .retry import Patience
 
 _REQUESTS_AT_ONCE: Final = 100
-"""Requests written before others in the same event loop have their turn."""
+"""Number of requests that are written before other tasks of the event loop may run."""
 
 
 class Batches:
-    """Submits batches, waits for them, and reads their results; the methods are those of :class:`BatchClient`."""
+    """Submits batches, waits for them, and reads their results. :class:`BatchClient` documents the methods."""
 
     def __init__(self, calls: Calls, patience: float, max_poll: float, away: Callable[[APIError], object]) -> None:
         self._calls = calls
@@ -78,8 +78,8 @@ class Batches:
         metadata: Mapping[str, str] | None,
         key: str | None,
     ) -> tuple[Batch, list[str] | None]:
-        """The batch, and the custom_ids of its requests where they do not come from a file."""
-        # Without a key of the caller's, one of our own still keeps repeated calls from making two of anything.
+        """Return the batch, and the custom_ids of its requests unless they come from an input file."""
+        # If the caller gives no key, a random one still keeps repeated HTTP calls from creating duplicates.
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
         path, custom_ids = path_of(requests), None
         if path:
@@ -127,7 +127,7 @@ class Batches:
             batch = await self._calls.ask(
                 lambda openai: openai.batches.create(
                     input_file_id=file_id,
-                    endpoint=endpoint,  # pyright: ignore[reportArgumentType] - the server says which there are
+                    endpoint=endpoint,  # pyright: ignore[reportArgumentType] - the server checks the endpoint
                     completion_window=window,  # pyright: ignore[reportArgumentType]
                     metadata=dict(metadata) if metadata is not None else omit,
                     extra_headers=headers,
@@ -139,18 +139,21 @@ class Batches:
         return await self._patience.call(create)
 
     async def _batch_of(self, file_id: str, endpoint: str) -> Batch | None:
-        """The batch that a create has made whose answer was lost. Not every server knows idempotency keys."""
+        """Return the batch of an earlier try whose response was lost. Not every server supports idempotency keys."""
         page = await self._page()
         same = (batch for batch in page.data if (batch.input_file_id, batch.endpoint) == (file_id, endpoint))
         return next(same, None)
 
     async def _page(self, limit: int = 100, after: str | None = None) -> SyncCursorPage[Batch]:
-        """The newest batches, or the next older ones. The SDK's own paging could not be waited for in between."""
+        """Return a page of the newest batches, or of those older than ``after``.
+
+        The SDK's own pagination is not used because this client could not wait for a server between its pages.
+        """
         try:
             page = await self._calls.ask(
                 lambda openai: openai.batches.list(limit=limit, after=after or omit, timeout=ANSWER_SECONDS)
             )
-        except AttributeError:  # the SDK's way to take an answer that is no JSON
+        except AttributeError:  # the SDK raises this for a response that is not JSON
             raise NotABatchServerError from None
         if not isinstance(getattr(page, "data", None), list):
             raise NotABatchServerError
@@ -195,7 +198,7 @@ class Batches:
         return batch
 
     def _latest(self, batch: Batch) -> Batch:
-        """A batch that was once seen at its end stays there: a later answer that says otherwise is stale."""
+        """Return the final batch if its end was seen before: a later response with another status is stale."""
         ended = self._ended.get(checked(batch).id)
         return ended if ended and batch.status != ended.status else batch
 
@@ -206,7 +209,7 @@ class Batches:
             yield batch
             if batch.status in TERMINAL:
                 return
-            # Small batches are done in an instant, large ones are not looked at a thousand times.
+            # The interval grows with the time waited: small batches end within seconds, and large ones need few polls.
             waited = time.monotonic() - started
             await self._calls.sleep(min(max(waited / 20, FIRST_POLL_SECONDS), self._max_poll))
 
@@ -231,11 +234,11 @@ class Batches:
             after = page.data[-1].id if page.data else None
 
     async def ended(self, batch_id: str) -> Batch:
-        """A batch that has results.
+        """Return a batch that has ended and may have results.
 
         Raises:
-            BatchNotEndedError: not yet.
-            BatchFailedError: it never will.
+            BatchNotEndedError: the batch has not ended yet.
+            BatchFailedError: the batch failed and has no results.
         """
         batch = await self.retrieve(batch_id)
         if batch.status == "failed":
@@ -323,5 +326,5 @@ def _opened(path: Path | None) -> contextlib.AbstractContextManager[BinaryIO]:
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers."""
+    """Yield the lines that are not blank, with their line numbers from 1."""
     return ((number, line) for number, line in enumerate(file, 1) if line.strip())

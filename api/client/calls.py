@@ -1,7 +1,7 @@
-"""Where the SDK's two clients differ: one blocks, the other is awaited.
+"""The differences between the SDK's two clients: one blocks, the other is awaited.
 
-All else is written once, as coroutines (:mod:`.batches`). :class:`BlockingCalls` never suspends them, so that
-:func:`complete` runs such a coroutine to its end like a plain function.
+Everything else is written once, as coroutines (:mod:`.batches`). :class:`BlockingCalls` never suspends them, so
+:func:`complete` can run such a coroutine to its end like a plain function.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Content:
-    """The content of a file, as it arrives."""
+    """The content of a file, streamed from the server."""
 
     status: int
     headers: Mapping[str, str]
     request: Any
-    """Of the HTTP library, for the SDK's exceptions."""
+    """The HTTP library's request object, which the SDK's exceptions need."""
     chunks: AsyncIterator[bytes]
-    """As they come from the connection: chunks of a given size would be lost with it until they are full."""
+    """The bytes as they arrive. With a fixed chunk size, a broken connection would lose the incomplete chunk."""
 
 
 class Calls(Protocol):
-    """How a client speaks with the server, and how it waits."""
+    """Makes a client's calls to the server, and waits between them."""
 
     async def ask(self, call: Callable[[OpenAI], T]) -> T:
-        """Make a call of the SDK. Both of its clients have the same methods."""
+        """Call the SDK. Its two clients have the same methods, so ``call`` serves for both."""
         ...
 
     def content(self, file_id: str, headers: Mapping[str, str]) -> contextlib.AbstractAsyncContextManager[Content]: ...
@@ -44,7 +44,7 @@ class Calls(Protocol):
 
 
 class BlockingCalls:
-    """With the SDK's blocking client. Its methods never suspend."""
+    """Calls through the SDK's blocking client. The methods never suspend."""
 
     def __init__(self, openai: OpenAI, sleep: Callable[[float], object]) -> None:
         self._openai = openai.with_options(max_retries=0)
@@ -68,7 +68,7 @@ class BlockingCalls:
 
 
 class AwaitedCalls:
-    """With the SDK's asynchronous client."""
+    """Calls through the SDK's asynchronous client."""
 
     def __init__(self, openai: AsyncOpenAI, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
         self._openai = openai.with_options(max_retries=0)
@@ -97,7 +97,11 @@ async def _as_async(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def complete(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that never suspends, because all its calls block."""
+    """Run a coroutine that never suspends because all its calls block.
+
+    Raises:
+        RuntimeError: the coroutine was suspended.
+    """
     try:
         coroutine.send(None)
     except StopIteration as stop:

@@ -1,4 +1,4 @@
-"""The client that blocks."""
+"""The blocking client."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from .options import MAX_POLL_SECONDS, PATIENCE_SECONDS
 class BatchClient:
     """Submits batches, waits for them, and reads their results.
 
-    Each call waits for a server that is unavailable (no connection, a timeout, 408, 429, 5xx), and resumes a download
-    that is cut off.
+    Each call is repeated while the server is unavailable (no connection, a timeout, 408, 429, 5xx), and an interrupted
+    download is resumed.
 
     Args:
-        openai: knows the server and the key. It is closed with this client.
-        patience: seconds that a server may be unavailable before a call gives up.
-        max_poll: the longest wait in seconds between two looks at a batch. The first waits are shorter.
-        away: called with each failure that is waited for.
-        sleep: waits, in seconds.
+        openai: the SDK's client, which holds the base URL and the API key. This client closes it.
+        patience: the number of seconds that the server may be unavailable before a call fails.
+        max_poll: the longest interval between two polls of a batch, in seconds. The first intervals are shorter.
+        away: called with each error after which the client waits and tries again.
+        sleep: function that waits for the given number of seconds.
 
     Raises:
-        openai.OpenAIError: from every method, when the server refuses, or is unavailable for longer than ``patience``.
+        openai.OpenAIError: from every method, if the server refuses the call, or is unavailable for longer than
+            ``patience``.
     """
 
     def __init__(
@@ -65,23 +66,23 @@ class BatchClient:
         idempotency_key: str | None = None,
         progress: Callable[[Batch], object] = lambda _: None,
     ) -> dict[str, Result]:
-        """Submit, wait, and return the result of each request by its custom_id, in the order of the requests.
+        """Submit requests, wait for the batch, and return each result by custom_id, in the order of the requests.
 
-        All results are in memory at once; for those of a large batch see :meth:`results`. A job that is killed and
-        started again with the same requests and the same ``idempotency_key`` waits for the batch that exists.
+        All results are held in memory; use :meth:`results` for a large batch. A program that is killed and started
+        again with the same requests and the same ``idempotency_key`` waits for the existing batch.
 
         Args:
-            requests: see :meth:`submit`, as for all that is not named here.
-            endpoint: see there.
-            window: see there.
-            model: see there.
-            metadata: see there.
-            idempotency_key: see there.
-            progress: called with the batch at each look at it.
+            requests: see :meth:`submit`.
+            endpoint: see :meth:`submit`.
+            window: see :meth:`submit`.
+            model: see :meth:`submit`.
+            metadata: see :meth:`submit`.
+            idempotency_key: see :meth:`submit`.
+            progress: called with the batch each time it is polled.
 
         Raises:
             ValueError: see :meth:`submit`.
-            BatchFailedError: the input was refused.
+            BatchFailedError: the server rejected the input, so the batch failed.
         """
         return complete(
             self._batches.run(
@@ -105,42 +106,42 @@ class BatchClient:
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> Batch:
-        """Upload requests and create their batch.
+        """Upload requests and create a batch of them.
 
         Args:
             requests: the path of an input file; or an iterable of requests, each a prompt, a ``(custom_id, body)``
-                pair, or a whole line as a dict. They are taken one at a time and written to a temporary file. Prompts
+                pair, or a whole line as a dict. They are read one at a time and written to a temporary file. Prompts
                 get the custom_ids ``prompt-1``, ``prompt-2``, and so on.
-            endpoint: for example ``/v1/embeddings``. Default: the url of the first request, or chat completions where
-                it names none.
+            endpoint: for example ``/v1/embeddings``. Default: the url of the first request, or chat completions if it
+                names none.
             window: the completion window.
             model: the model for prompts, and for bodies that name none.
-            metadata: up to 16 short texts that the batch carries.
-            idempotency_key: with Everbatch, the same key and requests make one batch, however often they are submitted.
+            metadata: up to 16 short key-value pairs to attach to the batch.
+            idempotency_key: on Everbatch, submitting the same requests with the same key again returns the same batch.
 
         Raises:
-            ValueError: the requests do not make an input file. The message says what is wrong and what is wanted.
-            OSError: the file cannot be read, or a temporary one cannot be written.
+            ValueError: the requests do not form an input file. The message says what is wrong and what is expected.
+            OSError: the input file cannot be read, or a temporary file cannot be written.
         """
         return complete(self._batches.submit(requests, endpoint, window, model, metadata, idempotency_key))[0]
 
     def retrieve(self, batch_id: str) -> Batch:
-        """The batch as it is now."""
+        """Return the batch in its current state."""
         return complete(self._batches.retrieve(batch_id))
 
     def follow(self, batch_id: str) -> Generator[Batch]:
-        """The batch at each look at it, for the last time at its end."""
+        """Poll a batch and yield it each time, for the last time when it has ended."""
         return iterate(self._batches.follow(batch_id))
 
     def wait(
         self, batch_id: str, progress: Callable[[Batch], object] = lambda _: None, timeout: float | None = None
     ) -> Batch:
-        """Wait for the end of a batch, whichever it is: see its ``status``.
+        """Wait until a batch has ended, with whatever ``status``, and return it.
 
         Args:
-            batch_id: which.
-            progress: called with the batch at each look at it.
-            timeout: in seconds; ``None`` waits as long as it takes.
+            batch_id: the batch.
+            progress: called with the batch each time it is polled.
+            timeout: the longest time to wait, in seconds; ``None`` waits without a limit.
 
         Raises:
             TimeoutError: the batch has not ended in time. It continues to run.
@@ -148,84 +149,86 @@ class BatchClient:
         return complete(self._batches.wait(batch_id, progress, timeout))
 
     def events(self, batch_id: str) -> list[dict[str, Any]]:
-        """What has happened to a batch, and what it has waited for: see ``docs/api.md``."""
+        """Return the events and waits of a batch on Everbatch, as ``docs/api.md`` describes them."""
         return complete(self._batches.events(batch_id))
 
     def set_paused(self, batch_id: str, paused: bool) -> Batch:
-        """Pause or resume a batch. Its completion window keeps running."""
+        """Pause or resume a batch on Everbatch. Its completion window keeps running."""
         return complete(self._batches.set_paused(batch_id, paused))
 
     def cancel(self, batch_id: str) -> Batch:
-        """Ask a batch to stop. It ends only later: see :meth:`wait`.
+        """Request that a batch stops. The batch ends some time later; use :meth:`wait` to wait for that.
 
         Raises:
-            openai.ConflictError: it has ended already, and not as cancelled.
+            openai.ConflictError: the batch has already ended with a status other than ``cancelled``.
         """
         return complete(self._batches.cancel(batch_id))
 
     def retry(self, batch_id: str, codes: Iterable[str] | None = None, idempotency_key: str | None = None) -> Batch:
-        """Have Everbatch send the failed requests of a batch that has ended again, as a new batch.
+        """Create a new batch on Everbatch that sends the failed requests of a batch that has ended again.
 
-        The new batch's result files have all requests of the first one: its answers are taken over, never sent again.
+        The result files of the new batch cover all requests of the first one: existing answers are copied, and their
+        requests are not sent again.
 
         Args:
             batch_id: the batch that has ended. Repeating the call returns the same new batch.
-            codes: of the errors whose requests are retried; ``None`` retries all that failed.
+            codes: the error codes to retry; ``None`` retries every failed request.
             idempotency_key: see :meth:`submit`.
 
         Raises:
-            openai.ConflictError: it has not ended, has no failed requests, or was retried for other codes; or its files
-                no longer exist.
+            openai.ConflictError: the batch has not ended, has no failed requests, or was retried for other codes; or
+                its files no longer exist.
             openai.BadRequestError: no failed request has one of the codes.
         """
         return complete(self._batches.retry(batch_id, codes, idempotency_key))
 
     def batches(self, page_size: int = 100) -> Generator[Batch]:
-        """All batches, the newest first, read page by page."""
+        """Yield all batches, the newest first, reading them page by page."""
         return iterate(self._batches.batches(page_size))
 
     def results(self, batch_id: str, custom_ids: Iterable[str] | None = None) -> Generator[Result]:
-        """The results of a batch that has ended, one at a time and each once: as the files have them, then the missing.
+        """Yield the results of a batch that has ended, each once: in the order of the files, then the missing ones.
 
-        An expired or a cancelled batch has results too: those in time, and what became of the others.
+        An expired or cancelled batch has results too: the answers that arrived in time, and an error for each other
+        request.
 
         Args:
-            batch_id: which.
-            custom_ids: those asked for, so that missing ones are found. Without them the input file is read back where
-                the batch's counts say that some are missing.
+            batch_id: the batch.
+            custom_ids: the custom_ids of all requests, to find missing results. If it is ``None``, the input file is
+                downloaded when the batch's counts show that results are missing.
 
         Raises:
-            BatchNotEndedError: it has no results yet.
-            BatchFailedError: it has none at all.
-            ValueError: while reading, a line that is not a result.
-            LookupError: while reading, requests are missing and the input file that would name them no longer exists.
+            BatchNotEndedError: the batch has no results yet.
+            BatchFailedError: the batch failed and has no results.
+            ValueError: during iteration, if a line is not a result.
+            LookupError: during iteration, if results are missing and the input file no longer exists.
             OSError: a temporary file cannot be written.
         """
         return iterate(self._batches.results(complete(self._batches.ended(batch_id)), custom_ids))
 
     def result_pages(self, batch_id: str, after: str = "0") -> Generator[ResultPage]:
-        """The results of a batch of Everbatch as they are committed, each once, until its end. Waits for them.
+        """Yield the results of a batch on Everbatch as they are committed, each once, and wait until the batch ends.
 
         Args:
-            batch_id: which.
-            after: the ``cursor`` of the last page that was read, to resume behind it.
+            batch_id: the batch.
+            after: the ``cursor`` of the last page that was read, to resume after it.
 
         Raises:
             openai.NotFoundError: the server has no such batch, or is not Everbatch.
-            openai.BadRequestError: ``after`` is no cursor of this batch.
+            openai.BadRequestError: ``after`` is not a cursor of this batch.
         """
         return iterate(self._batches.result_pages(batch_id, after))
 
     def open(self, file_id: str) -> BinaryIO:
-        """A whole file of the server, as a temporary file that is deleted when it is closed.
+        """Download a file from the server into a temporary file, which is deleted when it is closed, and return that.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the temporary file cannot be written.
         """
         return complete(self._batches.open(file_id))
 
     def download(self, file_id: str | None, path: str | os.PathLike[str]) -> None:
-        """Write a result file to ``path``, whole or not at all; an empty one if ``file_id`` is ``None``.
+        """Download a file to ``path``, completely or not at all. If ``file_id`` is ``None``, write an empty file.
 
         Raises:
             OSError: the file cannot be written.

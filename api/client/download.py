@@ -1,4 +1,4 @@
-"""One file on its way from the server, over as many attempts as it takes (RFC 9110, range requests)."""
+"""Downloads one file from the server, resuming it with range requests (RFC 9110) after a connection breaks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _CONTENT_RANGE: Final = re.compile(r"bytes (?:([0-9]+)-[0-9]+|\*)/([0-9]+)")
 
 
 class Download:
-    """Writes a file, and resumes where a connection broke if the server still has the same version of it.
+    """Writes a file, and resumes where the connection broke if the server still has the same version of the file.
 
-    What is written is always the beginning of one version. Where the entity tag does not prove that the rest is of the
-    same version, the download starts again.
+    The local file always holds the beginning of a single version. Unless the entity tag proves that the rest belongs
+    to the same version, the download starts over.
 
     Args:
         target: the local file, overwritten from its beginning.
@@ -27,18 +27,18 @@ class Download:
         self._target = target
         self._written = 0
         self._total: int | None = None
-        """Bytes of this version, where the server says it."""
+        """Size of this version in bytes, if the server states it."""
         self._tag = ""
-        """Strong entity tag of this version, if it has one."""
+        """Strong entity tag of this version; empty if it has none."""
         self._trusted = True
-        """Whether the server has kept to the rules of range requests so far."""
+        """Whether the server has answered range requests correctly so far."""
         self._longest = 0
         self._longest_before = 0
 
     def advanced(self) -> bool:
-        """Whether there is more than ever before, since the last call of this method.
+        """Return whether the download has got further than ever before since the last call of this method.
 
-        A server that cannot resume, and always breaks off at the same place, makes no progress.
+        A server that cannot resume, and always breaks the connection at the same position, makes no progress.
         """
         grown = self._longest > self._longest_before
         self._longest_before = self._longest
@@ -48,11 +48,11 @@ class Download:
         """Receive the file, or the rest of it.
 
         Raises:
-            openai.APIError: it is not whole. The next attempt continues from here.
+            openai.APIError: the file is not complete. The next attempt continues from here.
             OSError: the local file cannot be written.
         """
         rest = bool(self._written and self._tag and self._trusted)
-        headers = {"Accept-Encoding": "identity"}  # ranges count the bytes as they are sent
+        headers = {"Accept-Encoding": "identity"}  # ranges count bytes as they are sent, so compression must be off
         if rest:
             headers |= {"Range": f"bytes={self._written}-", "If-Range": self._tag}
         try:
@@ -77,7 +77,7 @@ class Download:
     def _begin(self, headers: Mapping[str, str]) -> None:
         self._restart()
         if headers.get("content-encoding", "identity") != "identity":
-            return  # what arrives here is decoded: neither the length nor a range fits it
+            return  # the SDK decodes the content, so neither its length nor a range applies
         length, tag = headers.get("content-length", ""), headers.get("etag", "")
         self._total = int(length) if length.isdecimal() else None
         self._tag = tag if tag.startswith('"') else ""
@@ -109,7 +109,7 @@ class Download:
 
 
 def _content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
-    """First byte and total of a ``Content-Range``."""
+    """Return the first byte position and the total size in a ``Content-Range`` header; ``None`` for each if absent."""
     match = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
     if not match:
         return None, None
@@ -117,10 +117,10 @@ def _content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
 
 
 async def _received(content: Content) -> AsyncGenerator[bytes]:
-    """The chunks. While a body is streamed the SDK lets the exceptions of its HTTP library through."""
+    """Yield the chunks. While a body is streamed, the SDK does not convert the exceptions of its HTTP library."""
     chunks: AsyncIterator[bytes] = content.chunks
     try:
         async for chunk in chunks:
             yield chunk
-    except Exception as error:  # only of the iteration: what the caller raises does not come here
+    except Exception as error:  # from the iteration only: exceptions that the caller raises do not arrive here
         raise APIConnectionError(request=content.request) from error

@@ -1,4 +1,4 @@
-"""Errors of the client library, and what servers say of failures."""
+"""The errors of the client library, and the texts in which servers describe failures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Answer = TypeVar("Answer", Batch, FileObject)
 
 
 class BatchFailedError(Exception):
-    """A batch ended as ``failed``: it has no results. The message gives the reasons, and so does ``batch.errors``."""
+    """A batch ended as ``failed``, so it has no results. The message and ``batch.errors`` give the reasons."""
 
     def __init__(self, batch: Batch) -> None:
         said = problems(batch)
@@ -21,7 +21,7 @@ class BatchFailedError(Exception):
 
 
 class BatchNotEndedError(Exception):
-    """A batch has no results yet."""
+    """A batch has not ended, so it has no results yet."""
 
     def __init__(self, batch: Batch) -> None:
         super().__init__(f"{batch.id} is {batch.status}: it has no results yet")
@@ -29,7 +29,7 @@ class BatchNotEndedError(Exception):
 
 
 class NotABatchServerError(OpenAIError):
-    """The server that answers does not have OpenAI's Batch API. Most likely the base URL is wrong."""
+    """The server that responded does not have OpenAI's Batch API. Most likely the base URL is wrong."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -39,7 +39,7 @@ class NotABatchServerError(OpenAIError):
 
 
 def problems(batch: Batch) -> list[str]:
-    """The errors of a failed batch, each as a line of text."""
+    """Return the errors of a failed batch, one line of text each."""
     found = (batch.errors and batch.errors.data) or []
     return [
         (f"line {problem.line}: " if problem.line else "") + f"{problem.message} ({problem.code})" for problem in found
@@ -47,7 +47,7 @@ def problems(batch: Batch) -> list[str]:
 
 
 def failures(batch: Batch) -> list[str]:
-    """What requests of a batch failed with, a line of text for each code."""
+    """Return a line of text for each error code with which requests of a batch failed."""
     found: list[dict[str, Any]] = (batch.model_extra or {}).get("error_summary") or []
     return [
         f"{one['count']} × {one['code']}"
@@ -58,7 +58,7 @@ def failures(batch: Batch) -> list[str]:
 
 
 def message_of(error: APIStatusError) -> str:
-    """The server's own message, without what the SDK adds to it."""
+    """Return the server's own error message, without the text that the SDK adds to it."""
     match error.body:
         case {"message": str(message)}:
             return message
@@ -67,10 +67,10 @@ def message_of(error: APIStatusError) -> str:
 
 
 def checked(answer: Answer) -> Answer:
-    """The answer, if it is an object of the API. The SDK does not check that, whatever server has answered.
+    """Return ``answer`` if it is an object of the API. The SDK does not check this, whatever the server sends.
 
     Raises:
-        NotABatchServerError: it is not.
+        NotABatchServerError: ``answer`` is not an object of the API.
     """
     if not isinstance(getattr(answer, "id", None), str):
         raise NotABatchServerError

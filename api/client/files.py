@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writes files completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import BinaryIO, cast
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Generator[BinaryIO]:
-    """A file that takes the place of ``path`` at the end of the block, and only if the block succeeds.
+    """Open a file that replaces ``path`` at the end of the block, and only if the block succeeds.
 
-    A link stays and what it points to is replaced. A device or a pipe is written to, never replaced.
+    A symbolic link stays, and its target is replaced. A device or a pipe is written to, never replaced.
     """
     path = path.resolve()
     if path.exists() and not path.is_file():
@@ -26,7 +26,7 @@ def replacing(path: Path) -> Generator[BinaryIO]:
             with path.open("wb") as target:
                 shutil.copyfileobj(file, target)
         return
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")  # two at the same time do not share it
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")  # unique, in case two programs write at once
     try:
         with part.open("xb") as file:
             yield file

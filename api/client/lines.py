@@ -1,4 +1,4 @@
-"""The lines of a batch's files: requests written, results read."""
+"""Writes the request lines and reads the result lines of a batch's files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any, BinaryIO, Final, cast
 CHAT: Final = "/v1/chat/completions"
 
 Request = str | tuple[str, Mapping[str, Any]] | Mapping[str, Any]
-"""A prompt; ``(custom_id, body)``; a whole line of an input file, where ``method`` and ``url`` may be left out; or a
-row with a ``prompt`` and no ``body``, of whose other members only a ``custom_id`` counts.
+"""A prompt; a pair ``(custom_id, body)``; a whole line of an input file, in which ``method`` and ``url`` are optional;
+or a row with a ``prompt`` and no ``body``, of which only the ``prompt`` and an optional ``custom_id`` are used.
 """
 
 Requests = str | os.PathLike[str] | Iterable[Request]
-"""The path of an input file, requests, or a data frame of rows with a ``prompt`` (pandas, polars, pyarrow)."""
+"""The path of an input file, an iterable of requests, or a data frame whose rows have a ``prompt`` (pandas, polars,
+pyarrow)."""
 
 WANTED: Final = (
     "requests must be the path of an input file, or a list (or any other iterable) of prompts, of (custom_id, body) "
@@ -30,29 +31,27 @@ _BOM: Final = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one request."""
+    """The result of one request."""
 
     custom_id: str
     ok: bool
-    """Answered with a status of 200 to 299, and with an answer. Whatever else a line holds is no success."""
+    """Whether the request succeeded: its status is 200 to 299, and neither its line nor its body holds an error."""
     status_code: int | None = None
-    """``None`` where no server answered."""
+    """The HTTP status; ``None`` if no server responded."""
     body: dict[str, Any] | None = None
-    """The answer as it came, also that of a refusal. ``ChatCompletion.model_validate(body)`` gives it types."""
+    """The response body as it was received, errors included. ``ChatCompletion.model_validate(body)`` adds types."""
     error_code: str | None = None
-    """``None`` if and only if ``ok``. ``missing`` where neither result file has the request."""
+    """``None`` if and only if ``ok``. ``missing`` if neither result file contains the request."""
     error_message: str | None = None
 
     @property
     def usage(self) -> dict[str, Any] | None:
-        """The tokens that the answer says it took, in the words of its endpoint."""
+        """The token usage that the body reports, in the endpoint's own format; ``None`` if it reports none."""
         return _member(self.body, "usage")
 
     @property
     def text(self) -> str | None:
-        """What the model wrote, for chat completions, completions, responses and messages; ``None`` where there is no
-        text.
-        """
+        """The generated text of a chat completion, completion, response or message; ``None`` if there is no text."""
         body = self.body or {}
         parts = [
             content.get("text")
@@ -69,18 +68,20 @@ class Result:
 
 @dataclass(frozen=True)
 class ResultPage:
-    """Results of a batch, as they were committed."""
+    """A page of a batch's results, in the order in which they were committed."""
 
     content: bytes
-    """Lines as in the output and the error file."""
+    """Lines in the format of the output and error files."""
     cursor: str
-    """Where the next page begins: keep it beside what was read, to resume there."""
+    """The position of the next page. Store it together with the results, to resume from there."""
     is_last: bool
-    """Whether the batch has ended and nothing follows."""
+    """Whether the batch has ended and no page follows."""
 
     def results(self) -> list[Result]:
-        """Raises:
-        ValueError: a line is no result.
+        """Parse the lines of the page.
+
+        Raises:
+            ValueError: a line is not a result.
         """
         return [read_result(line) for line in self.content.splitlines() if line.strip()]
 
@@ -91,23 +92,23 @@ def missing(custom_id: str) -> Result:
 
 
 def read_result(line: bytes) -> Result:
-    """A line of an output or error file.
+    """Parse a line of an output or error file.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: ``line`` is not a result.
     """
     result = json.loads(line)
     if not isinstance(result, dict):
         raise ValueError("not a JSON object")
     members = cast("dict[str, Any]", result)
     custom_id = members.get("custom_id", 0)
-    if custom_id is None:  # of a line that was too large to be read
+    if custom_id is None:  # the input line was too large to be parsed
         custom_id = ""
     if not isinstance(custom_id, str):
         raise ValueError("no custom_id")
     response = _member(members, "response") or {}
     status, body = response.get("status_code"), _member(response, "body")
-    if not isinstance(status, int) or status <= 0:  # OpenAI writes 0 where nothing answered
+    if not isinstance(status, int) or status <= 0:  # OpenAI writes 0 if there was no response
         status = None
     if status is not None and 200 <= status < 300 and not members.get("error") and not _is_only_error(body):
         return Result(custom_id, True, status, body)
@@ -120,8 +121,9 @@ def read_result(line: bytes) -> Result:
 
 
 def _is_only_error(body: dict[str, Any] | None) -> bool:
-    """Whether a body is an error and no answer, as some servers have it in a 200. Those of ``/v1/responses`` have both
-    members.
+    """Return whether a body is only an error, which some servers send with status 200.
+
+    An ``error`` member alone does not show this: the bodies of ``/v1/responses`` have one beside their output.
     """
     if not body or not isinstance(body.get("error"), (dict, str)) or body["error"] == "":
         return False
@@ -131,7 +133,7 @@ def _is_only_error(body: dict[str, Any] | None) -> bool:
 
 
 def _error(holder: dict[str, Any] | None) -> dict[str, Any]:
-    """The ``error`` of an object. Some servers have a text there, or say it without an envelope."""
+    """Return the ``error`` of an object as a dict. Some servers send plain text instead of a dict."""
     error = (holder or {}).get("error")
     if isinstance(error, str):
         return {"message": error}
@@ -148,10 +150,10 @@ def _dicts(items: object) -> list[dict[str, Any]]:
 
 
 def path_of(requests: Requests) -> Path | None:
-    """The path of an input file, if that is what is given.
+    """Return the path if ``requests`` is the path of an input file, or ``None`` if it is an iterable of requests.
 
     Raises:
-        ValueError: it is neither a path nor requests, or there is no such file.
+        ValueError: ``requests`` is neither, or it is a text and no file has that name.
     """
     if isinstance(requests, (str, os.PathLike)):
         path = Path(requests)
@@ -167,7 +169,7 @@ def path_of(requests: Requests) -> Path | None:
 
 
 def rows_of(requests: Any) -> Iterable[object]:
-    """The requests. Iterating over a data frame would give its columns or their names."""
+    """Return an iterable of requests. Iterating over a data frame itself would yield its columns or their names."""
     if not hasattr(requests, "columns"):
         return requests
     if hasattr(requests, "iter_rows"):  # polars
@@ -182,7 +184,7 @@ def rows_of(requests: Any) -> Iterable[object]:
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # a long prompt is no name of a file
+    except (OSError, ValueError):  # a long prompt is not a valid file name
         return False
 
 
@@ -190,9 +192,10 @@ class InputWriter:
     """Writes the lines of an input file.
 
     Args:
-        target: where to.
-        endpoint: of all requests; ``None`` takes that of the first, or chat completions where it names none.
-        model: of prompts, and of bodies that name none.
+        target: the file to write to.
+        endpoint: the endpoint of all requests; ``None`` uses that of the first request, or chat completions if it
+            names none.
+        model: the model for prompts, and for bodies that name none.
     """
 
     def __init__(self, target: BinaryIO, endpoint: str | None, model: str | None) -> None:
@@ -205,7 +208,8 @@ class InputWriter:
         """Write one request.
 
         Raises:
-            ValueError: it is not a request, its custom_id is missing or comes twice, or its body is not JSON.
+            ValueError: ``request`` is not a request, its custom_id is missing or was used before, or its body cannot
+                be written as JSON.
         """
         number = len(self._custom_ids) + 1
         line = self._line(request, number)
@@ -254,10 +258,10 @@ class InputWriter:
                 raise ValueError(f"prompts cannot be turned into requests for {self._endpoint}; give whole bodies")
 
     def end(self) -> tuple[str, list[str]]:
-        """The endpoint, and the custom_ids in order.
+        """Return the endpoint, and the custom_ids in the order of the requests.
 
         Raises:
-            ValueError: there is no request.
+            ValueError: no request was added.
         """
         if not self._custom_ids:
             raise ValueError("there is no request")
@@ -265,7 +269,7 @@ class InputWriter:
 
 
 def endpoint_of(path: Path) -> str:
-    """The endpoint that the first request of an input names; empty if it cannot be told."""
+    """Return the url of the first request in an input file; empty if it has none or is invalid."""
     with path.open("rb") as file:
         for line in file:
             if line.removeprefix(_BOM).strip():
@@ -274,7 +278,7 @@ def endpoint_of(path: Path) -> str:
 
 
 def custom_id_of(line: bytes) -> str:
-    """Of a line of an input file; empty if it cannot be told."""
+    """Return the custom_id in a line of a batch's file; empty if it has none or is invalid."""
     return _text_in(line, "custom_id")
 
 

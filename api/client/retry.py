@@ -1,4 +1,4 @@
-"""Which failed calls to a Batch API are worth repeating, and how long to wait before that."""
+"""Decides which failed calls to a Batch API to repeat, and how long to wait before each attempt."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Patience:
     """Repeats calls that fail for a reason that may pass.
 
     Args:
-        seconds: how long, counted from the first failure of a call.
-        away: called with each failure before the wait for the next attempt.
-        sleep: waits, in seconds.
+        seconds: the longest time to keep trying, counted from the first failure of a call.
+        away: called with each error before the wait for the next attempt.
+        sleep: coroutine function that waits for the given number of seconds.
     """
 
     def __init__(
@@ -33,14 +33,15 @@ class Patience:
         self._sleep = sleep
 
     async def call(self, attempt: Callable[[], Awaitable[T]], advanced: Callable[[], bool] = lambda: False) -> T:
-        """Call until it succeeds.
+        """Make a call, and repeat it until it succeeds.
 
         Args:
             attempt: the call.
-            advanced: whether the last attempt achieved something although it failed. If so, the time starts again.
+            advanced: returns whether the last attempt made progress although it failed. If so, the time limit starts
+                again.
 
         Raises:
-            openai.APIError: the last one, when repeating will not help or the time is over.
+            openai.APIError: the last error, if repeating the call cannot help or the time limit has passed.
         """
         gives_up: float | None = None
         pause = FIRST_PAUSE_SECONDS
@@ -60,9 +61,9 @@ class Patience:
 
 
 def is_transient(error: APIError) -> bool:
-    """Whether the same call may succeed later. The server's own word in ``x-should-retry`` comes first.
+    """Return whether the same call may succeed later. The server's header ``x-should-retry`` takes precedence.
 
-    A 409 is a conflict that stays, unless the server says otherwise: the SDK repeats it, and would repeat the cancel
+    A 409 is a lasting conflict unless the server says otherwise. The SDK would repeat it, for example for the cancel
     of a batch that has ended.
     """
     if not isinstance(error, APIStatusError):
@@ -70,13 +71,13 @@ def is_transient(error: APIError) -> bool:
     said = error.response.headers.get("x-should-retry")
     if said in ("true", "false"):
         return said == "true"
-    if error.code == "insufficient_quota":  # a 429 of hosted OpenAI that waits for a payment
+    if error.code == "insufficient_quota":  # OpenAI sends this 429 until the account's quota is raised by a payment
         return False
     return error.status_code in (408, 429) or error.status_code >= 500
 
 
 def requested_pause(error: APIError) -> float:
-    """Seconds that the server asks for in ``Retry-After`` or ``retry-after-ms``; 0 if it does not."""
+    """Return the seconds that the server requests in ``Retry-After`` or ``retry-after-ms``; 0 if it requests none."""
     if not isinstance(error, APIStatusError):
         return 0.0
     headers = error.response.headers

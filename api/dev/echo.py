@@ -1,6 +1,6 @@
-"""The built-in echo model: an OpenAI-compatible server for the demo, which repeats what it receives.
+"""The built-in echo model: an OpenAI-compatible server for the demo, which repeats the text that it receives.
 
-`everbatch dev` uses it if no upstream is configured. Tokens are words.
+``everbatch dev`` uses it if no upstream is configured. It counts words as tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Json = dict[str, Any]
 
 @dataclass(eq=False)
 class RefusalError(Exception):
-    """Answered with OpenAI's error envelope."""
+    """A request is refused; the response is OpenAI's error envelope with this HTTP ``status``."""
 
     status: int
     message: str
@@ -42,7 +42,7 @@ class RefusalError(Exception):
 
 
 def create_echo_app(latency: float = 0.05) -> ASGIApp:
-    """The echo model as an ASGI app; a request takes half to one and a half times ``latency`` seconds."""
+    """Create the echo model as an ASGI app. A request takes 0.5 to 1.5 times ``latency``, which is in seconds."""
 
     def endpoint(answer: Callable[[Json], Json], model: str) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
@@ -69,12 +69,12 @@ def create_echo_app(latency: float = 0.05) -> ASGIApp:
 
 @contextlib.asynccontextmanager
 async def run_echo_model(latency: float = 0.05) -> AsyncGenerator[str]:
-    """Serve the echo model from the running event loop, on a free loopback port; yields its base URL."""
+    """Serve the echo model from the running event loop on a free loopback port, and yield its base URL."""
     listener = listen("127.0.0.1", 0)
     stop = asyncio.Event()
     serving = asyncio.create_task(serve(create_echo_app(latency), listener, stop))
     try:
-        # The socket listens already, so a request that comes before the server is up waits in its backlog.
+        # The socket already listens, so a request that arrives before the server is up waits in the backlog.
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
     finally:
         stop.set()
@@ -89,7 +89,7 @@ def _answer(answer: Callable[[Json], Json], raw: bytes, model: str) -> Json:
         if body["model"] != model:
             raise RefusalError(400, f"This endpoint is for the model `{model}`.", "unsupported_value", "model")
         content = answer(body)
-        json.dumps(content, ensure_ascii=False).encode()  # half of a surrogate pair cannot be sent
+        json.dumps(content, ensure_ascii=False).encode()  # fails for an unpaired surrogate, which cannot be sent
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise RefusalError(400, f"The body of the request is invalid ({type(error).__name__}).") from None
     return content
@@ -105,7 +105,7 @@ def _chat(body: Json) -> Json:
 
 
 def _message(body: Json) -> Json:
-    """As Anthropic has it."""
+    """Return the response in the format of Anthropic's Messages API."""
     chat = _chat(body)
     (choice,), usage = chat["choices"], chat["usage"]
     return {
@@ -134,7 +134,7 @@ def _completion(body: Json) -> Json:
 
 
 def _generate(body: Json, param: str, prompt: str, said: str) -> tuple[str, str, dict[str, int]]:
-    """The answer, why it ends, and its usage."""
+    """Return the generated text, its finish reason and its token usage."""
     limit: int | None = body.get("max_completion_tokens") or body.get("max_tokens")
     prompt_tokens = len(prompt.split())
     if prompt_tokens + (limit or 0) > CONTEXT_TOKENS:
@@ -163,7 +163,7 @@ def _embedding(body: Json) -> Json:
 
 
 def _vector(text: str) -> list[float]:
-    """A unit vector that follows from the text and means nothing."""
+    """Return a unit vector that depends only on the text and has no meaning."""
     numbers = [byte - 127.5 for byte in hashlib.shake_256(text.encode()).digest(DIMENSIONS)]
     norm = math.hypot(*numbers)
     return [number / norm for number in numbers]

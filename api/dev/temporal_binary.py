@@ -23,7 +23,7 @@ from typing import TextIO
 from activities.settings import Settings
 
 CLI_VERSION = "1.5.1"
-"""The last release that `go install` takes: later ones carry a `replace` in their go.mod."""
+"""The last release that ``go install`` accepts: the go.mod files of later ones contain a ``replace`` directive."""
 
 GO_PACKAGE = f"github.com/temporalio/cli/cmd/temporal@v{CLI_VERSION}"
 UNKNOWN_VERSION = "unknown"
@@ -32,9 +32,10 @@ _SERVER_VERSION = re.compile(r"\bServer (\d+\.\d+\.\d+[^\s,)]*)")
 _DOWNLOAD_STALL_SECONDS = 10.0
 _PLAIN_LINE_SECONDS = 10.0
 
-# The SDK downloads only as a part of starting a server, so one is started and stopped. It runs in a process of its own
-# because the SDK sets no time limit: a connection that hangs is ended by ending that process. It leaves by `os._exit`
-# because the SDK's threads may still run, and the interpreter's own exit then dies with a dump instead of the reason.
+# The SDK downloads the binary only as part of starting a server, so the script starts and stops one. It runs in its own
+# process because the SDK sets no time limit: killing that process is how a hanging connection is ended. It exits with
+# `os._exit` because the SDK's threads may still run, and a normal exit would then crash with a dump instead of
+# reporting the reason.
 _DOWNLOAD_SCRIPT = """
 import asyncio, os, sys
 from temporalio.testing import WorkflowEnvironment
@@ -60,11 +61,11 @@ class EmbeddedTemporalError(Exception):
 class TemporalBinary:
     path: Path
     server_version: str
-    """Of the server inside, for example ``1.29.1``; `UNKNOWN_VERSION` where the binary does not say."""
+    """Version of the included server, for example ``1.29.1``; ``UNKNOWN_VERSION`` if the binary does not report it."""
 
 
 class Progress:
-    """Shows progress: one line that is redrawn on a terminal, otherwise a plain line from time to time."""
+    """Shows progress: on a terminal, one line that is redrawn; otherwise, a plain line every ten seconds."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -92,16 +93,16 @@ class Progress:
 
 
 def cached_path() -> Path:
-    """Where Everbatch keeps the binary that it downloaded or built."""
+    """Return the path at which Everbatch keeps the binary that it downloaded or built."""
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(cache) / "everbatch" / f"temporal-{CLI_VERSION}" / "temporal"
 
 
 def locate_temporal(configured: str, progress: Progress) -> TemporalBinary | None:
-    """Find a binary that is already here: the configured path, ``temporal`` on PATH, Everbatch's cache.
+    """Find an installed binary: at the configured path, as ``temporal`` on PATH, or in Everbatch's cache.
 
     Raises:
-        EmbeddedTemporalError: the configured path is not a program that runs.
+        EmbeddedTemporalError: a path is configured, but it cannot be executed.
     """
     if configured:
         path = Path(configured).expanduser().absolute()
@@ -122,12 +123,12 @@ def locate_temporal(configured: str, progress: Progress) -> TemporalBinary | Non
 
 
 def find_temporal(configured: str, out: TextIO) -> TemporalBinary:
-    """Find the Temporal binary; where there is none, download it, or else build it with Go.
+    """Find the Temporal binary. If there is none, download it, or build it with Go if the download fails.
 
-    Blocks, for minutes when it builds; its progress is written to `out`.
+    This blocks, for several minutes during a build. Progress is written to ``out``.
 
     Raises:
-        EmbeddedTemporalError: there is none and none could be made.
+        EmbeddedTemporalError: there is no binary, and it could not be downloaded or built.
     """
     progress = Progress(out)
     if found := locate_temporal(configured, progress):
@@ -136,7 +137,7 @@ def find_temporal(configured: str, out: TextIO) -> TemporalBinary:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _cache_lock(target.parent, progress):
-            # Another process may have made it while this one waited for the lock.
+            # Another process may have installed it while this one waited for the lock.
             if not target.exists():
                 _make(target, progress)
         return _examine(target)
@@ -157,7 +158,7 @@ def _examine(path: Path) -> TemporalBinary:
 
 @contextlib.contextmanager
 def _cache_lock(folder: Path, progress: Progress) -> Generator[None]:
-    """One process at a time builds; the others find the binary built."""
+    """Hold the cache's lock, so that one process installs the binary and the others then find it."""
     with open(folder / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -168,7 +169,7 @@ def _cache_lock(folder: Path, progress: Progress) -> Generator[None]:
 
 
 def _make(target: Path, progress: Progress) -> None:
-    """Download or build into a folder of its own and rename, so that a kill leaves nothing half-made at `target`."""
+    """Download or build in a temporary folder and rename, so that a kill leaves no incomplete file at ``target``."""
     for left_over in target.parent.glob("making-*"):
         shutil.rmtree(left_over, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="making-", dir=target.parent, ignore_cleanup_errors=True) as folder:
@@ -192,7 +193,7 @@ def _make(target: Path, progress: Progress) -> None:
 
 
 def _download(folder: Path, progress: Progress) -> tuple[Path | None, str]:
-    """The SDK's own download; gives up when no byte has come for some seconds. Returns the file or the reason."""
+    """Download with the SDK, and give up when no byte has arrived for ten seconds. Return the file or the reason."""
     made = folder / f"temporal-v{CLI_VERSION}"
     arriving = folder / f"{made.name}.downloading"
     last_size, last_change = -1, time.monotonic()
@@ -214,7 +215,7 @@ def _download(folder: Path, progress: Progress) -> tuple[Path | None, str]:
 
 
 def _build(go: str, folder: Path, progress: Progress) -> tuple[Path | None, str]:
-    """Returns the file or the reason why there is none."""
+    """Build with Go. Return the file, or the reason why the build failed."""
 
     def tell(elapsed: float) -> bool:
         progress.tick(f"Building Temporal v{CLI_VERSION} … {elapsed:.0f} s")
@@ -229,13 +230,16 @@ def _build(go: str, folder: Path, progress: Progress) -> tuple[Path | None, str]
 
 
 def _run(command: list[str], env: dict[str, str], give_up: Callable[[float], bool]) -> tuple[int | None, str]:
-    """Run a command, asking `give_up(elapsed)` several times a second; returns exit status and last line of output.
+    """Run a command, and call ``give_up`` several times a second with the elapsed seconds; kill it if that is true.
 
-    The status is None when it was given up. However this ends, the command has ended too.
+    The command has ended when this function returns or raises.
+
+    Returns:
+        The exit status, or ``None`` if the command was killed, and the last line of its output.
     """
     started = time.monotonic()
     with tempfile.TemporaryFile() as output:
-        # A group of its own, so that ending it ends what it started as well.
+        # The command gets its own process group, so that killing the group also kills its child processes.
         child = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )

@@ -16,7 +16,7 @@ _DYING_SECONDS = 15.0
 
 
 class TemporalData:
-    """Lock, version mark, database and log in one directory. Everything but `lock` requires that the lock is held."""
+    """A directory with the lock, version record, database and log. All methods but ``lock`` require the lock."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.expanduser().absolute()
@@ -25,16 +25,16 @@ class TemporalData:
         self._version = self.folder / "temporal.version"
 
     def lock(self) -> int:
-        """Take the folder and return the file descriptor that holds it; the lock ends with the last copy of that.
+        """Lock the folder and return the file descriptor of the lock, which lasts until its last copy is closed.
 
-        Blocks for some seconds where the owner is dead and its server still on the way out.
+        If the owner is dead but its server has not ended yet, this blocks for up to 15 seconds.
 
         Raises:
-            EmbeddedTemporalError: another server has it, or the folder cannot be made.
+            EmbeddedTemporalError: another server holds the lock, or the folder cannot be created or used.
         """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # One that was there may be open to others, and so may what is in it.
+            # An existing folder, and the files in it, may be accessible to other users.
             self.folder.chmod(0o700)
             fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
@@ -58,14 +58,14 @@ class TemporalData:
                 return fd
 
     def prepare(self, binary: TemporalBinary) -> None:
-        """Make the folder ready for a start: clear what a killed first start left, cut an overlong log.
+        """Prepare the folder for a start: delete the remains of a first start that was killed, and empty a long log.
 
         Raises:
-            EmbeddedTemporalError: another version of the server made the database.
+            EmbeddedTemporalError: another version of the server created the database.
         """
         made_by = self._version.read_text().strip() if self._version.exists() else ""
         if not made_by or not self.database.exists():
-            # The server makes its tables only where there is no file, so a half-made one would never be completed.
+            # The server creates its tables only if there is no file, so an incomplete one would never be completed.
             self._version.unlink(missing_ok=True)
             for suffix in ("", "-wal", "-shm"):
                 Path(f"{self.database}{suffix}").unlink(missing_ok=True)
@@ -81,11 +81,11 @@ class TemporalData:
                 os.truncate(self.log, 0)
 
     def mark_healthy(self, binary: TemporalBinary) -> None:
-        """Record which server made the database; without this record it counts as half-made."""
+        """Record the version of the server that made the database. Without the record, it counts as incomplete."""
         if self._version.exists():
             return
         temporary = self._version.with_suffix(".tmp")
-        # Synced, because a power cut that takes the record takes the database with it at the next start.
+        # Synced, because if a power cut loses the record, the next start deletes the database.
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as record:
             record.write(f"{binary.server_version}\n")
             record.flush()
@@ -101,7 +101,7 @@ class TemporalData:
         return open(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
     def log_tail(self, start: int) -> str:
-        """The last lines that the log got after byte `start`, as one short line."""
+        """Return the last lines that were logged after byte ``start``, as one line of up to 1,000 characters."""
         with contextlib.suppress(FileNotFoundError), open(self.log, "rb") as log:
             log.seek(max(start, log.seek(0, os.SEEK_END) - 4096))
             lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""`everbatch setup`: prepares the Temporal namespace and the store for the API and the workers."""
+"""``everbatch setup`` prepares Temporal and the store; ``everbatch promote`` chooses the version for new batches."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from api.processes.run import Say, StartError, stop_on_signals
 log = logging.getLogger("everbatch.setup")
 
 STORE_TRIES = 30
-"""Looks at the store, a second apart, before it counts as not there: it may be starting too."""
+"""Number of attempts to reach the store, one second apart, before setup fails. The store may be starting too."""
 
 
 async def run_setup(settings: Settings, say: Say) -> None:
-    """Wait for Temporal; then make what is missing. A step that fails does not keep the others from being tried.
+    """Wait for Temporal, then create whatever is missing. All steps are tried, even if one fails.
 
     Raises:
-        StartError: a step failed, or a signal came before Temporal did.
+        StartError: a step failed, or a signal arrived before Temporal was available.
     """
     with stop_on_signals() as stop:
         client = await _connected(settings, stop)
@@ -90,10 +90,10 @@ async def _prepare_store(settings: Settings) -> None:
 
 
 async def run_promote(settings: Settings, build_id: str | None, say: Say, *, force: bool) -> None:
-    """Let new batches run on a version of the workers' code.
+    """Make new batches run on a version of the workers' code. ``build_id`` defaults to the configured or installed one.
 
     Raises:
-        StartError: there is no such version, it cannot take over yet, or Temporal refuses.
+        StartError: the version does not exist, is not ready to take over, or is refused by Temporal.
     """
     build_id = build_id or settings.build_id or BUILD_ID
     if not settings.deployment:
@@ -110,7 +110,7 @@ async def run_promote(settings: Settings, build_id: str | None, say: Say, *, for
 
 
 async def _known_versions(client: Client, deployment: str) -> str:
-    """In words, for the message of an error."""
+    """Return a list of the known versions and their states, for an error message."""
     try:
         known = await versions(client, deployment)
     except RPCError as error:

@@ -1,4 +1,4 @@
-"""``everbatch worker --processes N``: several worker processes under one command, one for each core."""
+"""``everbatch worker --processes N``: several worker processes under one command, for example one for each core."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from activities.settings import Settings
 log = logging.getLogger("everbatch")
 
 START_SECONDS: Final = 10.0
-"""A worker that ends within this time cannot start at all, and has logged why."""
+"""A worker that exits with an error within this time is considered unable to start; it has logged the reason."""
 RESTART_SECONDS: Final = 2.0
-"""Before a worker that ended by itself is started again."""
+"""Delay before a worker that ended by itself is replaced."""
 KILL_SECONDS: Final = 15.0
-"""Beyond the drain timeout; a worker that has not ended then is killed."""
+"""Time in addition to the drain timeout after which a worker that has not ended is killed."""
 
 
 class WorkerStartError(Exception):
-    """A worker process ended with an error at its start."""
+    """A worker process exited with an error at its start."""
 
 
 async def run_worker_processes(
     settings: Settings, count: int, stop: asyncio.Event, at_once: asyncio.Event, say: Callable[[str], None]
 ) -> None:
-    """Keep ``count`` workers running until ``stop`` is set; then let all of them drain, or not, if ``at_once`` is set.
+    """Keep ``count`` workers running until ``stop`` is set. Then let them drain, or end them now if ``at_once`` is set.
 
-    A worker that ends by itself, whatever killed it, is replaced: Temporal has given its shards to the others.
+    A worker that ends for any other reason is replaced. In the meantime, Temporal gives its shards to the others.
 
     Raises:
-        WorkerStartError: one ended with an error as soon as it was started, which another would do as well.
+        WorkerStartError: a worker exited with an error right after its start, as its replacement would too.
     """
     say(f"Everbatch: {count} worker processes, with EVERBATCH_MAX_IN_FLIGHT={settings.max_in_flight} each")
     with _lifeline() as lifeline:
@@ -50,7 +50,7 @@ async def run_worker_processes(
 
 @contextlib.contextmanager
 def _lifeline() -> Generator[int]:
-    """The reading end of a pipe that closes when this process is gone, however it went: its workers follow it."""
+    """Yield the reading end of a pipe that closes however this process ends, upon which its workers end too."""
     reading, writing = os.pipe()
     try:
         yield reading
@@ -63,11 +63,11 @@ async def _keep(settings: Settings, number: int, lifeline: int, stop: asyncio.Ev
     while not stop.is_set():
         started = time.monotonic()
         process = await asyncio.create_subprocess_exec(
-            # -P: else a folder called api where the command is run would be taken for ours.
+            # Without -P, a folder named "api" in the working directory would be imported instead of this package.
             *(sys.executable, "-P", "-m", "api.cli.main", "worker", "--lifeline", str(lifeline)),
             env={**os.environ, **_environment(settings, number)},
             pass_fds=(lifeline,),
-            # Ctrl-C in a terminal is for the parent, which passes it on once.
+            # Ctrl-C in a terminal must reach only the parent, which passes it on once.
             start_new_session=True,
         )
         ended = asyncio.create_task(process.wait())
@@ -93,7 +93,7 @@ async def _end(
 ) -> None:
     hurrying = asyncio.create_task(at_once.wait())
     patience = drain_timeout + KILL_SECONDS
-    for waiting in ([ended, hurrying], [ended]):  # the second time only if `at_once` was set before its end
+    for waiting in ([ended, hurrying], [ended]):  # the second round only if `at_once` is set before the worker ends
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
         await asyncio.wait(waiting, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
@@ -108,7 +108,7 @@ async def _end(
 
 
 def _environment(settings: Settings, number: int) -> dict[str, str]:
-    """What a worker is given beside the parent's own environment: options of its command line, a port of its own."""
+    """Return a worker's variables beside the parent's environment: command-line options and its own metrics port."""
     environment = {"EVERBATCH_MAX_IN_FLIGHT": str(settings.max_in_flight)}
     if settings.metrics_address:
         host, _, port = settings.metrics_address.rpartition(":")

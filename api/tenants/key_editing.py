@@ -1,4 +1,4 @@
-"""Adding and removing keys in a key file, while everything else in it stays as a person wrote it."""
+"""Adds and removes keys in a key file, and leaves everything else in it as a person wrote it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ _HEADER = "# API keys and tenant limits of Everbatch. Running servers reload thi
 
 
 def create_key(path: Path, tenant: str) -> tuple[Key, str]:
-    """Add a new key of a tenant to a file, which is made where there is none. Returns the key's entry and the key.
+    """Add a new key for a tenant to a file, which is created if it does not exist.
+
+    Returns:
+        The entry of the key in the file, and the key itself, which is not stored.
 
     Raises:
-        SettingsFileError: the file cannot be used or written, or the tenant's name cannot be one.
+        SettingsFileError: the file cannot be used or written, or the tenant's name is invalid.
     """
     if not re.fullmatch(TENANT_PATTERN, tenant):
         raise SettingsFileError(
@@ -43,10 +46,10 @@ def create_key(path: Path, tenant: str) -> tuple[Key, str]:
 
 
 def revoke_key(path: Path, key_id: str) -> Key:
-    """Take the key of this id out of a file.
+    """Remove the key with this id from a file, and return its entry.
 
     Raises:
-        SettingsFileError: there is none, or the file cannot be used or written.
+        SettingsFileError: no key has this id, or the file cannot be used or written.
     """
     with _locked(path):
         text = read_text(path, str(path)) if path.exists() else ""
@@ -60,7 +63,7 @@ def revoke_key(path: Path, key_id: str) -> Key:
 
 
 def _without(text: str, index: int) -> str:
-    """The text without the lines of one key; comments behind them belong to what follows."""
+    """Return the text without the lines of one key. Comments after its last line stay: they belong to what follows."""
     lines = text.splitlines(keepends=True)
     headers = [number for number, line in enumerate(lines) if re.match(r"\s*\[\[\s*keys\s*\]\]", line)]
     if index >= len(headers):
@@ -74,13 +77,13 @@ def _without(text: str, index: int) -> str:
             last = number
     end = last + 1
     if end < len(lines) and not lines[end].strip():
-        end += 1  # one of the empty lines around it
+        end += 1  # also remove one of the empty lines around the key
     return "".join(lines[:first] + lines[end:])
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Generator[None]:
-    """Keep others from changing the file. The lock is on its folder, since the file itself is replaced."""
+    """Keep other processes from changing the file. The lock is on its folder because the file itself is replaced."""
     try:
         folder = os.open(path.resolve().parent, os.O_RDONLY)
     except OSError as error:
@@ -93,14 +96,18 @@ def _locked(path: Path) -> Generator[None]:
 
 
 def _replace(path: Path, text: str, before: KeyRing, wanted: list[Key]) -> None:
-    """Write the file anew, once it is sure that nothing but the keys has changed."""
+    """Replace the file by one with this text, after checking that only the keys differ.
+
+    Raises:
+        SettingsFileError: the text has other keys than ``wanted`` or other tenants, or the file cannot be written.
+    """
     after = parse_keys(text, str(path))
     if after.keys != wanted or after.tenants != before.tenants:
         raise SettingsFileError(f"{path}: its keys are not written as [[keys]] tables; edit the file by hand")
     target = path.resolve()
     name = ""
     try:
-        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # for its owner alone
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # readable only by its owner
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             with contextlib.suppress(FileNotFoundError):
                 stat = os.stat(target)

@@ -1,14 +1,14 @@
-"""API keys, tenants and their limits, from one TOML file.
+"""Reads API keys, tenants and the tenants' limits from one TOML file.
 
 ::
 
     [[keys]]
     id = "key_5e1f09a2"
     tenant = "search"
-    hash = "sha256:…"             # of the key, which itself is not stored
+    hash = "sha256:…"             # hash of the key; the key itself is not stored
     created = 2026-11-21
 
-    [tenants.search]              # optional, and so is every line of it
+    [tenants.search]              # optional, as is each of its lines
     max_running_batches = 20
     max_queued_requests = 500_000
     max_stored_bytes = 100_000_000_000
@@ -37,29 +37,29 @@ from activities.toml_file import SettingsFileError, TomlFile, read_text
 log = logging.getLogger("everbatch.api")
 
 CHECK_SECONDS: Final = 1.0
-"""How long a change of the file may go unseen."""
+"""The longest time in seconds until a change of the file takes effect."""
 HASH_PREFIX: Final = "sha256:"
 
-# Part of the store's keys, Temporal's fairness key and a search attribute.
+# A tenant's name is part of object keys in the store, of Temporal's fairness keys and of a search attribute.
 TENANT_PATTERN: Final = "^[a-z0-9][a-z0-9_-]{0,62}$"
 TenantName = Annotated[str, Field(pattern=TENANT_PATTERN)]
 
 
 class _Table(BaseModel):
-    # A misspelt limit must not be ignored.
+    # Unknown fields are errors, so that a misspelt limit is not ignored.
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
 
 class TenantLimits(_Table):
-    """What one tenant may use; ``None`` is without a limit."""
+    """The limits of one tenant. ``None`` means no limit."""
 
     max_running_batches: int | None = Field(default=None, ge=0)
     max_queued_requests: int | None = Field(default=None, ge=0)
-    """In all running batches together."""
+    """Limit of the requests in all running batches of the tenant together."""
     max_stored_bytes: int | None = Field(default=None, ge=0)
-    """In all files together, results included, and in what is under way to become one."""
+    """Limit of the bytes in all files of the tenant, in uploads in progress and in the answers of running batches."""
     fairness_weight: float = Field(default=1.0, ge=0.01, le=10, strict=False)
-    """Its share of the inference server while there is a backlog, against others of weight 1."""
+    """The tenant's share of the upstreams while requests are queued, relative to tenants with weight 1."""
 
 
 class Key(_Table):
@@ -75,12 +75,12 @@ class _File(_Table):
 
 
 def key_hash(key: bytes) -> str:
-    """A key is 256 random bits: nothing slower than one round is needed to keep it from being guessed."""
+    """Return the hash of a key. A key has 256 random bits, so one fast round of SHA-256 is enough against guessing."""
     return HASH_PREFIX + hashlib.sha256(key).hexdigest()
 
 
 class KeyRing:
-    """The keys and tenants of a file, as they were at one moment."""
+    """A snapshot of the keys and tenants in a key file."""
 
     def __init__(self, keys: Sequence[Key], tenants: dict[str, TenantLimits]) -> None:
         self.keys = list(keys)
@@ -88,7 +88,7 @@ class KeyRing:
         self._hashes = [(key.hash.encode(), key.tenant) for key in keys]
 
     def tenant_of(self, key: bytes) -> str | None:
-        """The tenant of a key. Comparing takes constant time."""
+        """Return the tenant of a key, or ``None`` if the key is unknown. Hashes are compared in constant time."""
         given = key_hash(key).encode()
         found = None
         for known, tenant in self._hashes:
@@ -101,10 +101,10 @@ class KeyRing:
 
 
 def parse_keys(text: str, name: str) -> KeyRing:
-    """The keys and tenants in the text of a key file; ``name`` is for messages.
+    """Parse the text of a key file, which error messages call ``name``.
 
     Raises:
-        SettingsFileError: it is not TOML, or its content is not valid.
+        SettingsFileError: the text is not TOML, or its content is not valid.
     """
     file = TomlFile(text, name)
     content = file.as_model(_File)
@@ -117,21 +117,22 @@ def parse_keys(text: str, name: str) -> KeyRing:
 
 
 def read_keys(path: Path) -> KeyRing:
-    """The keys and tenants of a file.
+    """Read the keys and tenants from a key file.
 
     Raises:
-        SettingsFileError: it cannot be read, is not TOML, or its content is not valid.
+        SettingsFileError: the file cannot be read, is not TOML, or its content is not valid.
     """
     return parse_keys(read_text(path, str(path)), str(path))
 
 
 class KeyFile:
-    """A key file that is reloaded when it changes. If it becomes invalid while in use, the last valid keys remain."""
+    """A key file that is reloaded when it changes. If it becomes invalid, the last valid keys stay in use."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """
+        """Read the key file.
+
         Raises:
-            SettingsFileError: the file cannot be used.
+            SettingsFileError: the file cannot be read, or its content is not valid.
         """
         self._path = path
         self._clock = clock
@@ -140,11 +141,11 @@ class KeyFile:
         self._ring = read_keys(path)
 
     def current(self) -> KeyRing:
-        """The keys as the file has them, at most :data:`CHECK_SECONDS` ago."""
+        """Return the keys as they were in the file at most :data:`CHECK_SECONDS` ago."""
         now = self._clock()
         if now - self._checked_at >= CHECK_SECONDS:
             self._checked_at = now
-            # Before the reading: a change in between is then seen the next time.
+            # The state is taken before the file is read, so a change in between is noticed the next time.
             state = self._state()
             if state != self._seen:
                 self._seen = state
@@ -160,7 +161,7 @@ class KeyFile:
             log.info("%s: reloaded, %d keys", self._path, len(self._ring.keys))
 
     def _state(self) -> tuple[int, ...]:
-        """What differs between two versions of the file, also behind a link that was turned to another."""
+        """Return values that differ between two versions of the file, also if a symbolic link gets another target."""
         try:
             stat = os.stat(self._path)
         except OSError as error:
