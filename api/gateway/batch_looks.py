@@ -18,7 +18,7 @@ log = logging.getLogger("everbatch.api")
 FRESH_SECONDS: Final = 0.25
 """Maximum age in seconds of a lookup that answers a request for one batch."""
 LIST_SECONDS: Final = 0.15
-"""Seconds that a list waits for lookups. Then it shows the last known states, and since when they are known."""
+"""Maximum time that a list waits for lookups. It then shows the last known states, and says how old they are."""
 LIST_FRESH_SECONDS: Final = 2.0
 """Maximum age in seconds of a lookup that a list reuses, so that its cost does not grow with the number of callers."""
 LIST_LOOKS: Final = 8

@@ -54,7 +54,7 @@ class Paces:
         Args:
             batch_id: the batch.
             status: its status, with counts that include running shards.
-            pending: its running activities.
+            pending: its activities that have not ended.
             now: Unix time in seconds.
         """
         is_ending = status.cancelling_at is not None or status.phase is not BatchPhase.IN_PROGRESS

@@ -53,9 +53,9 @@ def _is_ending(status: BatchStatus) -> bool:
 
 
 def _first_waiting(items: Sequence[Pending], now: float) -> ReportedWait | None:
-    """Return the wait with the earliest next attempt of one task queue's activities, with the requests of all of them.
+    """Return, of one task queue's activities, the wait with the earliest next attempt; ``None`` if none of them waits.
 
-    Returns ``None`` if none of the activities waits.
+    Its number of requests is that of all waiting activities.
     """
     waiting = [item for item in items if item.wait]
     if any(item.in_flight for item in items) and not any((item.next_attempt_at or 0) > now for item in waiting):

@@ -15,8 +15,9 @@ REQUEST_ID: Final[ContextVar[str]] = ContextVar("request_id", default="")
 
 MINUTE: Final = 60.0
 SAID_A_MINUTE: Final = 60
+"""Maximum number of warnings and errors of one kind per minute."""
 SAID_BY_TEMPORAL: Final = 2
-"""Lines of one kind per minute for Temporal's SDK, which logs every failed poll while Temporal is down."""
+"""Maximum number of such lines from Temporal's SDK, which logs every failed poll while Temporal is down."""
 MAX_TEMPORAL_LENGTH: Final = 500
 """Maximum number of characters of a warning or error of Temporal's SDK."""
 KINDS: Final = 1000

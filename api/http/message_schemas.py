@@ -74,7 +74,7 @@ def message_batch_id(spec: BatchSpec) -> str:
 
 
 def message_batch(view: BatchView, now: float) -> MessageBatch:
-    """Return the message batch that shows a batch. Args: ``now`` is Unix time in seconds."""
+    """Return a batch as Anthropic's API shows it. Args: ``now`` is Unix time in seconds."""
     spec, status = view.record.spec, view.record.status
     id_ = message_batch_id(spec)
     archived_at = archive_time(spec, status)

@@ -1,4 +1,4 @@
-"""The headers that every response has, and its line in the log."""
+"""The headers that every response has, the log line of every request, and the answer to unhandled errors."""
 
 from __future__ import annotations
 

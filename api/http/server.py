@@ -32,7 +32,7 @@ def listen(host: str, port: int, advice: str = "; choose another with --port") -
     """Return a listening socket. Port 0 means any free port. Args: ``advice`` ends the message if the port is in use.
 
     Raises:
-        PortTakenError: the port is in use, or the host is not an address of this machine.
+        PortTakenError: the port is in use, or the address cannot be listened on.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

@@ -62,7 +62,8 @@ class StoreSink:
 async def sink_of(body: Body, store: ObjectStore, key: str) -> AsyncGenerator[StoreSink]:
     """Yield the sink for a body. A block that ends without a commit leaves nothing behind.
 
-    If the block raises an error response, the rest of the body is read within bounds, so that the client receives it.
+    If the block raises ``ApiError`` or ``StoreError``, the rest of the body is read within bounds, so that the client
+    receives the response.
     """
     sink = StoreSink(store, key)
     try:

@@ -98,7 +98,7 @@ def events_of(view: BatchView, now: float) -> list[BatchEvent]:
 
 
 def _event(at: int, kind: str, message: str, ended_at: int | None = None, key: str = "") -> BatchEvent:
-    """Args: ``key`` distinguishes events of one group and second; without it they are numbered in order."""
+    """Return an event. ``key`` distinguishes it from others of its group and second; without it they are numbered."""
     return BatchEvent(id=key, created_at=at, ended_at=ended_at, type=kind, message=message)
 
 

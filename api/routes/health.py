@@ -21,7 +21,7 @@ def health_router(store: ObjectStore, gateway: Gateway) -> APIRouter:
     router = APIRouter(tags=["Health"])
 
     async def health() -> Response:
-        """Report that the process is alive. It calls no other service, so that their outages do not restart it."""
+        """Report that the process is alive. Other services are not called: their outages must not restart this one."""
         return Response()
 
     async def ready() -> Response:

@@ -31,7 +31,7 @@ HEADERS: Final = {
 
 
 def page_router(temporal_ui_url: str) -> APIRouter:
-    """Args: ``temporal_ui_url`` is the URL of a namespace in Temporal's UI; empty if it is not known."""
+    """Return the routes of the page. ``temporal_ui_url`` is the URL of a namespace in Temporal's UI, or empty."""
     router = APIRouter(include_in_schema=False)
     found = {entry.name: entry.read_bytes() for entry in (files("api") / "page").iterdir()}
     ui = html.escape(temporal_ui_url.rstrip("/")).encode()
