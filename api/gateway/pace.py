@@ -51,11 +51,8 @@ class Paces:
     def of(self, batch_id: str, status: BatchStatus, pending: Sequence[Pending], now: float) -> Pace | None:
         """Return the pace of a batch, or ``None`` if it sends no requests or its rate is not known yet.
 
-        Args:
-            batch_id: the batch.
-            status: its status, with counts that include running shards.
-            pending: its activities that have not ended.
-            now: Unix time in seconds.
+        Args: ``status`` has counts that include running shards; ``pending`` are the activities that have not ended and
+            are not counted as finished; ``now`` is Unix time in seconds.
         """
         is_ending = status.cancelling_at is not None or status.phase is not BatchPhase.IN_PROGRESS
         if status.rate_since is None or status.paused_at is not None or is_ending:

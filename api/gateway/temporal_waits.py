@@ -33,13 +33,9 @@ def ended_wait(reason: str) -> Wait:
 
 
 def unanswered_wait(error: Exception, address: str, namespace: str, silent_seconds: float) -> Wait:
-    """Return the wait for Temporal after a call to it has failed.
+    """Return the wait for Temporal after a call to it has failed with ``error``.
 
-    Args:
-        error: why the call failed.
-        address: Temporal's address, for the message.
-        namespace: the namespace of the call.
-        silent_seconds: seconds since Temporal last answered any call.
+    Args: ``silent_seconds`` have passed since Temporal last answered any call.
     """
     if is_not_found(error) and not is_unknown(error):
         return temporal_wait(address, f"has no namespace {namespace}", EndsBy.OPERATOR)

@@ -62,13 +62,8 @@ async def receive_upload(
 ) -> AsyncGenerator[Upload]:
     """Stream the file of a form to the object ``key``. A block that ends without a commit leaves nothing behind.
 
-    Args:
-        request: the request with the form.
-        store: the store to write to.
-        key: the object's key.
-        max_bytes: the maximum size of the file in bytes.
-        arrived: called with the bytes of the file so far; it may raise an exception to stop the transfer.
-        field: the name of the form field that holds the file.
+    ``arrived`` is called with the bytes of the file so far, and may raise an exception to stop the transfer.
+    ``field`` is the name of the form field that holds the file.
 
     Raises:
         ApiError: the form is malformed or above a limit.

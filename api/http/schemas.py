@@ -302,11 +302,7 @@ def batch_object(
 ) -> Batch:
     """Return the batch object of a view.
 
-    Args:
-        view: the batch.
-        retried_by: the id of the batch that retries it.
-        partial: whether to show the ids of result files as soon as they have a line.
-        messages: error messages by error code.
+    Args: ``partial`` shows the ids of result files as soon as they have a line; ``messages`` are by error code.
     """
     spec, status = view.record.spec, view.record.status
     output_file_id, error_file_id = status.output_file_id, status.error_file_id

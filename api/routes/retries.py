@@ -106,10 +106,7 @@ def create_of(first: BatchSpec, webhook: Webhook | None) -> CreateBatch:
 def retry_spec(spec: BatchSpec, first: BatchSpec, retry: Retry) -> BatchSpec:
     """Return the specification of a retry, whose input keeps the rules under which it was accepted.
 
-    Args:
-        spec: the specification made from :func:`create_of`.
-        first: the specification of the batch that is retried.
-        retry: the retry that was claimed.
+    Args: ``spec`` was made from :func:`create_of`; ``first`` is that of the batch that is retried.
     """
     return spec.model_copy(
         update={
