@@ -38,16 +38,16 @@ from api.tenants.keys import KeyFile
 def create_app(
     settings: Settings, gateway: Gateway, store: ObjectStore, models: Sequence[ModelsProxy], keys: KeyFile | None = None
 ) -> FastAPI:
-    """The API. It neither opens nor closes the parts that it is given. Without ``keys`` it requires no API key."""
+    """Return the API. It neither opens nor closes the given parts. Without ``keys`` it requires no API key."""
     app = FastAPI(
         title="Everbatch",
         version=__version__,
-        # A redirect would lose a body on its way, and OpenAI has none.
+        # Clients may lose the body when they follow a redirect, and OpenAI's API has none.
         redirect_slashes=False,
-        # Their pages load scripts from a public network; the document itself is at /openapi.json.
+        # FastAPI's pages load scripts from the Internet. The OpenAPI document itself is at /openapi.json.
         docs_url=None,
         redoc_url=None,
-        # One names the model, so that its schema is in the document.
+        # One response names the model, so that the document contains its schema.
         responses=error_responses(400, "4XX", "5XX") | {500: {"model": Error}},
         generate_unique_id_function=lambda route: route.name,
     )
@@ -58,7 +58,7 @@ def create_app(
     app.add_middleware(AuthMiddleware, keys=keys)
     if keys is None:
         app.add_middleware(BrowserGuard, hosts=settings.hosts)
-    app.add_middleware(RequestMiddleware, metrics=metrics)  # around the others: their refusals are answers like any
+    app.add_middleware(RequestMiddleware, metrics=metrics)  # outside of those above, to count their refusals too
     app.add_middleware(AzurePaths)
     stored = StoredBytes(Catalog(store))
     pages = ResultPages(store)
@@ -80,7 +80,7 @@ def create_app(
 
 
 def create_metrics_app(app: FastAPI) -> FastAPI:
-    """Serves the metrics of the API, and nothing else, for an address of their own."""
+    """Return an application that serves only the metrics of the API, for an address of its own."""
     own = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     own.include_router(metrics_router(app.state.metrics))
     return own

@@ -16,23 +16,23 @@ from workflows.types import BatchRecord
 log = logging.getLogger("everbatch.api")
 
 FRESH_SECONDS: Final = 0.25
-"""For so long one look at a batch answers all who ask for it."""
+"""Maximum age in seconds of a lookup that answers a request for one batch."""
 LIST_SECONDS: Final = 0.15
-"""A list waits no longer for looks, and says how old is what it says."""
+"""Maximum time that a list waits for lookups. It then shows the last known states, and says how old they are."""
 LIST_FRESH_SECONDS: Final = 2.0
-"""A list takes looks up to this age, so that its cost does not grow with how often it is asked for."""
+"""Maximum age in seconds of a lookup that a list reuses, so that its cost does not grow with the number of callers."""
 LIST_LOOKS: Final = 8
-"""Looks for lists under way at once, so that long lists leave Temporal to others."""
+"""Maximum number of concurrent lookups for lists, so that long lists leave Temporal free for other requests."""
 LOOKS_KEPT: Final = 1_000
-"""In memory, of each kind."""
+"""Maximum number of results kept in memory, for single batches and for lists each."""
 
 Key = tuple[str, str]
-"""Tenant and batch."""
+"""Tenant and batch id."""
 Look = Callable[[BatchRecord], Coroutine[Any, Any, BatchView]]
 
 
 class BatchLooks:
-    """Looks at batches: thorough ones for those who ask for one batch, and cheaper ones for lists."""
+    """Looks batches up: thoroughly for requests for one batch, and more cheaply for lists."""
 
     def __init__(self) -> None:
         self.shown = HighWater()
@@ -41,14 +41,14 @@ class BatchLooks:
         self._looking = asyncio.Semaphore(LIST_LOOKS)
 
     async def share(self, key: Key, look: Callable[[], Coroutine[Any, Any, BatchView]]) -> BatchView:
-        """A thorough look, shared by all who ask at about the same time."""
+        """Return the result of a thorough lookup, which concurrent callers share."""
         return await self._thorough.get(key, look)
 
     async def glances(self, records: Sequence[BatchRecord], look: Look) -> list[BatchView]:
-        """See :meth:`api.gateway.interface.Gateway.glances`; ``look`` is the cheaper one."""
+        """See :meth:`api.gateway.interface.Gateway.glances`; ``look`` is the cheaper lookup."""
         looks = [asyncio.create_task(self._glance(record, look)) for record in records if self._is_due(record)]
         if looks:
-            await asyncio.wait(looks, timeout=LIST_SECONDS)  # the others go on for the next caller
+            await asyncio.wait(looks, timeout=LIST_SECONDS)  # unfinished lookups serve the next caller
         return [self._last_seen(record) for record in records]
 
     def newest(self, record: BatchRecord) -> Seen[BatchView] | None:
@@ -56,7 +56,7 @@ class BatchLooks:
         return max(filter(None, seen), key=lambda one: one.began, default=None)
 
     def forget(self, record: BatchRecord) -> None:
-        """What was seen before a change is not shown after it."""
+        """Drop all results for a batch, so that a state from before a change is not shown after it."""
         self._thorough.forget(_key(record))
         self._listed.forget(_key(record))
 
@@ -77,9 +77,9 @@ class BatchLooks:
             log.warning("batch %s is listed with its last known state: %s", record.spec.batch_id, error)
 
     def _last_seen(self, record: BatchRecord) -> BatchView:
-        """The batch as the newest look showed it, without taking back what was shown."""
+        """Return the batch as the newest lookup found it, but never behind what was shown before."""
         if record.status.phase.is_terminal:
-            self.forget(record)  # who has seen it ended in a list must not find it running
+            self.forget(record)  # a client that saw it ended in a list must not find it running
             return BatchView(record, None)
         seen = self.newest(record)
         view = seen.value if seen else BatchView(record, Progress())

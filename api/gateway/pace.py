@@ -1,8 +1,8 @@
-"""How fast a batch gets on, and how long it will take.
+"""The rate at which a batch progresses, and the estimated time until it is done.
 
-What is known of a running batch is never of this moment: finished shards count from their end on, running ones from
-their last heartbeat, and answers come in waves where an engine takes as long for each. So the rate is taken from one
-moment at which something came to another.
+What is known of a running batch always lags behind: finished shards count once they have ended, running shards as of
+their last heartbeat, and responses arrive in waves where an engine takes equally long for each. The rate is therefore
+measured between two moments at which requests were finished.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from api.gateway.pending import Pending
 from workflows.types import BatchPhase, BatchStatus
 
 REMEMBERED: Final = 10_000
-"""Batches of which one API process keeps samples."""
+"""Maximum number of batches for which one API process keeps samples."""
 SAMPLES: Final = 64
-"""Of one batch; where there are more, every second one goes."""
+"""Maximum number of samples of one batch. Beyond it, every second sample is dropped."""
 LATE: Final = 1.5
-"""Times what a request takes on average: for so long nothing may come before the rate is lower."""
+"""Multiple of a request's average duration after which a lack of responses lowers the rate."""
 MIN_SECONDS: Final = 0.2
 MEMORY_SECONDS: Final = 5.0
-"""At least; running shards tell what they have done a second late."""
+"""Minimum time over which the rate is measured, if there is that much: running shards report up to a second late."""
 
 
 class Sample(NamedTuple):
     at: float
-    """Unix time at which the last of these requests was done …"""
+    """Unix time at which the last of these requests was finished."""
     done: float
-    """… and how many were done by then."""
+    """Number of requests finished by then."""
 
 
 class Pace(NamedTuple):
@@ -38,20 +38,21 @@ class Pace(NamedTuple):
 
 
 class Paces:
-    """Remembers how far batches were, so that the rate is that of the last third of a batch so far: of its time or of
-    its requests, whichever is shorter.
+    """Measures the rate over the last third of a batch so far: of its time or of its requests, whichever is shorter.
 
-    A memory of one process: without it the rate is the average since the requests were begun.
+    The samples are kept in the memory of one process. Without earlier ones, the rate is the average since the batch
+    began to send requests.
     """
 
     def __init__(self) -> None:
         self._seen: OrderedDict[str, tuple[float, list[Sample]]] = OrderedDict()
-        """The samples since the requests of a batch were begun, or begun again."""
+        """By batch id: the Unix time at which the batch began, or resumed, sending requests, and the samples since."""
 
     def of(self, batch_id: str, status: BatchStatus, pending: Sequence[Pending], now: float) -> Pace | None:
-        """The pace of a batch, where it has one and it is known yet.
+        """Return the pace of a batch, or ``None`` if it sends no requests or its rate is not known yet.
 
-        Args: the ``status`` counts the requests of running shards too; ``pending`` are those; ``now`` is Unix time.
+        Args: ``status`` has counts that include running shards; ``pending`` are the activities that have not ended and
+            are not counted as finished; ``now`` is Unix time in seconds.
         """
         is_ending = status.cancelling_at is not None or status.phase is not BatchPhase.IN_PROGRESS
         if status.rate_since is None or status.paused_at is not None or is_ending:
@@ -65,18 +66,18 @@ class Paces:
         before = (one for one in reversed(samples) if last.at - one.at >= MEMORY_SECONDS)
         base = next((one for one in before if one.at <= third.at or one.done <= third.done), begin)
         rate = (last.done - base.done) / (last.at - base.at)
-        # Of a steady engine all that is in flight comes this long after what was in flight before.
+        # A steady engine answers everything in flight within the average duration: requests in flight / rate.
         in_flight, left = sum(item.in_flight for item in pending), status.counts.total - done
         patience, idle = LATE * in_flight / rate, now - last.at
         if idle > patience:
             rate = (last.done - base.done) / (last.at - base.at + idle - patience)
-        # Where some take far longer than others, the last ones will too: as long as the oldest of now, about.
+        # If some requests take far longer than others, expect the last ones to take as long as the oldest in flight.
         oldest = max((now - item.oldest_at for item in pending if item.in_flight and item.oldest_at), default=0.0)
         straggling = max(0.0, oldest - patience) / (1 if left > in_flight else 2)
         return Pace(rate, max(0.0, left / rate - min(idle, patience)) + straggling)
 
     def _samples(self, batch_id: str, status: BatchStatus, pending: Sequence[Pending], done: int) -> list[Sample]:
-        """With what is known now; where the begin of the requests is not known, the first look is it."""
+        """Return a batch's samples and the current one, which is the first if the count at the start is unknown."""
         assert status.rate_since is not None
         since, samples = self._seen.pop(batch_id, (0.0, list[Sample]()))
         if since != status.rate_since:

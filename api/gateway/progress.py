@@ -15,11 +15,11 @@ from workflows.ids import parse_ranges
 from workflows.types import BatchRecord, BatchSpec, BatchStatus, Counts
 
 REMEMBERED: Final = 10_000
-"""Batches whose last shown state one API process keeps in mind."""
+"""Maximum number of batches whose last shown state one API process remembers."""
 
 
 def live_status(status: BatchStatus, running: list[Pending]) -> BatchStatus:
-    """The status with the counts, errors and waits of running shards, which are those that :func:`unfinished` gives."""
+    """Return ``status`` with the counts, errors and waits of ``running`` added: see :func:`unfinished`."""
     counts = Counts(
         total=status.counts.total,
         completed=status.counts.completed + sum(item.completed for item in running),
@@ -31,7 +31,7 @@ def live_status(status: BatchStatus, running: list[Pending]) -> BatchStatus:
 
 
 def unfinished(status: BatchStatus, pending: list[Pending]) -> list[Pending]:
-    """What runs, but for shards that the status counts already."""
+    """Return the pending activities without the shards that ``status`` already counts as finished."""
     finished = parse_ranges(status.finished_shards)
     return [item for item in pending if item.shard not in finished]
 
@@ -57,16 +57,16 @@ class _Shown:
     counts: Counts = field(default_factory=Counts)
     cancelling_at: int | None = None
     cancel_seen: float = 0.0
-    """When the look began that showed the cancel, in Unix time."""
+    """Unix time at which the lookup began that showed the cancel."""
     history: History | None = None
-    """As its workflow told it last, without what running shards wait for."""
+    """The history that the workflow last reported, without the waits of running shards."""
 
 
 class HighWater:
-    """What was shown of each batch, so that neither counts nor a cancel are taken back when a source that knows less
+    """What was shown of each batch, so that neither counts nor a cancel are taken back when a less informed source
     answers later.
 
-    A memory of one process, and only a nicety: it may be lost at any moment.
+    It is kept in the memory of one process and may be lost at any moment: nothing but consistent output depends on it.
     """
 
     def __init__(self) -> None:
@@ -83,11 +83,15 @@ class HighWater:
         is_from_workflow: bool = False,
         history: History | None = None,
     ) -> BatchRecord:
-        """The batch to show: with counts no lower than before, and as cancelled if it was shown so.
+        """Return the batch to show: its counts are no lower than before, and a cancel that was shown is kept.
 
-        ``seen_at`` is when the look at it began, in Unix time. With ``is_from_workflow`` the workflow itself answered,
-        which knows better than any source that was asked before it: one that was reset to before its cancel is not
-        cancelled. ``history`` is as the workflow told it, where it is known.
+        Args:
+            spec: the batch.
+            status: its status from this lookup.
+            seen_at: Unix time at which the lookup began.
+            is_from_workflow: whether the workflow itself answered. Its answer overrules a cancel shown by an earlier
+                lookup: a workflow that was reset to before its cancel is not cancelled.
+            history: the history that the workflow reported, if known.
         """
         before = self._shown.pop(spec.batch_id, _Shown())
         keeps_cancel = not (is_from_workflow and seen_at > before.cancel_seen)

@@ -1,7 +1,7 @@
 """Whether Temporal can currently create and run batches.
 
-Temporal's own word comes late: it remembers a worker's last poll, and a poll lasts a minute; and where its database is
-full it still reads. So a workflow of no consequence is started, is to be ended by a worker, and is deleted.
+What Temporal itself reports is late: it knows when a worker last began a poll, and a poll lasts up to a minute. With a
+full database it still answers reads. So a probe workflow is started, which a worker has to end, and is then deleted.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from api.gateway.workflow_reader import UNANSWERED
 from workflows.contract import READY_WORKFLOW
 
 KEPT_SECONDS: Final = 3.0
-"""How long an answer serves all who ask."""
+"""Time in seconds for which an answer is reused for all callers."""
 CALL_SECONDS: Final = 2.0
 WORKER_SECONDS: Final = 3.0
-"""For a worker to end the workflow. One that began a poll so recently is there too, however busy it is."""
+"""Time limit for a worker to end the probe. A worker that began a poll within this time is present, however busy."""
 SETTLED_SECONDS: Final = 5.0
-"""From the end of the question to the deletion of what it was asked with."""
+"""Time in seconds between the end of a probe and the deletion of its workflow."""
 _LEFT_OVER: Final = timedelta(seconds=30)
-"""After which Temporal ends a workflow that nobody has deleted."""
+"""Lifetime of a probe workflow, after which Temporal ends it if it was not deleted."""
 
 
 class CannotWriteError(Exception):
@@ -43,7 +43,7 @@ class CannotWriteError(Exception):
 
 
 class Readiness:
-    """Asks at most once every :data:`KEPT_SECONDS`, however many clients ask."""
+    """Probes Temporal at most once every :data:`KEPT_SECONDS`, however many callers ask."""
 
     def __init__(self, client: Client, task_queue: str) -> None:
         self._client = client
@@ -54,11 +54,11 @@ class Readiness:
         self._deleting: set[asyncio.Task[None]] = set()
 
     async def has_worker(self) -> bool:
-        """Whether a worker takes workflows from the task queue.
+        """Return whether a worker takes workflows from the task queue.
 
         Raises:
-            CannotWriteError: Temporal reads, but does not write.
-            TimeoutError, RPCError, RuntimeError: it does not answer.
+            CannotWriteError: Temporal answers reads, but accepts no new workflows.
+            TimeoutError, RPCError, RuntimeError: Temporal does not answer.
         """
         async with self._asking:
             if time.monotonic() - self._asked_at >= KEPT_SECONDS:
@@ -82,15 +82,17 @@ class Readiness:
             task.add_done_callback(self._deleting.discard)
 
     async def was_polled(self) -> bool:
-        """Whether a worker has begun a poll within :data:`WORKER_SECONDS`, as a busy one does all the time.
+        """Return whether a worker began a poll within :data:`WORKER_SECONDS`, as a busy worker does all the time.
 
-        Raises as :meth:`last_poll`.
+        Raises the errors of :meth:`last_poll`.
         """
         polled_at = await self.last_poll()
         return polled_at is not None and polled_at > time.time() - WORKER_SECONDS
 
     async def last_poll(self) -> float | None:
-        """When a worker last began a poll, in Unix seconds; a poll lasts up to a minute. ``None``: no worker is known.
+        """Return the Unix time at which a worker last began a poll, or ``None`` if Temporal knows of no worker.
+
+        A poll lasts up to a minute.
 
         Raises:
             TimeoutError, RPCError, RuntimeError: Temporal does not answer.
@@ -107,7 +109,7 @@ class Readiness:
     async def _start(self, name: str) -> None:
         lifetime = Duration()
         lifetime.FromTimedelta(_LEFT_OVER)
-        # Not by the client's own method: its interceptors would make each a trace.
+        # Not through the client's own method: its interceptors would record a trace for each probe.
         await self._client.workflow_service.start_workflow_execution(
             StartWorkflowExecutionRequest(
                 namespace=self._client.namespace,
@@ -127,14 +129,14 @@ class Readiness:
         except TimeoutError:
             return False
         except WorkflowFailureError:
-            return True  # by whatever way, a worker was there
+            return True  # however it ended, a worker ran it
         return True
 
     async def _delete(self, name: str) -> None:
         request = DeleteWorkflowExecutionRequest(
             namespace=self._client.namespace, workflow_execution=WorkflowExecution(workflow_id=name)
         )
-        # Not at once: a worker may be at it still, and Temporal's list may take it up after it was deleted from there.
+        # Not at once: a worker may still be running it, and Temporal's visibility may add it after the deletion.
         await asyncio.sleep(SETTLED_SECONDS)
         with contextlib.suppress(*UNANSWERED):
             async with asyncio.timeout(CALL_SECONDS):

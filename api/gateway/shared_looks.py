@@ -1,4 +1,4 @@
-"""One lookup of each key at a time, shared by all callers."""
+"""One lookup per key at a time, shared by all callers."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class Seen(Generic[V]):
 
     value: V
     began: float
-    """When the look began, on the clock of :class:`SharedLooks`: the value is no older."""
+    """Time at which the lookup began, on the clock of :class:`SharedLooks`. The value is no older than this."""
 
 
 class SharedLooks(Generic[K, V]):
     """Keeps the newest result for each key, so that the cost does not grow with the number of callers.
 
-    Who asks while a look is under way waits for that one; who asks later gets what it found, for as long as it is
-    fresh. Errors go to all who wait and are not kept. A key must name everything that the answer depends on, the tenant
-    above all.
+    A caller that arrives during a lookup waits for its result; later callers get the same result while it is fresh.
+    Errors are raised to all waiting callers and are not kept. A key must name everything that the result depends on,
+    above all the tenant.
     """
 
     def __init__(self, fresh_seconds: float, maximum: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """Args: ``maximum`` looks are kept, fresh or not; ``fresh_seconds`` count from the begin of a look."""
+        """Args: ``fresh_seconds`` count from the start of a lookup; ``maximum`` results are kept, fresh or not."""
         self._fresh_seconds = fresh_seconds
         self._maximum = maximum
         self._clock = clock
@@ -39,7 +39,7 @@ class SharedLooks(Generic[K, V]):
         self._seen: OrderedDict[K, Seen[V]] = OrderedDict()
 
     async def get(self, key: K, look: Callable[[], Coroutine[Any, Any, V]]) -> V:
-        """What is to be seen at ``key``; ``look`` is called where nobody looks and nothing fresh is known."""
+        """Return the fresh result for ``key``, or else that of the running lookup, or else that of a new ``look()``."""
         seen = self._seen.get(key)
         if seen and self.is_fresh(seen):
             return seen.value
@@ -48,18 +48,18 @@ class SharedLooks(Generic[K, V]):
             task = asyncio.create_task(self._look(key, look, self._clock()))
             self._running[key] = task
             task.add_done_callback(lambda ended: self._ended(key, ended))
-        # Those who ask may leave one by one, and none of them takes the look away from the others.
+        # Callers may be cancelled one by one, and none of them may cancel the lookup for the others.
         return await asyncio.shield(task)
 
     def is_fresh(self, seen: Seen[V]) -> bool:
         return self._clock() - seen.began <= self._fresh_seconds
 
     def last(self, key: K) -> Seen[V] | None:
-        """The newest look that ended well, however old."""
+        """Return the result of the newest successful lookup, however old, or ``None``."""
         return self._seen.get(key)
 
     def forget(self, key: K) -> None:
-        """Whoever asks from now on sees what is there from now on."""
+        """Drop the result for ``key`` and ignore that of a running lookup, so that the next caller starts a new one."""
         self._seen.pop(key, None)
         self._running.pop(key, None)
 
@@ -76,4 +76,4 @@ class SharedLooks(Generic[K, V]):
         if self._running.get(key) is task:
             del self._running[key]
         if not task.cancelled():
-            task.exception()  # seen, though all who asked may have left
+            task.exception()  # retrieved, or asyncio would log it if all callers have left

@@ -1,4 +1,4 @@
-"""Why nothing of a batch is in flight, where neither the batch nor its upstream gives a reason."""
+"""Why a batch has no request in flight when neither the batch nor its upstream gives a reason."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from workflows.types import BatchMemo, BatchPhase, BatchStatus
 from workflows.waits import EndsBy, Wait, WaitKind
 
 PATIENCE_SECONDS: Final = 2.0
-"""After which a batch of which nothing is in flight stands still. Its first shards take a moment."""
+"""A batch with nothing in flight counts as stalled only this long after its start: its first shards take a moment."""
 SILENT_SECONDS: Final = 10.0
-"""Without a heartbeat of a shard that runs: Temporal did not take any."""
+"""A running shard without a heartbeat for this long means that Temporal has not accepted its heartbeats."""
 OTHERS_SECONDS: Final = 5.0
-"""For so long one look at all running batches answers all who ask."""
+"""Time in seconds for which one list of all running batches is reused for all callers."""
 MAX_OTHERS: Final = 1_000
 LOOK_SECONDS: Final = 1.0
 
@@ -34,7 +34,7 @@ _UNREADABLE: Final = (*UNANSWERED, EncryptedPayloadError, KeyError)
 
 class Standstill:
     def __init__(self, client: Client, task_queue: str, readiness: Readiness, address: str) -> None:
-        """Args: ``address`` of Temporal, for messages."""
+        """Args: ``address`` is that of Temporal, for messages."""
         self._client = client
         self._task_queue = task_queue
         self._readiness = readiness
@@ -44,7 +44,10 @@ class Standstill:
     async def wait(
         self, batch_id: str, status: BatchStatus, pending: Sequence[Pending], progress: Progress
     ) -> Wait | None:
-        """Args: what is known of the batch, from one look."""
+        """Return what stalls the batch, or ``None`` if it is not stalled or no reason is found.
+
+        Args: ``status``, ``pending`` and ``progress`` are the batch's, from one lookup.
+        """
         now = time.time()
         if status.phase is not BatchPhase.IN_PROGRESS or status.in_progress_at is None:
             return None
@@ -61,7 +64,10 @@ class Standstill:
         return None
 
     async def _requests_of_others(self, batch_id: str) -> int:
-        """As they last wrote it down, which each does ten times in its life."""
+        """Return the number of unfinished requests of all other running batches.
+
+        The numbers come from their memos, which each batch updates about ten times in its life.
+        """
         try:
             async with asyncio.timeout(LOOK_SECONDS):
                 others = await self._others.get("all", self._look)

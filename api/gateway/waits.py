@@ -1,4 +1,4 @@
-"""What a running batch waits for, from all that is known of it, and the one sentence that says so."""
+"""What a running batch waits for, from all that is known about it, and the sentence that says so."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from workflows.types import BatchPhase, BatchSpec, BatchStatus, Counts
 from workflows.waits import EndsBy, Wait, finalizing_wait, pause_wait, validating_wait
 
 MAX_TOLD: Final = 3
-"""Waits of one batch that its sentence names: of as many upstreams, for example."""
+"""Maximum number of waits that the sentence names, for example of several upstreams."""
 
 PATIENCE_SECONDS: Final = 2.0
-"""Before it is told that an input is being validated, or files are being written: most take less."""
+"""Validating the input or writing the files is reported as a wait only after this time: most take less."""
 
 
 @dataclass(frozen=True)
 class ReportedWait:
-    """A wait, and when what waits is tried again."""
+    """A wait, and the time of the next attempt."""
 
     wait: Wait
     next_attempt_at: float | None = None
-    """Unix seconds."""
+    """Unix time in seconds."""
 
 
 def waits_of(spec: BatchSpec, status: BatchStatus, pending: Sequence[Pending], now: float) -> list[ReportedWait]:
-    """What a batch waits for by its own word and that of its activities, the soonest to end first.
+    """Return what a batch waits for according to its workflow and its activities, the earliest next attempt first.
 
-    Args: ``now`` is Unix time.
+    Args: ``now`` is Unix time in seconds.
     """
     if status.paused_at is not None and not _is_ending(status):
         return [ReportedWait(pause_wait(f"is paused; POST /v1/batches/{spec.batch_id}/resume lets it go on"))]
@@ -53,10 +53,14 @@ def _is_ending(status: BatchStatus) -> bool:
 
 
 def _first_waiting(items: Sequence[Pending], now: float) -> ReportedWait | None:
-    """Of the activities in one queue the one that waits, and for the shortest, with the requests of all that do."""
+    """Return, of one task queue's activities, the wait with the earliest next attempt; ``None`` if none of them waits.
+
+    Its number of requests is that of all waiting activities.
+    """
     waiting = [item for item in items if item.wait]
     if any(item.in_flight for item in items) and not any((item.next_attempt_at or 0) > now for item in waiting):
-        # On its way again: what is left of an outage is a place in the queue. What runs may still have to wait.
+        # The outage is over, and activities that do not run yet only wait for their turn. Running activities, which
+        # have a limit, may still wait for the upstream.
         waiting = [item for item in waiting if item.limit is not None]
     first = min(waiting, key=lambda item: item.next_attempt_at or math.inf, default=None)
     if first is None or first.wait is None:
@@ -72,15 +76,15 @@ def _next_attempt(reported: ReportedWait) -> float:
 def with_waits(
     progress: Progress, waits: Sequence[ReportedWait], spec: BatchSpec, status: BatchStatus, counts: Counts, now: float
 ) -> Progress:
-    """The progress of a batch with what it waits for, if it does.
+    """Return ``progress`` with the batch's current waits added, or unchanged if the batch waits for nothing.
 
     Args:
-        progress: without it.
-        waits: the first is told in fields too.
-        spec: of the batch; as the others.
-        status: as it is.
-        counts: the live ones.
-        now: Unix time.
+        progress: the progress without waits.
+        waits: the current waits. The first also fills the structured fields.
+        spec: the batch's specification.
+        status: its status.
+        counts: its counts, with those of running shards.
+        now: Unix time in seconds.
     """
     if not waits:
         return progress
@@ -88,7 +92,7 @@ def with_waits(
     left = counts.total - counts.completed - counts.failed
     requests = first.wait.requests
     if requests and len(waits) == 1 and not progress.in_flight:
-        requests = left  # those too that have not come to their turn
+        requests = left  # including those whose turn has not come yet
     next_attempt_at = int(first.next_attempt_at) if first.next_attempt_at else None
     parts = [first.wait.text]
     if requests:
@@ -125,7 +129,7 @@ def _ends(seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """For people, rounded down: ``12 s``, ``4 min``, ``23 h``."""
+    """Return a duration as text for people, rounded down: ``12 s``, ``4 min``, ``23 h``."""
     for size, unit, enough in ((86_400, "d", 3), (3_600, "h", 2), (60, "min", 2)):
         if seconds >= enough * size:
             return f"{int(seconds // size)} {unit}"

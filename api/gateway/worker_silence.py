@@ -1,4 +1,4 @@
-"""Whether the worker that does not answer is gone, or only late, as it may be on a loaded machine."""
+"""Tells a worker that is gone from one that only answers late, as it may on a loaded machine."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from api.gateway.workflow_reader import UNANSWERED
 from workflows.waits import EndsBy, Wait, WaitKind
 
 LATE_SECONDS: Final = 0.4
-"""To ask Temporal when a worker last asked for work."""
+"""Time limit for asking Temporal when a worker last polled for work."""
 POLL_SECONDS: Final = 65.0
-"""A worker that is there begins a poll at least so often."""
+"""Maximum time between the starts of two polls of a live worker: Temporal ends a poll after a minute."""
 SURE_SECONDS: Final = 1.5
-"""From the first look that no worker answers to one that says so, if none does."""
+"""Time from the first lookup without an answer from a worker until the worker is reported as gone."""
 SAME_SECONDS: Final = 10.0
-"""Two looks that are further apart have nothing to do with each other."""
+"""Maximum time between two lookups without an answer that count as one silence."""
 KEPT_SECONDS: Final = 1.0
-"""For so long one answer serves all lists."""
+"""Time for which Temporal's answer is reused for all callers."""
 
 _GONE: Final = "has no worker that answers"
 
 
 class WorkerSilence:
-    """Shared by all batches of an API process."""
+    """Decides whether workers are gone. One instance serves all batches of an API process."""
 
     def __init__(self, readiness: Readiness, task_queue: str) -> None:
         self._readiness = readiness
@@ -35,13 +35,16 @@ class WorkerSilence:
         self._kept: tuple[float, float | None] = (float("-inf"), None)
 
     async def wait(self) -> Wait | None:
-        """What a batch waits for whose workflow has not answered; ``None`` where its worker is only busy."""
+        """Return the wait of a batch whose workflow did not answer a query, or ``None`` if its worker is only busy.
+
+        Returns ``None`` also if Temporal does not say when a worker last polled.
+        """
         try:
             silent = await self._silent_seconds()
         except UNANSWERED:
             return None
         if silent < WORKER_SECONDS:
-            return None  # a busy one goes on polling
+            return None  # a busy worker keeps polling
         now = time.monotonic()
         if now - self._looked_at > SAME_SECONDS:
             self._since = now
@@ -54,7 +57,7 @@ class WorkerSilence:
         )
 
     async def known_wait(self) -> Wait | None:
-        """The same for lists, which ask no worker: only where it is sure."""
+        """Return the wait for a list, which queries no workflow: ``None`` unless the worker is certainly gone."""
         try:
             silent = await self._silent_seconds()
         except UNANSWERED:
@@ -70,9 +73,9 @@ class WorkerSilence:
         return Wait(kind=WaitKind.WORKER, subject=self._subject, reason=reason, ends_by=ends_by)
 
     async def _silent_seconds(self) -> float:
-        """Since a worker began a poll.
+        """Return the seconds since a worker last began a poll; infinite if Temporal knows of no worker.
 
-        Raises as :meth:`Readiness.last_poll`.
+        Raises the errors of :meth:`Readiness.last_poll`.
         """
         asked_at, polled_at = self._kept
         if time.monotonic() - asked_at >= KEPT_SECONDS:

@@ -1,4 +1,4 @@
-"""What Temporal says of a batch's workflow, each question within a time limit."""
+"""Reads the state of a batch's workflow from Temporal, with a time limit on each call."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from workflows.types import BatchMemo, BatchPhase, BatchRecord, BatchStatus
 
 CALL_ERRORS: Final = (RPCError, RuntimeError)  # a lazy client that cannot connect raises the latter
 UNANSWERED: Final = (TimeoutError, *CALL_ERRORS)
-"""Of a call with a time limit: Temporal refuses, or does not answer in time."""
+"""Errors of a call with a time limit: Temporal refuses it, or does not answer in time."""
 MIN_SECONDS: Final = 0.1
-"""For one question, however late it is."""
+"""Minimum time limit in seconds of a query, however little time is left for the request."""
 LAST_EVENTS: Final = 100
-"""Of a history, among which a cancel is looked for."""
+"""Number of a history's newest events that are searched for a cancel request."""
 HISTORY_LIMIT: Final = timedelta(seconds=1)
 
 Handle = WorkflowHandle[BatchWorkflow, BatchStatus]
 
 
 def batches_of(task_queue: str) -> str:
-    """Temporal's query for the workflows of all batches."""
+    """Return the visibility query that finds the workflows of all batches."""
     return f"WorkflowType = '{contract.BATCH_WORKFLOW}' AND TaskQueue = '{task_queue}'"
 
 
 class WorkflowReader:
-    """Reads only."""
+    """Describes and queries workflows, and changes none."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -52,7 +52,12 @@ class WorkflowReader:
         return self._client.get_workflow_handle_for(BatchWorkflow.run, batch_id)
 
     async def describe(self, batch_id: str, seconds: float) -> WorkflowExecutionDescription:
-        """Raises ``TimeoutError`` or one of ``CALL_ERRORS``."""
+        """Return Temporal's description of a workflow.
+
+        Raises:
+            TimeoutError: Temporal does not answer within ``seconds``.
+            RPCError, RuntimeError: Temporal refuses the call or cannot be reached, or the workflow is unknown.
+        """
         async with asyncio.timeout(seconds):
             description = await self.handle(batch_id).describe()
         self._answered_at = time.monotonic()
@@ -60,15 +65,15 @@ class WorkflowReader:
 
     @property
     def silent_seconds(self) -> float:
-        """Since Temporal has described anything at all."""
+        """Seconds since Temporal last described any workflow; infinite before the first time."""
         return time.monotonic() - self._answered_at
 
     async def query(self, batch_id: str, seconds: float) -> BatchStatus | None:
-        """The workflow's own status; ``None`` where its worker does not say in time."""
+        """Return the status that the workflow itself reports, or ``None`` if no worker answers within ``seconds``."""
         seconds = max(MIN_SECONDS, seconds)
         try:
-            # Temporal holds one query of a workflow at a time and refuses the next; the SDK then tries again for far
-            # longer than the limit of the single call.
+            # Temporal holds one query per workflow at a time and refuses the next; the SDK then retries for far longer
+            # than ``rpc_timeout``, which limits a single call.
             async with asyncio.timeout(seconds):
                 return await self.handle(batch_id).query(BatchWorkflow.status, rpc_timeout=timedelta(seconds=seconds))
         except (TimeoutError, WorkflowQueryFailedError, WorkflowQueryRejectedError, *CALL_ERRORS):
@@ -77,10 +82,12 @@ class WorkflowReader:
     async def status(
         self, record: BatchRecord, description: WorkflowExecutionDescription
     ) -> tuple[BatchStatus, int | None]:
-        """What is known of a run without a word of its workflow: what that last wrote for this, over ``record``; and
-        when it wrote it, in Unix seconds, if it has.
+        """Return what is known of a run without querying its workflow.
 
-        A cancel is shown once it is certain that the workflow takes it in before it decides on its outcome.
+        A cancel is included once it is certain that the workflow will see it before it decides on its outcome.
+
+        Returns: ``record``'s status, updated with what the workflow last wrote to its memo and search attribute; and
+            the Unix time at which it wrote the memo, if there is one.
         """
         status = record.status
         memo = await description.memo_value(contract.MEMO_STATUS, None, type_hint=BatchMemo)
@@ -96,7 +103,7 @@ class WorkflowReader:
         return status, written_at
 
     async def _cancel_requested_at(self, description: WorkflowExecutionDescription) -> int:
-        """When Temporal was asked to cancel a run, in Unix seconds; now, where that cannot be read."""
+        """Return the Unix time at which a cancel of the run was requested; the current time if that cannot be read."""
         request = GetWorkflowExecutionHistoryReverseRequest(
             namespace=self._client.namespace,
             execution=WorkflowExecution(workflow_id=description.id, run_id=description.run_id),
@@ -113,7 +120,7 @@ class WorkflowReader:
 
 
 def _will_be_cancelled(description: WorkflowExecutionDescription) -> bool:
-    """Whether a cancel was requested that the next workflow task takes in; one that is under way may not have it."""
+    """Return whether the next workflow task will include a cancel request; a task that has started may not have it."""
     raw = description.raw_description
     is_under_way = raw.pending_workflow_task.state == PendingWorkflowTaskState.PENDING_WORKFLOW_TASK_STATE_STARTED
     return raw.workflow_extended_info.cancel_requested and not is_under_way

@@ -22,11 +22,11 @@ _TYPES: Final = {
 
 
 def is_anthropic(path: str) -> bool:
-    """Whether a URL is of Anthropic's API."""
+    """Return whether a path belongs to Anthropic's API."""
     return f"{path}/".startswith(f"{PREFIX}/")
 
 
 def anthropic_error(status: int, message: str, request_id: str | None) -> dict[str, Any]:
-    """The whole of an error answer, which is also what the result of a failed request holds."""
+    """Return the body of an error response, which is also the ``error`` in the result of a failed request."""
     kind = _TYPES.get(status) or ("api_error" if status >= 500 or status < 400 else "invalid_request_error")
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id or None}

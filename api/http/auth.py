@@ -1,4 +1,4 @@
-"""Authentication, before anything else, so that the body of an unauthenticated request is never read."""
+"""Authentication, before anything else, so that the body of an unauthenticated request is never processed."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from api.http.errors import ApiError, error_response
 from api.tenants.keys import KeyFile, TenantLimits
 
 DEFAULT_TENANT: Final = "default"
-"""Of a server without a key file."""
+"""The tenant of all requests to a server without a key file."""
 REFUSED_BYTES: Final = 64 << 20
-"""Read of a body whose sender is refused. Some clients see a broken connection where it is longer, and no 401."""
+"""Maximum bytes read of a refused body. If it is longer, some clients see a broken connection instead of the error."""
 _CALLER: Final = "everbatch.caller"
 
 
 class Caller(NamedTuple):
     tenant: str
     limits: TenantLimits | None
-    """``None`` without a key file."""
+    """``None`` if the server has no key file."""
 
 
 class AuthMiddleware:
-    """If there are keys, refuses everything under ``/v1`` without one, including unknown routes."""
+    """If the server has a key file, refuses every request under ``/v1`` without a valid key, even to unknown routes."""
 
     def __init__(self, app: ASGIApp, keys: KeyFile | None) -> None:
         self._app = app
@@ -69,11 +69,11 @@ class AuthMiddleware:
 
 
 def _given_key(headers: Headers) -> bytes:
-    """From ``Authorization``, or as Azure's clients send it, or Anthropic's."""
+    """Return the key from ``Authorization``, or from the header that Azure's or Anthropic's clients use."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         key = headers.get("api-key") or headers.get("x-api-key", "")
-    return key.strip().encode("latin-1")  # as it came: ASGI's headers are bytes
+    return key.strip().encode("latin-1")  # the original bytes of the header
 
 
 def _unauthorized(message: str, code: str | None = None) -> ApiError:
@@ -81,9 +81,9 @@ def _unauthorized(message: str, code: str | None = None) -> ApiError:
 
 
 async def refuse(error: ApiError, request: Request, send: Send) -> None:
-    """Answer at once, and then take some of the body, for clients that read an answer only when they have sent.
+    """Send an error at once, then read some of the body, for clients that read a response only after sending it.
 
-    The connection ends with it: else the server would read the rest, however long, to get to the next request.
+    The connection is closed then: otherwise the server would read the rest, however long, to reach the next request.
     """
     response = error_response(error, request.scope["path"])
     headers = request.headers
@@ -98,7 +98,7 @@ async def refuse(error: ApiError, request: Request, send: Send) -> None:
 
 
 def caller_of(scope: Scope) -> Caller | None:
-    """Who :class:`AuthMiddleware` says it is; ``None`` for what is not below ``/v1``."""
+    """Return the caller that :class:`AuthMiddleware` identified, or ``None`` if the path is not under ``/v1``."""
     known = scope.get(_CALLER)
     return known if isinstance(known, Caller) else None
 
@@ -116,10 +116,10 @@ async def caller(
     _key: object = Security(_API_KEY),
     _x_key: object = Security(_X_API_KEY),
 ) -> Caller:
-    """Who :class:`AuthMiddleware` says it is. The parameters are for the OpenAPI document.
+    """Return the caller that :class:`AuthMiddleware` identified. The security parameters only document the API.
 
     Raises:
-        ApiError: the route is not below ``/v1``, so nobody was asked for a key.
+        ApiError: the route is not under ``/v1``, so no key was checked.
     """
     known = caller_of(request.scope)
     if known is None:
@@ -131,12 +131,12 @@ CallerOf = Annotated[Caller, Depends(caller)]
 
 
 async def tenant(caller: CallerOf) -> str:
-    """The tenant whose files and batches the request sees."""
+    """Return the tenant whose files and batches the request can access."""
     return caller.tenant
 
 
 async def limits(caller: CallerOf) -> TenantLimits | None:
-    """The limits of the tenant; ``None`` without a key file."""
+    """Return the limits of the tenant, or ``None`` if the server has no key file."""
     return caller.limits
 
 

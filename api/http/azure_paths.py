@@ -1,4 +1,4 @@
-"""Azure's paths: what its clients ask for below ``/openai`` is answered as what it is below ``/v1``."""
+"""Azure's paths: a request under ``/openai`` is handled as the same request under ``/v1``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _AZURE: Final = re.compile(r"/openai(?:/v1)?(/(?:files|uploads|batches|models)(?
 
 
 class AzurePaths:
-    """Stands before everything that looks at a path: who needs a key, and whose turn it is."""
+    """Has to run before everything that looks at the path: authentication and the limits of concurrent requests."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

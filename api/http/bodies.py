@@ -14,17 +14,17 @@ from starlette.responses import Response
 from api.http.errors import ApiError
 
 JSON_LIMIT = 1 << 20
-"""Bytes in a JSON body."""
+"""Maximum size of a JSON body in bytes."""
 _DRAIN_SECONDS = 10.0
 STALL_SECONDS = 30.0
-"""Without a byte of a body that is being read; then its request ends with a 408."""
+"""Maximum time without a byte of a body that is being read, after which the request fails with a 408."""
 
 
 class Body:
-    """The bytes of a request's body. Fails as soon as there are too many."""
+    """The bytes of a request's body. Reading fails as soon as there are too many."""
 
     def __init__(self, request: Request, limit: int, allowance: int = 0) -> None:
-        """``allowance`` is for what wraps the content that ``limit`` is about."""
+        """Args: ``limit`` is the maximum size of the content in bytes; ``allowance`` is added for what wraps it."""
         self._request = request
         self._limit = limit
         self._maximum = limit + allowance
@@ -32,11 +32,11 @@ class Body:
         self._ended = False
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives.
+        """Yield the body as it arrives.
 
         Raises:
-            ApiError: it is, or says that it is, above the limit.
-            ClientDisconnect: it ended early.
+            ApiError: the body or its declared length is above the limit (413), or its bytes stop arriving (408).
+            ClientDisconnect: the client disconnected before the end.
         """
         declared = self._request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._maximum:
@@ -49,13 +49,13 @@ class Body:
                 yield chunk
 
     async def drain(self) -> None:
-        """Read on and forget, within bounds.
+        """Read and discard the rest of the body, within bounds.
 
-        Many clients read an answer only once they have sent all, and see a reset connection if the server
-        closes before.
+        Many clients read a response only after they have sent the whole body, and see a reset connection if the server
+        closes it before.
         """
         if self._size == 0 and "expect" in self._request.headers:
-            return  # the client waits for a word before it sends, and the answer is that word
+            return  # the client waits for permission to send, and the response refuses it
         maximum = self._size + self._maximum
         with contextlib.suppress(TimeoutError, ClientDisconnect):
             async with asyncio.timeout(_DRAIN_SECONDS):
@@ -67,7 +67,7 @@ class Body:
             async with asyncio.timeout(STALL_SECONDS):
                 message = await self._request.receive()
         except TimeoutError:
-            self._ended = True  # nothing to drain either
+            self._ended = True  # nothing is left to drain
             text = f"No data of the request's body arrived for {STALL_SECONDS:g} s."
             raise ApiError(408, text, code="request_timeout", headers={"Connection": "close"}) from None
         if message["type"] == "http.disconnect":
@@ -96,9 +96,9 @@ class _JsonRequest(Request):
 
 
 class JsonRoute(APIRoute):
-    """A route whose body is bounded.
+    """A route whose body may have at most :data:`JSON_LIMIT` bytes.
 
-    Starlette's ``max_body_size`` would do, but answers a declared length in plain text, past every handler.
+    Starlette's ``max_body_size`` refuses a declared length in plain text and bypasses every error handler.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

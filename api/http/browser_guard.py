@@ -1,8 +1,8 @@
-"""Refuses requests of web pages to a server without API keys.
+"""Refuses requests that web pages send to a server without API keys.
 
-A browser sends requests for any page that it shows. Two kinds reach a server on its user's own machine: a page whose
-name was made to resolve to this machine (DNS rebinding) comes with a foreign ``Host``, and may read what it gets; a
-form or script of another site comes with a foreign ``Origin`` or ``Sec-Fetch-Site``. Programs send neither header.
+A browser sends requests for any page that it shows. Two kinds of them reach a server on the user's own machine. A page
+whose name was made to resolve to this machine (DNS rebinding) sends a foreign ``Host``, and can read the response. A
+form or script of another site sends a foreign ``Origin`` or ``Sec-Fetch-Site``; other programs send neither of these.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class BrowserGuard:
     """Refuses requests for unknown host names (421) and from pages of other origins (403), on every path."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
-        """Args: ``hosts`` are the names, in lower case, that are answered beside those of loopback."""
+        """Args: ``hosts`` are the host names, in lower case, that are accepted in addition to those of loopback."""
         self._app = app
         self._hosts = hosts
 
@@ -63,21 +63,21 @@ class BrowserGuard:
             address = ipaddress.ip_address(name)
         except ValueError:
             return False
-        # No name can be turned to a page's own address and be written as one. `--insecure` listens beyond loopback.
+        # DNS rebinding needs a name, so a literal address is safe. `--insecure` listens beyond loopback.
         return address.is_loopback or str(address) == (scope.get("server") or ("",))[0]
 
 
 def is_cross_origin(headers: Headers) -> bool:
-    """Whether a browser says that a page of another origin sends this."""
+    """Return whether a browser reports that a page of another origin sends the request."""
     origin = headers.get("origin")
     if origin is not None:
-        _, _, origin_host = origin.partition("://")  # `null` has none
+        _, _, origin_host = origin.partition("://")  # the origin `null` has no host
         return not origin_host or origin_host.lower() != headers.get("host", "").lower()
     return headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
 
 
 def _name_of(host: str) -> str:
-    """The name in ``name:port``, in lower case and without the dot of a full name."""
+    """Return the name in ``name:port``, in lower case and without a trailing dot; empty if the port is malformed."""
     if host.startswith("["):
         name, _, port = host[1:].partition("]")
         port = port.removeprefix(":")

@@ -1,7 +1,7 @@
 """The codec server of the Temporal UI: decrypts payloads for people who may see them.
 
-It listens on an address of its own and asks for no key (the UI has none of ours to send), so that address is for
-the network of operators alone. It only decrypts: nothing can be encrypted with it.
+It listens on an address of its own and requires no API key, because the UI has none to send. So only the operators'
+network may have access to that address. The server only decrypts: nothing can be encrypted with it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from activities.temporal.payload_codec import AesGcmCodec, EncryptedPayloadError
 from api.http.server import listen_on, serve
 
 _MAX_BYTES = 16 << 20
-"""More than Temporal lets a history event hold."""
+"""Maximum size of a request in bytes, which is more than Temporal allows for a history event."""
 
 
 def create_codec_app(codec: PayloadCodec, origins: list[str]) -> Starlette:
-    """Args: ``origins`` are those of the UI, for example ``http://127.0.0.1:8233``."""
+    """Return the codec server. Args: ``origins`` are those of the UI, for example ``http://127.0.0.1:8233``."""
 
     async def decode(request: Request) -> Response:
-        # CORS keeps a page from reading an answer. One whose name was made to point here needs no CORS.
+        # CORS keeps pages of other origins from reading a response, but not a page whose name was made to resolve to
+        # this machine (DNS rebinding).
         if request.headers.get("origin", origins[0]) not in origins:
             return JSONResponse({"message": "the origin is not listed in EVERBATCH_CODEC_ORIGINS"}, 403)
         body = bytearray()
@@ -56,10 +57,12 @@ def create_codec_app(codec: PayloadCodec, origins: list[str]) -> Starlette:
 
 @contextlib.contextmanager
 def codec_listener(settings: Settings, default: str = "") -> Generator[socket.socket | None]:
-    """Where the codec server is to listen; ``None`` if it is not asked for.
+    """Yield a listening socket for the codec server, or ``None`` if the settings ask for none.
+
+    Args: ``default`` is the address used if payloads are encrypted and the settings name no address.
 
     Raises:
-        PortTakenError: the address cannot be had.
+        PortTakenError: the address is invalid or already in use.
     """
     address = settings.codec_address or (default if settings.payload_keys else "")
     if not address:
@@ -73,7 +76,7 @@ def codec_listener(settings: Settings, default: str = "") -> Generator[socket.so
 async def codec_server(
     settings: Settings, listener: socket.socket | None, ui_url: str | None = None
 ) -> AsyncGenerator[None]:
-    """Serve the codec while the block runs, if there is a listener for it."""
+    """Run the codec server while the block runs, if there is a listener. ``ui_url`` is one more allowed origin."""
     if listener is None:
         yield
         return

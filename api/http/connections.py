@@ -1,7 +1,7 @@
 """Protection against hostile clients that uvicorn lacks: timeouts, a limit of connections, and errors as JSON.
 
-Uvicorn waits for a request's head, and for a client that stops reading its answer, for ever. Its `limit_concurrency`
-counts connections too, but answers in plain text, and only those that have sent a head.
+Uvicorn waits indefinitely for a request's head, and for a client that stops reading its response. Its
+`limit_concurrency` counts connections too, but it responds in plain text, and only to clients that have sent a head.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from api.http.middleware import new_request_id
 log = logging.getLogger("everbatch.api")
 
 HEAD_SECONDS: Final = 15.0
-"""From the first moment of a connection, or the first byte of a further request, to the end of the request's head."""
+"""Time limit from the start of a connection, or the first byte of a further request, to the end of a request's head."""
 IDLE_SECONDS: Final = 60
-"""Between two requests. Longer than clients keep connections, so that the client is the one to close."""
+"""Maximum time between two requests, which is longer than clients keep idle connections, so that clients close them."""
 WRITE_SECONDS: Final = 60.0
-"""For a client to take what waits to be sent to it, at most 64 KiB."""
+"""Time limit for a client to receive the data that waits to be sent to it, which is at most 64 KiB."""
 SAY_AGAIN_SECONDS: Final = 60.0
 
 _MALFORMED: Final = ApiError(400, "The request is not valid HTTP.")
@@ -43,7 +43,7 @@ class Connection(H11Protocol):
     """One connection of a client."""
 
     def __init__(self, maximum: int, config: Config, server_state: ServerState, app_state: dict[str, Any], **more: Any):
-        """Args: ``maximum`` connections may there be at once."""
+        """Args: ``maximum`` is the maximum number of open connections."""
         super().__init__(config, server_state, app_state, **more)
         self._maximum = maximum
         self._since = 0.0
@@ -52,7 +52,7 @@ class Connection(H11Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request is being answered on it."""
+        """Whether no request of this connection is in progress."""
         cycle = cast("Any", self.cycle)  # uvicorn leaves it unset until the first request
         return cycle is None or cycle.response_complete
 
@@ -110,7 +110,10 @@ class Connection(H11Protocol):
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
 
     def _close_longest_idle(self) -> bool:
-        """Make room, so that those who connect and say nothing keep nobody out."""
+        """Close the connection that has been idle longest, so that clients that send nothing do not keep others out.
+
+        Returns whether there was an idle connection.
+        """
         everybody = cast("set[Connection]", self.connections)
         others = (one for one in everybody if one is not self and one.is_idle)
         if (idle := min(others, key=lambda one: one._since, default=None)) is None:
@@ -128,9 +131,9 @@ async def _answer_full(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class OutOfDescriptors:
-    """An event loop handler that logs, once a minute, that connections cannot be accepted.
+    """An event loop exception handler that logs, at most once a minute, that connections cannot be accepted.
 
-    Asyncio would say it, with a traceback, once for each place in the listener's queue and second.
+    Asyncio would log it with a traceback every second, once for each place in the listener's queue.
     """
 
     def __init__(self) -> None:

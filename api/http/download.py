@@ -22,45 +22,45 @@ _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 class Reader:
-    """The chunks of an object, read in threads."""
+    """Reads the chunks of an object. Its methods block, and may be called from several threads."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
         self._lock = threading.Lock()
 
     def next(self) -> bytes:
-        """The next chunk; empty at the end."""
+        """Return the next chunk, which is empty at the end of the object."""
         with self._lock:
             return next(self._chunks, b"")
 
     def close(self) -> None:
-        """Let go of what is open, once a read that is under way in another thread has ended."""
+        """Close the object, after a read that is running in another thread has ended."""
         with self._lock:
-            # An iterator is all that stores promise, but what holds a file open can be closed.
+            # Stores only promise an iterator, but one that holds a file open has a method to close it.
             close: Callable[[], None] | None = getattr(self._chunks, "close", None)
             if close:
                 close()
 
 
 class Span(NamedTuple):
-    """The bytes of a file that a client is sent."""
+    """A range of a file's bytes."""
 
     start: int
     length: int
 
 
 def entity_tag(record: FileRecord) -> str:
-    """The same as long as the bytes are: an id stands for one content."""
+    """Return the ETag of a file, which is its id, since the content of an id never changes."""
     return f'"{record.id}"'
 
 
 def span_of(record: FileRecord, headers: Headers) -> Span | None:
-    """What a request for a file's content asks for; ``None`` for all of it.
+    """Return the range of a file that a request asks for, or ``None`` for the whole file.
 
-    Several ranges, a malformed one, and one of another version of the file ask for all.
+    The whole file is sent for several ranges, a malformed range, and a range of another version (``If-Range``).
 
     Raises:
-        ApiError: 416, the range begins behind the end of the file.
+        ApiError: 416, if the range starts after the end of the file.
     """
     match = _RANGE.fullmatch(headers.get("range", "").strip())
     if not match or headers.get("if-range", entity_tag(record)).strip() != entity_tag(record):
@@ -81,7 +81,7 @@ def span_of(record: FileRecord, headers: Headers) -> Span | None:
 
 
 def is_known(record: FileRecord, headers: Headers) -> bool:
-    """Whether the client has this content already, as it says by ``If-None-Match``."""
+    """Return whether the client already has this content, according to ``If-None-Match``."""
     tags = [tag.strip().removeprefix("W/") for tag in headers.get("if-none-match", "").split(",")]
     return "*" in tags or entity_tag(record) in tags
 
@@ -99,7 +99,7 @@ def content_headers(record: FileRecord, span: Span | None) -> dict[str, str]:
 
 
 class ReaderResponse(StreamingResponse):
-    """What a reader gives. It is closed, whether or not all of it was sent."""
+    """A response with the chunks of a reader, which it closes whether or not all of them were sent."""
 
     def __init__(
         self,
@@ -116,13 +116,13 @@ class ReaderResponse(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            # Left to the garbage collector, abandoned downloads would pile up open files. Not awaited: where the
-            # client has gone this task is cancelled.
+            # If the garbage collector had to close them, abandoned downloads would accumulate open files. Not awaited,
+            # because this task is cancelled when the client disconnects.
             asyncio.get_running_loop().run_in_executor(None, self._reader.close)
 
 
 class Download(ReaderResponse):
-    """A file whose first chunk is read already, so that a store that cannot be read is still a 503."""
+    """The content of a file, whose first chunk is already read, so that an unreadable store still yields a 503."""
 
     def __init__(self, record: FileRecord, span: Span | None, first: bytes, reader: Reader) -> None:
         content = _content(first, reader, span.length if span else record.bytes)
@@ -130,7 +130,7 @@ class Download(ReaderResponse):
 
 
 async def _content(first: bytes, reader: Reader, size: int) -> AsyncIterator[bytes]:
-    """The chunks, or an exception. Ending early and cleanly would pass for the whole file."""
+    """Yield the chunks, or raise ``StoreError`` if some are missing: a clean end would pass for the whole file."""
     sent = 0
     chunk = first
     while chunk:
@@ -142,7 +142,10 @@ async def _content(first: bytes, reader: Reader, size: int) -> AsyncIterator[byt
 
 
 def disposition(filename: str) -> str:
-    """A header that no file name can break out of. Its last part only, short enough for every proxy."""
+    """Return a ``Content-Disposition`` header that no file name can break out of.
+
+    It contains only the last part of the file's path, cut to a length that every proxy accepts.
+    """
     name = filename.replace("\\", "/").rsplit("/", 1)[-1]
     name = "".join(character for character in name if character.isprintable())[-_MAX_NAME_LENGTH:] or "file"
     plain = "".join(character if character.isascii() and character != '"' else "_" for character in name)

@@ -1,7 +1,7 @@
 """Errors in the format that OpenAI clients expect: ``{"error": {message, type, param, code}}`` with all four keys.
 
-FastAPI's own ``{"detail": …}`` leaves a client with "Error code: 422" and nothing else, so each of its handlers
-is replaced, and bad input is 400.
+For FastAPI's own ``{"detail": …}``, a client shows only "Error code: 422". So each of FastAPI's handlers is replaced,
+and invalid input is answered with 400.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ log = logging.getLogger("everbatch.api")
 
 RETRY_AFTER = {"Retry-After": "5"}
 _SHOWN = 100
-"""Characters of a client's own value that an error message repeats."""
+"""Maximum number of characters of a client's value that an error message repeats."""
 
 
 class ApiError(HTTPException):
     """An error response.
 
-    It is an ``HTTPException`` because FastAPI turns everything else that is raised while it reads a body into a
+    It is an ``HTTPException`` because FastAPI turns any other exception that is raised while it reads a body into a
     400 of its own.
     """
 
@@ -53,7 +53,7 @@ class ApiError(HTTPException):
 
 
 def error_response(error: ApiError, path: str = "") -> Response:
-    """Args: ``path`` is of the request: below Anthropic's, errors have the form that its clients expect."""
+    """Return the response for an error, in the form that clients of the API at the request's ``path`` expect."""
     if is_anthropic(path):
         content = anthropic_error(error.status_code, error.message, REQUEST_ID.get())
     else:
@@ -63,12 +63,12 @@ def error_response(error: ApiError, path: str = "") -> Response:
 
 
 def server_error() -> ApiError:
-    """The response to a bug."""
+    """Return the error for a bug in the server."""
     return ApiError(500, "The server had an error while processing your request.", "server_error")
 
 
 def unavailable(what: str, condition: str = "") -> ApiError:
-    """Args: ``condition`` says why, where a client may know."""
+    """Return a 503. Args: ``what`` is unavailable; ``condition`` is the reason, if clients may know it."""
     why = f": {condition}" if condition else ""
     return ApiError(
         503, f"{what} is currently unavailable{why}. Please try again.", "server_error", headers=RETRY_AFTER
@@ -76,7 +76,7 @@ def unavailable(what: str, condition: str = "") -> ApiError:
 
 
 def permanent_conflict(message: str, code: str | None = None) -> ApiError:
-    """A 409 that no retry can fix. Without the header, OpenAI's clients would try it twice more."""
+    """Return a 409 that no retry can resolve. Without its header, OpenAI's clients would retry it twice."""
     return ApiError(409, message, code=code, headers={"x-should-retry": "false"})
 
 
@@ -92,12 +92,12 @@ def invalid_value(param: str, value: str, supported: Sequence[str]) -> ApiError:
 
 
 def shown(value: object) -> str:
-    """A client's value, short enough for a message."""
+    """Return a client's value as text that is short enough for a message."""
     text = str(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
-# Pydantic's findings in OpenAI's words
+# Pydantic's errors in OpenAI's wording
 
 _EXPECTED = {
     "string": "a string",
@@ -124,10 +124,10 @@ def _named(value: object) -> str:
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]], prefix: str = "") -> ApiError:
-    """One of pydantic's errors: what is missing before a wrong type, and that before a wrong value.
+    """Return one of pydantic's errors: a missing value rather than a wrong type, and that rather than a wrong value.
 
-    Among its like the first counts: query, header, body, each in the order of its fields. ``prefix`` names what was
-    validated, where that is not a whole request.
+    Of several equal ones, the first counts, in the order of query, headers and body and of the fields of each.
+    ``prefix`` names the value that was validated, if it was not a whole request.
     """
     error = min(errors, key=_severity)
     location = [str(part) for part in cast("tuple[object, ...]", error["loc"])]
@@ -163,7 +163,7 @@ def _translated(
         # Pydantic lists them as 'a', 'b' or 'c'.
         supported = str(limits["expected"]).replace(" or ", " and ")
         return "invalid_value", f"Invalid value: '{shown(value)}'. Supported values are: {supported}."
-    if kind == "value_error":  # of a check of our own, which words it
+    if kind == "value_error":  # raised by a check of our own, which gives the text
         return "invalid_value", f"Invalid '{param}': {limits.get('error')}."
     if kind == "string_unicode":
         return "invalid_value", f"Invalid '{param}': the string is not valid Unicode."
@@ -208,7 +208,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if isinstance(error, ApiError):
         return error_response(error, request.scope["path"])
     message, headers = str(error.detail), error.headers
-    path: str = request.scope["path"]  # of `request.url`, the query may be no text
+    path: str = request.scope["path"]  # not from `request.url`, which fails if the query is not text
     if error.status_code == 404:
         message = f"Invalid URL ({request.method} {shown(path)})"
         if any(_has_route(request, other) for other in (f"/v1{path.removeprefix('/v1')}", path.removeprefix("/v1"))):
@@ -228,7 +228,7 @@ def _has_route(request: Request, path: str) -> bool:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """Of the URL. A route knows its own methods only, and most URLs here have several routes."""
+    """Return the methods of the URL. A route knows only its own methods, and most URLs here have several routes."""
     routes = cast("FastAPI", request.app).routes
     return [
         method
@@ -243,7 +243,7 @@ async def _bad_request(request: Request, error: Exception) -> Response:
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
-    # Routes report missing objects themselves. This is for objects that disappear while a route works.
+    # Routes report missing objects themselves. This handles objects that disappear while a route runs.
     error = ApiError(404, "An object that the request names no longer exists.")
     return error_response(error, request.scope["path"])
 
@@ -260,7 +260,7 @@ async def _temporal_error(request: Request, error: Exception) -> Response:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Errors that nothing here handles are answered by :class:`api.http.middleware.RequestMiddleware`."""
+    """Register the handlers. :class:`api.http.middleware.RequestMiddleware` answers all other errors."""
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(ObjectNotFoundError, _not_found)

@@ -1,7 +1,7 @@
-"""The items of one array in a JSON object, cut out of bytes as they arrive.
+"""Splits the items of one array in a JSON object out of bytes as they arrive.
 
-A body with 100,000 requests is one JSON value, and no decoder at hand reads one in pieces. So the ends of the items are
-found here, and each item is left to the decoder.
+A body with 100,000 requests is one JSON value, and no available decoder reads a value in pieces. So this module finds
+the end of each item and leaves the item to a decoder.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from typing import Final
 
 _STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
 _INSIDE: Final = re.compile(rb'(?:[^][{}"]++|%b)*+' % _STRING, re.DOTALL)
-"""Up to the next bracket, or to a string that does not end in this chunk."""
+"""Matches up to the next bracket, or up to a string that does not end in this chunk."""
 _BETWEEN: Final = re.compile(rb'(?:[^][{},"]++|%b)*+' % _STRING, re.DOTALL)
-"""The same, or up to the next comma."""
+"""Matches like ``_INSIDE``, but also stops at a comma."""
 _STRING_END: Final = re.compile(_STRING[1:], re.DOTALL)
 _MEMBERS: Final = 1
-"""The depth of the object's members …"""
+"""The nesting depth of the object's members."""
 _ITEMS: Final = 2
-"""… and of the array's items."""
+"""The nesting depth of the array's items."""
 _MAX_REST: Final = 1 << 20
 _TAIL: Final = 200
-"""Bytes before the array among which its name is."""
+"""Number of bytes before the array in which its name is searched."""
 
 
 class MalformedItemsError(ValueError):
-    """The bytes are not an object with such an array."""
+    """The bytes are not a JSON object with the expected array."""
 
 
 class TooLongError(MalformedItemsError):
-    """An item, or what is around the items, is too long to hold."""
+    """An item, or the data around the items, is longer than allowed."""
 
 
 class JsonItems:
-    """Holds one item at a time. What is around the items is in :attr:`rest`, with an empty array in their place.
+    """Holds one item at a time. :attr:`rest` is the object around the items, with an empty array in their place.
 
     Args:
-        name: of the array, a member of the object.
-        maximum: bytes of an item.
+        name: the name of the array, which is a member of the object.
+        maximum: the maximum size of an item in bytes.
     """
 
     def __init__(self, name: str, maximum: int) -> None:
@@ -51,14 +51,14 @@ class JsonItems:
         self._item = bytearray()
         self._count = 0
         self.arrays = 0
-        """How often the object had the array so far."""
+        """Number of times that the array has begun so far."""
         self.rest = bytearray()
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """The items that end in a chunk. Take them all before the next.
+        """Yield the items that end in a chunk. Consume all of them before feeding the next chunk.
 
         Raises:
-            MalformedItemsError: see there.
+            MalformedItemsError: an item is missing, or (:class:`TooLongError`) is too long.
         """
         start = at = 0
         while at < len(chunk):
@@ -91,7 +91,7 @@ class JsonItems:
         self._hold(chunk[start:])
 
     def end(self) -> None:
-        """The last chunk has been fed.
+        """Check the end of the object, after the last chunk.
 
         Raises:
             MalformedItemsError: the object has not ended.

@@ -1,4 +1,4 @@
-"""Log lines: for people, or as JSON with the ids of requests and batches. Never a body, a key or a header."""
+"""Log lines: text for people, or JSON with the ids of requests and batches. Never a body, a key or a header."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ from contextvars import ContextVar
 from typing import Any, Final, Literal, cast
 
 REQUEST_ID: Final[ContextVar[str]] = ContextVar("request_id", default="")
-"""The HTTP request that is being answered, for every line that is logged meanwhile."""
+"""Id of the HTTP request that is being handled, for every line that is logged meanwhile."""
 
 MINUTE: Final = 60.0
 SAID_A_MINUTE: Final = 60
+"""Maximum number of warnings and errors of one kind per minute."""
 SAID_BY_TEMPORAL: Final = 2
-"""A minute, of one kind: its SDK says of each of its polls that Temporal is away."""
+"""Maximum number of such lines from Temporal's SDK, which logs every failed poll while Temporal is down."""
 MAX_TEMPORAL_LENGTH: Final = 500
-"""Characters of such a line."""
+"""Maximum number of characters of a warning or error of Temporal's SDK."""
 KINDS: Final = 1000
-"""Of messages, counted at once."""
+"""Maximum number of kinds of messages that are counted at once."""
 _TEMPORAL: Final = "temporalio"
 _VARIES: Final = re.compile(r"\{.*|[0-9a-f-]*[0-9][0-9a-f-]*")
-"""What differs between lines of Temporal's that say the same: its fields, ids and numbers."""
+"""Matches what differs between lines of one kind of Temporal's SDK: fields, ids and numbers."""
 _BATCH_ID: Final = re.compile(r"\bbatch_[0-9a-f]{32}\b")
 
 
 def configure_logging(log_format: Literal["text", "json"], level: int = logging.INFO) -> None:
-    """Send the process's log to standard error."""
+    """Send the log of this process to standard error."""
     handler = logging.StreamHandler()
     text = TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if log_format == "json" else text)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("temporalio.worker").setLevel(logging.WARNING)
-    # Both have a warning for each malformed request or byte of a form, for clients to fill the log with. A client that
-    # sends such is answered, and counted.
+    # Both log a warning for each malformed request or byte of a form, with which clients could fill the log. Such
+    # requests get an error response and are counted.
     for name in ("uvicorn.error", "python_multipart"):
         logging.getLogger(name).setLevel(logging.ERROR)
     handler.addFilter(OftenSaid())
@@ -68,7 +69,7 @@ class OftenSaid(logging.Filter):
 
 
 class TextFormatter(logging.Formatter):
-    """A line for a message, with everything escaped that would begin another line or move a cursor."""
+    """Writes one line per message, and escapes everything that would begin another line or move a cursor."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = _printable(record.message)
@@ -86,7 +87,7 @@ def _printable(text: str) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, and the ids that belong to it."""
+    """Writes one JSON object per line: ``time``, ``level``, ``logger``, ``message``, and the ids that belong to it."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
@@ -100,7 +101,7 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[1]:
             line["error"] = type(record.exc_info[1]).__name__
             line["trace"] = "".join(traceback.format_exception(record.exc_info[1]))
-        # Not as UTF-8: U+2028 ends lines for some readers, and half a surrogate pair cannot be written.
+        # ASCII rather than UTF-8: some readers take U+2028 for a line end, and a lone surrogate cannot be encoded.
         return json.dumps(line)
 
 
@@ -108,7 +109,7 @@ def _ids(record: logging.LogRecord, message: str) -> dict[str, object]:
     ids: dict[str, object] = {}
     if request_id := REQUEST_ID.get():
         ids["request_id"] = request_id
-    # The SDK's loggers of workflows and activities attach where they are.
+    # The SDK's loggers of workflows and activities attach the ids of the workflow or activity.
     temporal = cast(
         "dict[str, object]", getattr(record, "temporal_activity", None) or getattr(record, "temporal_workflow", {})
     )

@@ -30,14 +30,14 @@ class MessageBatch(BaseModel):
     type: Literal["message_batch"] = "message_batch"
     processing_status: Literal["in_progress", "canceling", "ended"]
     request_counts: MessageRequestCounts
-    """All are processing until the batch has ended."""
+    """All requests count as ``processing`` until the batch has ended."""
     ended_at: str | None
     created_at: str
     expires_at: str
     archived_at: str | None
     cancel_initiated_at: str | None
     results_url: str | None
-    """Relative to the server, whose address only its clients know."""
+    """A URL relative to the server, since only its clients know its address."""
 
 
 class MessageBatchList(BaseModel):
@@ -64,7 +64,7 @@ class MessageError(BaseModel):
 
 
 def batch_id_of(message_batch_id: str) -> str:
-    """Our id of a message batch; one that cannot be an id stays as it is, and names nothing."""
+    """Return the batch id of a message batch. A malformed id yields ``none``, which is the id of no batch."""
     id_ = message_batch_id
     return _OURS + id_.removeprefix(_THEIRS) if id_.startswith(_THEIRS) else "none"
 
@@ -74,7 +74,7 @@ def message_batch_id(spec: BatchSpec) -> str:
 
 
 def message_batch(view: BatchView, now: float) -> MessageBatch:
-    """Args: ``now`` is Unix time."""
+    """Return a batch as Anthropic's API shows it. Args: ``now`` is Unix time in seconds."""
     spec, status = view.record.spec, view.record.status
     id_ = message_batch_id(spec)
     archived_at = archive_time(spec, status)
@@ -101,7 +101,7 @@ def message_batch_list(views: Sequence[BatchView], has_more: bool, now: float) -
 
 
 def archive_time(spec: BatchSpec, status: BatchStatus) -> int | None:
-    """When the results expire, in Unix seconds, if the batch has ended."""
+    """Return the Unix time at which the results expire, or ``None`` if the batch has not ended."""
     return status.ended_at + spec.output_expires_after if status.ended_at is not None else None
 
 
@@ -110,7 +110,7 @@ def _counts(spec: BatchSpec, status: BatchStatus) -> MessageRequestCounts:
     total = counts.total or spec.inline_requests
     if not phase.is_terminal:
         return MessageRequestCounts(processing=total, succeeded=0, errored=0, canceled=0, expired=0)
-    # Nothing was counted in a batch that ended before its input was checked.
+    # A batch that ended before its input was validated has counted nothing.
     unanswered = counts.unanswered if counts.total else total
     canceled = unanswered if phase is BatchPhase.CANCELLED else 0
     expired = unanswered if phase is BatchPhase.EXPIRED else 0

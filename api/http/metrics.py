@@ -1,4 +1,4 @@
-"""``GET /metrics`` of the API, for Prometheus. The Temporal SDK serves its own on ``EVERBATCH_METRICS_ADDRESS``."""
+"""``GET /metrics`` of the API, for Prometheus. Temporal's SDK serves its metrics on ``EVERBATCH_METRICS_ADDRESS``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.responses import Response
 from api.gateway.interface import Gateway, TemporalUnavailableError
 
 COUNT_SECONDS: Final = 10.0
-"""How long a count of batches is shown before Temporal is asked again, however many scrape."""
+"""Time in seconds for which a count of batches is reused, however often the metrics are scraped."""
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
@@ -47,12 +47,12 @@ class ApiMetrics:
         self._counting = asyncio.Lock()
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one request. ``route`` is the pattern of its path, not the path."""
+        """Count one request and its duration. ``route`` is the pattern of its path, not the path."""
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
 
     async def exposition(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         async with self._counting:
             if time.monotonic() - self._counted_at >= COUNT_SECONDS:
                 await self._count_batches()
@@ -62,7 +62,7 @@ class ApiMetrics:
         try:
             counts = await self._gateway.count_by_status()
         except TemporalUnavailableError:
-            self._batches.clear()  # rather no figure than an old one
+            self._batches.clear()  # no figure is better than an old one
             return
         self._counted_at = time.monotonic()
         for status, count in counts.items():
@@ -79,6 +79,6 @@ def metrics_router(metrics: ApiMetrics) -> APIRouter:
         """Metrics in Prometheus' text format."""
         return Response(await metrics.exposition(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
-    # Not PlainTextResponse: the document would have errors be plain text too.
+    # Not PlainTextResponse, which would make the OpenAPI document declare errors as plain text too.
     router.add_api_route("/metrics", show, methods=["GET"], name="metrics", response_class=Response, responses=_TEXT)
     return router

@@ -1,4 +1,4 @@
-"""Headers of every response, and its line in the log."""
+"""The headers that every response has, the log line of every request, and the answer to unhandled errors."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from api.http.metrics import ApiMetrics
 log = logging.getLogger("everbatch.api")
 
 _QUIET = ("/health", "/ready")
-"""Paths that something polls every few seconds."""
+"""Paths that are polled every few seconds, and therefore logged at a lower level."""
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _MAX_CLIENT_ID_LENGTH = 512
 _CLIENT_GONE = 499
-"""nginx's status for a client that left before its answer."""
+"""The status that nginx logs for a client that disconnected before it got a response."""
 
 
 class RequestMiddleware:
-    """Gives each request an id, answers unhandled errors, logs one line without query, headers or bodies."""
+    """Gives each request an id, answers unhandled errors, and logs one line without query, headers or bodies."""
 
     def __init__(self, app: ASGIApp, metrics: ApiMetrics) -> None:
         self._app = app
@@ -53,26 +53,26 @@ class RequestMiddleware:
         try:
             await self._app(scope, receive, exchange.send)
         except ClientDisconnect:
-            return  # nobody is left to answer
+            return  # no client is left to respond to
         except asyncio.CancelledError:
-            # The server stops and has waited as long as it would. What was sent of an answer it cuts off.
+            # The server is stopping and its grace period is over. It cuts off a response that was sent in part.
             if exchange.status is None:
                 await error_response(unavailable("The server"), scope["path"])(scope, receive, exchange.send)
             raise
         except Exception:
             if exchange.status is not None:
-                raise  # the server cuts the connection, so that what was sent does not pass for the whole
+                raise  # the server closes the connection, so that a partial response does not pass for a whole one
             log.exception("request %s failed", exchange.request_id)
             await error_response(server_error(), scope["path"])(scope, receive, exchange.send)
 
 
 def new_request_id() -> str:
-    """For ``x-request-id``, in the form of OpenAI's."""
+    """Return an id for ``x-request-id``, in the form of OpenAI's ids."""
     return f"req_{uuid.uuid4().hex}"
 
 
 class _Exchange:
-    """One request and its answer."""
+    """One request and its response."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope
@@ -80,8 +80,8 @@ class _Exchange:
         self._started = time.perf_counter()
         self.request_id = new_request_id()
         self.client_id = next((value for name, value in scope["headers"] if name == b"x-client-request-id"), b"")
-        # OpenAI has it on its files. Without a key in the request it would let any web page that a browser shows read
-        # the files of a server that asks for no key; with one, a browser asks first and gets no leave.
+        # OpenAI allows any origin for files. For a request without a key, this would let any web page read the files
+        # of a server that requires no key. With a key, a browser sends a preflight request first, which is refused.
         names = {name for name, _ in scope["headers"]}
         has_key = b"authorization" in names or b"api-key" in names
         self._is_for_any_origin = has_key and (scope["path"] + "/").startswith("/v1/files/")
@@ -116,7 +116,7 @@ class _Exchange:
         )
 
     def _is_poll(self) -> bool:
-        """A status that was told: there are thousands of them, each with nothing new."""
+        """Return whether the response was a batch's status: there are thousands of them, most with nothing new."""
         return (
             self._scope["method"] == "GET"
             and self.status == 200
@@ -126,12 +126,12 @@ class _Exchange:
     def count(self, metrics: ApiMetrics) -> None:
         route = getattr(self._scope.get("route"), "path", "none")
         seconds = time.perf_counter() - self._started
-        # Any word may be sent as a method, and every other one would be another time series for ever.
+        # Clients may send any word as a method, and each word would permanently add a time series.
         method = self._scope["method"] if self._scope["method"] in _METHODS else "other"
         metrics.answered(method, route, self.status or _CLIENT_GONE, seconds)
 
     def _path(self) -> str:
-        # As sent, so percent-encoded: a decoded path can hold line breaks and forge a line of the log.
+        # The path as it was sent, percent-encoded: a decoded one may contain line breaks and forge a line of the log.
         raw = self._scope.get("raw_path") or self._scope["path"].encode("ascii", "backslashreplace")
         return raw.decode("latin-1")[:500]
 
@@ -140,5 +140,5 @@ class _Exchange:
 
 
 def _is_client_id(value: bytes) -> bool:
-    # It is logged, and other characters could move the cursor of a terminal that shows the log.
+    # The id is logged, and other characters could move the cursor of a terminal that shows the log.
     return value.isascii() and value.decode().isprintable() and len(value) <= _MAX_CLIENT_ID_LENGTH

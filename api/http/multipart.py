@@ -1,8 +1,8 @@
 """Multipart uploads, streamed into the store.
 
-Starlette's parser spools each file to disk and calls the route after the last byte: a 200 MB upload would be
-written twice. Here a chunk goes to the store as it arrives, at most about a megabyte is in memory, and nothing
-is visible before :meth:`Upload.commit`.
+Starlette's parser spools each file to disk and calls the route after the last byte, so that a 200 MB upload would be
+written twice. Here, each chunk goes to the store as it arrives, at most about a megabyte is in memory, and nothing is
+visible before :meth:`Upload.commit`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from api.http.store_sink import StoreSink, in_thread, sink_of
 
 _MAX_PARTS = 100
 _MAX_TEXT = 64 * 1024
-"""Bytes in all text fields together."""
+"""Maximum size of all text fields together, in bytes."""
 FORM_ALLOWANCE = 256 * 1024
-"""Bytes for text fields, part headers and boundaries."""
+"""Bytes that a form may have in addition to its file: text fields, part headers and boundaries."""
 _NO_NAME = "upload"
 
 
@@ -43,7 +43,7 @@ class Upload:
 
     @property
     def lines(self) -> int:
-        """Of the file; the last one may lack its line end."""
+        """Number of lines of the file. The last one may lack its line end."""
         return self.newlines + self.is_open
 
     async def commit(self) -> None:
@@ -60,13 +60,14 @@ async def receive_upload(
     arrived: Callable[[int], None],
     field: str = "file",
 ) -> AsyncGenerator[Upload]:
-    """Stream the file in a field of a form to ``key``; whatever ends the block without a commit leaves nothing behind.
+    """Stream the file of a form to the object ``key``. A block that ends without a commit leaves nothing behind.
 
-    ``arrived`` is called with the file's size so far, and may end it with an error.
+    ``arrived`` is called with the bytes of the file so far, and may raise an exception to stop the transfer.
+    ``field`` is the name of the form field that holds the file.
 
     Raises:
         ApiError: the form is malformed or above a limit.
-        ClientDisconnect: the client left before the end.
+        ClientDisconnect: the client disconnected before the end.
         StoreError: the store cannot be used.
     """
     form = _Form(field, max_bytes)
@@ -87,7 +88,7 @@ async def receive_upload(
 
 
 async def refuse_upload(request: Request, max_bytes: int) -> None:
-    """Read a form whose answer is known already, within bounds: see :meth:`api.http.bodies.Body.drain`."""
+    """Read a form that will be refused, within bounds: see :meth:`api.http.bodies.Body.drain`."""
     await _body(request, max_bytes).drain()
 
 
@@ -96,7 +97,7 @@ def _body(request: Request, max_bytes: int) -> Body:
 
 
 class _Form:
-    """What the parser has found so far. It calls the ``on_`` methods."""
+    """Collects what the parser finds, which calls the ``on_`` methods."""
 
     def __init__(self, field: str, max_bytes: int) -> None:
         self._field = field
@@ -109,9 +110,9 @@ class _Form:
         self._text_size = 0
         self._take: Callable[[bytes], None] = self._ignore
         self.data = bytearray()
-        """Of the file, not yet taken."""
+        """Bytes of the file that have not been taken yet."""
         self.size = 0
-        """Of the file, so far."""
+        """Bytes of the file that have arrived so far."""
         self.newlines = 0
         self.is_open = False
         self.filename = _NO_NAME
@@ -193,7 +194,7 @@ def _parser(request: Request, form: _Form) -> MultipartParser:
     if not boundary:
         raise _malformed("its Content-Type has no boundary")
     try:
-        # The parser bounds a part's headers by number and by length.
+        # The parser limits the number and the length of a part's headers.
         return MultipartParser(
             boundary,
             {

@@ -1,4 +1,4 @@
-"""The objects of OpenAI's Files and Batches API. Responses contain every key, ``null`` if unset."""
+"""The objects of OpenAI's Files, Uploads and Batches APIs. Responses contain every key, ``null`` if it is unset."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from workflows.types import BatchPhase, BatchStatus
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
 RetryCount = Annotated[str | None, Header(alias="x-stainless-retry-count", include_in_schema=False)]
-"""How often OpenAI's SDK has sent this request before. It sends no idempotency key."""
+"""Number of times that OpenAI's SDK has sent this request before. The SDK sends no idempotency key."""
 WebhookEvent = Literal["batch.completed", "batch.failed", "batch.cancelled", "batch.expired"]
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 
 
 class _Strict(BaseModel):
-    # A number is no string: what a client meant by `metadata: {"user": 7}` is not ours to guess.
+    # A number is not converted to a string: what a client means by `metadata: {"user": 7}` cannot be guessed.
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
@@ -47,11 +47,11 @@ class ExpiresAfter(_Strict):
 
 
 class Webhook(_Strict):
-    """Ours: who hears of the end of this batch, beside the webhooks of the operator."""
+    """A webhook that is called when this batch ends, as well as the operator's webhooks. This extends OpenAI's API."""
 
     url: Annotated[str, Field(max_length=2048), AfterValidator(_checked_url)]
     secret: Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_signs)]
-    """It signs, as those of the operator do: `whsec_` followed by base64, or any text."""
+    """The key that signs the calls, like the operator's secrets: `whsec_` followed by base64, or any text."""
     events: Annotated[list[WebhookEvent], Field(min_length=1)] | None = None
 
 
@@ -64,22 +64,22 @@ class CreateBatch(_Strict):
     output_expires_after: ExpiresAfter | None = None
     webhook: Webhook | None = None
     idempotency_key: str | None = Field(None, min_length=1, max_length=255)
-    """The header `Idempotency-Key` wins over it."""
+    """The header `Idempotency-Key` takes precedence over it."""
 
 
 class RetryBatch(_Strict):
     codes: list[str] | None = None
-    """Of the errors whose requests are retried; `null` retries all that failed."""
+    """The error codes whose requests are retried; `null` retries all failed requests."""
     webhook: Webhook | None = None
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=255)
-    """The header `Idempotency-Key` wins over it."""
+    """The header `Idempotency-Key` takes precedence over it."""
 
 
 def create_batch_model(endpoints: Sequence[str], windows: Sequence[str]) -> type[CreateBatch]:
-    """What this server takes: the choices are in the model, so that the OpenAPI document names them too."""
+    """Return the model with the choices that this server accepts, so that the OpenAPI document names them too."""
 
     def with_version(value: object) -> object:
-        # Azure's clients leave it out.
+        # Azure's clients leave the version out.
         return f"/v1{value}" if isinstance(value, str) and f"/v1{value}" in endpoints else value
 
     choice = cast("Any", Literal)
@@ -184,12 +184,12 @@ class BatchUsage(BaseModel):
 
 class ErrorSummaryItem(BaseModel):
     code: str
-    """`other` stands for all that are not among the most frequent."""
+    """The error code. `other` stands for all codes that are not among the most frequent."""
     count: int
     first_lines: list[int]
-    """Of the input."""
+    """Numbers of the first input lines with this error."""
     message: str | None
-    """Of one of these errors. Lists of batches have none."""
+    """The message of one of these errors; `null` in lists of batches."""
 
 
 class Batch(BaseModel):
@@ -216,11 +216,11 @@ class Batch(BaseModel):
     usage: BatchUsage
     metadata: dict[str, str] | None
     error_summary: list[ErrorSummaryItem] | None
-    """Not OpenAI's: the errors of failed requests by their codes, the most frequent first."""
+    """Extends OpenAI's API: the errors of failed requests by code, the most frequent first."""
     retried_by: str | None
-    """Not OpenAI's: the batch that retries this one. What that one retries is in its metadata, as `retry_of`."""
+    """Extends OpenAI's API: the id of the batch that retries this one, whose metadata has this id as `retry_of`."""
     progress: Progress | None
-    """Not OpenAI's: how the batch gets on."""
+    """Extends OpenAI's API: the progress of a running batch."""
 
 
 class BatchList(BaseModel):
@@ -243,10 +243,10 @@ class Error(BaseModel):
 
 
 def error_responses(*statuses: int | str) -> dict[int | str, dict[str, Any]]:
-    """The error responses of a route, for the OpenAPI document.
+    """Return the error responses of a route for the OpenAPI document.
 
-    They refer to the schema instead of naming the model, for each of which FastAPI would build a validator of its own:
-    that took most of the time in which an application is made.
+    They refer to the schema instead of the model: FastAPI would build a validator for each mention of the model, which
+    took most of the time of creating an application.
     """
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{Error.__name__}"}}}
     return {status: {"content": content} for status in statuses}
@@ -300,7 +300,10 @@ def batch_object(
     partial: bool = False,
     messages: Mapping[str, str] | None = None,
 ) -> Batch:
-    """Args: ``partial`` shows the ids of result files from their first line on; ``messages`` are of error codes."""
+    """Return the batch object of a view.
+
+    Args: ``partial`` shows the ids of result files as soon as they have a line; ``messages`` are by error code.
+    """
     spec, status = view.record.spec, view.record.status
     output_file_id, error_file_id = status.output_file_id, status.error_file_id
     if partial and not status.phase.is_terminal:
@@ -346,7 +349,7 @@ def batch_object(
 
 
 def _phase(status: BatchStatus) -> BatchPhase:
-    """A batch that was asked to stop says so, whatever it is still busy with."""
+    """Return the status to show. A batch that was asked to stop is ``cancelling``, whatever it still does."""
     if status.cancelling_at is not None and not status.phase.is_terminal:
         return BatchPhase.CANCELLING
     return status.phase

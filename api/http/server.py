@@ -1,4 +1,4 @@
-"""Runs an ASGI application inside a running event loop, on a socket of its own, until it is stopped."""
+"""Serves an ASGI application in a running event loop, on a socket of its own, until it is stopped."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.http.connections import IDLE_SECONDS, Connection, OutOfDescriptors
 
 GRACE_SECONDS = 5
-"""For answers under way when the server stops."""
+"""Time limit in seconds for responses that are in progress when the server stops."""
 MAX_CONNECTIONS: Final = 1000
 OTHER_DESCRIPTORS: Final = 200
-"""Reserved for other descriptors than client connections: files, Temporal, upstreams."""
+"""Number of file descriptors reserved for anything but client connections: files, Temporal, upstreams."""
 
 
 class PortTakenError(Exception):
-    """The address cannot be listened on; the message says why, for the user."""
+    """The server cannot listen on the address. The message tells the user why."""
 
 
 def listen(host: str, port: int, advice: str = "; choose another with --port") -> socket.socket:
-    """A listening socket; the port 0 means any free one. Args: ``advice`` is for a user whose port is taken.
+    """Return a listening socket. Port 0 means any free port. Args: ``advice`` ends the message if the port is in use.
 
     Raises:
-        PortTakenError: the port or the host cannot be had.
+        PortTakenError: the port is in use, or the address cannot be listened on.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -43,14 +43,14 @@ def listen(host: str, port: int, advice: str = "; choose another with --port") -
         else:
             message = f"cannot listen on {host}:{port}: {error.strerror or error}"
         raise PortTakenError(message) from error
-    # Accepted sockets have it from here. Asyncio sets it on sockets of an explicit protocol alone, and without it the
-    # second piece of an answer waits 40 ms for the client's acknowledgement of the first.
+    # Accepted sockets inherit this option. Asyncio sets it only on sockets with an explicit protocol, and without it,
+    # the second piece of a response waits 40 ms for the client's acknowledgement of the first.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
 def listen_on(address: str, setting: str) -> socket.socket:
-    """A listening socket at ``host:port``, as the setting of that name has it.
+    """Return a listening socket for ``address`` (``host:port``), which is the value of ``setting``.
 
     Raises:
         PortTakenError: the address is invalid or already in use.
@@ -67,7 +67,7 @@ def listen_on(address: str, setting: str) -> socket.socket:
 async def serve(
     app: ASGIApp, listener: socket.socket, stop: asyncio.Event, max_connections: int = MAX_CONNECTIONS
 ) -> None:
-    """Serve until ``stop`` is set, then let answers under way end."""
+    """Serve until ``stop`` is set, then let responses in progress finish within :data:`GRACE_SECONDS`."""
     asyncio.get_running_loop().set_exception_handler(OutOfDescriptors())
     config = uvicorn.Config(
         _ending_quietly(app),
@@ -94,7 +94,7 @@ async def serve(
 
 
 def _room_for_connections() -> int:
-    """Connections that the limit of open files leaves room for, once it is as high as it may be."""
+    """Return the number of connections that the limit of open files allows, after raising it as far as possible."""
     soft = raise_open_files()
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize
@@ -102,20 +102,20 @@ def _room_for_connections() -> int:
 
 
 def raise_open_files() -> int:
-    """Let this process open as many files and connections as it may; how many that is."""
+    """Raise this process's limit of open files, which includes connections, as far as possible, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with contextlib.suppress(OSError, ValueError):  # some systems refuse what they call the limit
+        with contextlib.suppress(OSError, ValueError):  # some systems refuse the limit that they report
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
     return soft
 
 
 def _ending_quietly(app: ASGIApp) -> ASGIApp:
-    """An application that uvicorn may cancel when it stops, without an error in the log for each request."""
+    """Return an application that uvicorn can cancel when it stops without logging an error for each request."""
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.suppress(asyncio.CancelledError):  # the task is uvicorn's, and ends here
+        with contextlib.suppress(asyncio.CancelledError):  # the task belongs to uvicorn and ends here
             await app(scope, receive, send)
 
     return run
@@ -124,4 +124,4 @@ def _ending_quietly(app: ASGIApp) -> ASGIApp:
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
-        yield  # they belong to the program around it
+        yield  # signals are handled by the program that runs the server

@@ -1,4 +1,4 @@
-"""What a request's body is written to as it arrives."""
+"""Writes a request's body to the store as it arrives."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 
 async def in_thread(function: Callable[..., T], *arguments: object) -> T:
-    """As ``asyncio.to_thread``, but when cancelled it waits for the thread.
+    """Run a function like ``asyncio.to_thread``, but wait for the thread when cancelled.
 
-    The next step closes the writer, which must not happen under a thread that is writing to it or opening it.
+    The next step closes the writer, which must not happen while a thread is still writing to it or opening it.
     """
     work = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
     try:
@@ -29,7 +29,7 @@ async def in_thread(function: Callable[..., T], *arguments: object) -> T:
 
 
 class StoreSink:
-    """The writer of one object, opened by the first write. All methods block."""
+    """The writer of one object, which the first write opens. All methods block."""
 
     def __init__(self, store: ObjectStore, key: str) -> None:
         self._store = store
@@ -60,15 +60,16 @@ class StoreSink:
 
 @asynccontextmanager
 async def sink_of(body: Body, store: ObjectStore, key: str) -> AsyncGenerator[StoreSink]:
-    """What a body is written to; whatever ends the block without a commit leaves nothing behind.
+    """Yield the sink for a body. A block that ends without a commit leaves nothing behind.
 
-    Where the body is refused, what is left of it is read within bounds, so that the client gets the answer.
+    If the block raises ``ApiError`` or ``StoreError``, the rest of the body is read within bounds, so that the client
+    receives the response.
     """
     sink = StoreSink(store, key)
     try:
         yield sink
     except (ApiError, StoreError):
-        await in_thread(sink.close)  # the room may be needed while the rest is read
+        await in_thread(sink.close)  # its space may be needed while the rest is read
         await body.drain()
         raise
     finally:

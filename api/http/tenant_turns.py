@@ -1,7 +1,7 @@
-"""How many requests of one tenant an API process handles at once, so that they do not slow down other tenants.
+"""Limits the requests of one tenant that an API process handles at once, so that they do not slow down other tenants.
 
-Requests of a tenant that are too many wait for its own others, in the order in which they came, and are refused where
-that takes long. They are of three kinds, so that a tenant's uploads do not hold up its questions either.
+Requests beyond the limit wait for the tenant's own earlier ones, in the order of their arrival, and are refused if that
+takes too long. Three kinds have separate limits, so that a tenant's uploads do not delay its short requests either.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from api.http.auth import caller_of, refuse
 from api.http.errors import ApiError
 
 MAX_WAITING: Final = 500
-"""Requests of one kind and tenant that wait; what comes beyond is refused at once."""
+"""Maximum number of waiting requests of one kind and tenant. Further ones are refused at once."""
 
 _TRANSFER: Final = re.compile(
     r"POST /v1/(files|uploads/[^/]*/parts|messages/batches)"
@@ -30,7 +30,7 @@ _LIST: Final = re.compile(r"GET /v1/(files|batches|uploads|messages/batches)")
 
 
 class Kind(Enum):
-    """With how many a tenant may have under way, and how many seconds others wait for one of these to end."""
+    """Kinds of requests: how many a tenant may have in progress, and for how many seconds further ones wait."""
 
     TRANSFER = (4, 30.0)
     LIST = (2, 10.0)
@@ -53,7 +53,7 @@ def kind_of(method: str, path: str) -> Kind:
 
 
 class TenantTurns:
-    """Stands behind :class:`api.http.auth.AuthMiddleware`, which says whose request it is."""
+    """Has to run after :class:`api.http.auth.AuthMiddleware`, which identifies the tenant of a request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -105,4 +105,4 @@ class _Lane:
 
 
 class _TooManyError(Exception):
-    """The request did not get a turn in time."""
+    """The request did not get a turn in time, or too many others are waiting for one."""

@@ -68,7 +68,7 @@ def batches_router(
         made = await routes.creates.start_of_sdk(spec, digest, caller, tries, request, answered, webhook=body.webhook)
         return batch_object(made)
 
-    # FastAPI reads the model off the function, and this server's settings are part of the model.
+    # FastAPI takes the model from the function's annotation, and the model depends on this server's settings.
     create_batch.__annotations__["body"] = create_batch_model(settings.endpoints, settings.windows)
     ended = error_responses(404, 409, 503)
 
@@ -115,7 +115,7 @@ class _Batches:
         return batch_object(await self.creates.start(spec, caller, may_exist=False, webhook=body.webhook))
 
     async def create_batch_of_key(self, body: CreateBatch, caller: Caller, key: str) -> Batch:
-        """The batch that an idempotency key stands for, where it stands for this one."""
+        """Create a batch under an idempotency key, or return the one that the same request created before."""
         file = await asyncio.to_thread(self._catalog.find_file, caller.tenant, body.input_file_id)
         spec = self.creates.spec(caller, body, key).model_copy(update={"input_sha256": file.sha256 if file else ""})
         return batch_object(await self.creates.start(spec, caller, may_exist=True, webhook=body.webhook))
@@ -127,7 +127,7 @@ class _Batches:
         body: RetryBatch | None = None,
         idempotency_key: IdempotencyKey = None,
     ) -> Batch:
-        """Ours: a new batch of the failed requests of one that has ended."""
+        """Create a batch that sends the failed requests of an ended batch again. This extends OpenAI's API."""
         body = body or RetryBatch()
         try:
             first = (await self._gateway.find(caller.tenant, batch_id)).record
@@ -137,7 +137,7 @@ class _Batches:
         spec = retry_spec(self.creates.spec(caller, create_of(first.spec, body.webhook)), first.spec, retry)
         try:
             return batch_object(await self.creates.start(spec, caller, may_exist=True, webhook=body.webhook))
-        except ApiError:  # it was not started; after any other error it may have been
+        except ApiError:  # the retry was not started; after any other error it may have been
             await asyncio.to_thread(self._retries.release, first, retry)
             raise
 
@@ -163,7 +163,7 @@ class _Batches:
         return _rendered(await self._object(view, partial=self._partial.wanted(partial)))
 
     async def _object(self, view: BatchView, *, partial: bool = False) -> Batch:
-        """The batch with what only the store knows of it."""
+        """Return the batch object with what only the store knows: the batch that retries it, and its error messages."""
         retried_by = await asyncio.to_thread(self._retries.retried_by, view.record)
         messages = await asyncio.to_thread(self._messages, view.record) if view.record.status.error_summary else {}
         return batch_object(view, retried_by, partial=partial, messages=messages)
@@ -171,7 +171,7 @@ class _Batches:
     def _messages(self, record: BatchRecord) -> dict[str, str]:
         try:
             return self._error_messages.of(record)
-        except StoreError:  # what else is known of the batch comes from Temporal
+        except StoreError:  # everything else in the response comes from Temporal
             return {}
 
     async def cancel_batch(self, batch_id: str, tenant: Tenant) -> Batch:
@@ -183,11 +183,14 @@ class _Batches:
             raise permanent_conflict(f"Cannot cancel a batch with status '{error.status.value}'.") from None
 
     async def pause_batch(self, batch_id: str, tenant: Tenant) -> Batch:
-        """Ours, beyond OpenAI's API: send nothing more until resumed. The completion window runs on."""
+        """Pause a batch. This extends OpenAI's API.
+
+        No requests are sent until the batch is resumed. Its completion window continues meanwhile.
+        """
         return await self._set_paused(tenant, batch_id, True)
 
     async def resume_batch(self, batch_id: str, tenant: Tenant) -> Batch:
-        """Ours: go on with a paused batch."""
+        """Resume a paused batch. This extends OpenAI's API."""
         return await self._set_paused(tenant, batch_id, False)
 
     async def _set_paused(self, tenant: str, batch_id: str, paused: bool) -> Batch:
@@ -200,7 +203,7 @@ class _Batches:
             raise permanent_conflict(f"Cannot {verb} a batch with status '{error.status.value}'.") from None
 
     def _all_retried_by(self, views: Sequence[BatchView]) -> list[str | None]:
-        """Blocks."""
+        """Return for each batch the id of the batch that retries it. Blocks."""
         at_once = self._catalog.store.reads_at_once
         return list(read_ahead(lambda view: self._retries.retried_by(view.record), views, at_once))
 
@@ -213,7 +216,7 @@ class _Batches:
 
 
 def _rendered(answer: Batch | BatchList) -> Response:
-    """FastAPI would check its own server's objects again, which costs more than to make them; these are polled."""
+    """Return a JSON response that FastAPI does not validate: that costs more than building it, and clients poll."""
     return Response(answer.model_dump_json(), media_type="application/json")
 
 

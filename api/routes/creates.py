@@ -1,4 +1,4 @@
-"""Creates of batches: what a run depends on, the limit of its tenant, and creates that a client sends again."""
+"""Creation of batches: their specification, the limit of their tenant, and requests that a client sends again."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from workflows.types import BatchSpec
 log = logging.getLogger("everbatch.api")
 
 _DEFAULT_READ_SECONDS = 600
-"""That OpenAI's SDK waits for an answer before it tries again."""
+"""Time in seconds for which OpenAI's SDK waits for a response before it retries, unless a header says otherwise."""
 _MAX_READ_SECONDS = 3600
 _PAUSE_SECONDS = 125
-"""The longest that it pauses before it does, with a margin."""
+"""Longest pause in seconds before the SDK retries, with a margin."""
 
 
 class Creates:
@@ -47,16 +47,17 @@ class Creates:
         self._own_webhooks = BatchWebhooks(store)
 
     def spec(self, caller: Caller, body: CreateBatch, key: str | None = None) -> BatchSpec:
-        """What a batch depends on. ``key`` is its idempotency key, from which its id is derived."""
+        """Return the specification of a new batch. ``key`` is its idempotency key, from which its id is derived."""
         return _spec(self._settings, self._webhooks.names_for(caller.tenant), caller, key, body)
 
     async def start(
         self, spec: BatchSpec, caller: Caller, *, may_exist: bool, webhook: Webhook | None = None
     ) -> BatchView:
-        """Start a batch, or find it where it may exist.
+        """Start a batch, or return the existing one if ``may_exist`` is set.
 
         Raises:
-            ApiError: its tenant has as many as it may, or its idempotency key stands for another.
+            ApiError: the tenant has reached its maximum number of running batches, or the idempotency key belongs to
+                a batch with different parameters.
         """
         maximum = caller.limits.max_running_batches if caller.limits else None
         try:
@@ -79,19 +80,22 @@ class Creates:
         *,
         webhook: Webhook | None = None,
     ) -> BatchView:
-        """A create of a stock SDK, which sends no key but how often it has tried before.
+        """Start a batch for a stock SDK, which sends no idempotency key, but the number of its earlier tries.
 
-        A resend is answered with the batch of an earlier try only where that try has arrived and its answer has not
-        been delivered. Where it never arrived the resend is a batch of its own, whatever was created before.
+        A retry returns the batch of an earlier try only if that try arrived and its response was not delivered. If it
+        never arrived, the retry creates a batch of its own, whatever was created before.
 
         Args:
             spec: the batch.
-            digest: of all that the client wrote.
-            caller: whose it is.
-            tries: how often its client has sent this create before.
-            request: the create.
-            answered: what runs once its answer is sent.
-            webhook: of this batch alone.
+            digest: a digest of everything that the client sent.
+            caller: the caller who creates the batch.
+            tries: the number of times that the client has sent this request before.
+            request: the HTTP request.
+            answered: background tasks that run after the response is sent.
+            webhook: a webhook for this batch only.
+
+        Raises:
+            ApiError: as in :meth:`start`.
         """
         note, is_repeated = await asyncio.to_thread(self._noted, spec, digest, tries, _read_seconds(request))
         if note and is_repeated:
@@ -102,16 +106,16 @@ class Creates:
             if note:
                 await asyncio.to_thread(self._notes.remove, note)
             raise
-        # A client that has left does not get this answer, and its resend is to find the batch.
+        # A client that has disconnected does not get this response, and its retry has to find the batch.
         if note and not await request.is_disconnected():
-            answered.add_task(self._forget, note)  # runs once the answer has been sent
+            answered.add_task(self._forget, note)  # runs once the response has been sent
         return view
 
     def _noted(self, spec: BatchSpec, digest: str, tries: int, read_seconds: int) -> tuple[CreateNote | None, bool]:
-        """The note of a create, and whether it is that of an earlier try.
+        """Return the note of a request, and whether an earlier try wrote it. The note is ``None`` if the store fails.
 
-        A try may be lost anywhere: before its workflow is started, or just before its answer arrives. So its id is
-        noted first, and Temporal, which starts an id once, decides what the next try meets.
+        A try may be lost anywhere: before its workflow is started, or just before its response arrives. So its batch
+        id is noted first, and Temporal, which starts a workflow id only once, decides what the next try finds.
         """
         try:
             for note in self._notes.find(spec.tenant, digest) if tries else ():
@@ -133,7 +137,7 @@ class Creates:
 
 
 def key_conflict() -> ApiError:
-    """The idempotency key of a batch stands for another."""
+    """Return the error for an idempotency key that belongs to a different batch."""
     text = (
         "Conflict: this idempotency key was already used for a batch with different parameters, or for a file "
         "with different content. Use a new key for a different batch."
@@ -142,12 +146,12 @@ def key_conflict() -> ApiError:
 
 
 def count_of(text: str | None) -> int | None:
-    """A small number in a header."""
+    """Return the number in a header, or ``None`` if there is none of at most five digits."""
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 6 else None
 
 
 def _read_seconds(request: Request) -> int:
-    """How long the SDK waits for this answer; Python's and Node's say it by different names."""
+    """Return the seconds for which the SDK waits for this response; Python's and Node's SDKs use different headers."""
     said = (count_of(request.headers.get(name)) for name in ("x-stainless-read-timeout", "x-stainless-timeout"))
     return min(next((seconds for seconds in said if seconds), _DEFAULT_READ_SECONDS), _MAX_READ_SECONDS)
 
@@ -156,9 +160,9 @@ def _spec(
     settings: Settings, webhooks: list[str], caller: Caller, idempotency_key: str | None, body: CreateBatch
 ) -> BatchSpec:
     tenant, limits = caller
-    # The digest is over what the client wrote, so a default that changes later makes no conflict.
-    # The file is no parameter here: it counts by its content.
-    # Nor is a secret, of which not even a digest comes into Temporal.
+    # The digest covers what the client sent, so that a default that changes later causes no conflict. The input file
+    # is left out because it counts by its content, and the webhook's secret because not even a digest of it may enter
+    # Temporal.
     parameters = body.model_dump(exclude={"idempotency_key": True, "input_file_id": True, "webhook": {"secret"}})
     expires = body.output_expires_after
     expiry: dict[str, Any] = {} if expires is None else {"output_expires_after": expires.seconds}

@@ -1,4 +1,4 @@
-"""The life of a batch as a list. Ours, beyond OpenAI's API."""
+"""The history of a batch as a list of events. This extends OpenAI's API."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from workflows.types import BatchPhase, BatchRecord
 
 MAX_EVENTS: Final = 1000
 SHORTEST_WAIT: Final = 1
-"""Seconds; shorter ones are no event."""
+"""Minimum duration in seconds of a wait that is listed as an event."""
 
 _ID: Final = re.compile(r"evt_[0-9]{10}_[0-9]_[0-9a-f]{8}")
 
@@ -33,9 +33,9 @@ class BatchEvent(BaseModel):
     id: str
     object: Literal["batch.event"] = "batch.event"
     created_at: int
-    """When it was, or began."""
+    """Unix time in seconds at which the event happened or began."""
     ended_at: int | None
-    """Of a wait that is over."""
+    """Unix time in seconds at which a wait ended; ``None`` for a current wait and for every other event."""
     type: str
     message: str
 
@@ -57,7 +57,7 @@ def events_router(gateway: Gateway) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
         after: str | None = None,
     ) -> BatchEventList:
-        """Ours: what has happened to a batch, and what it has waited for, the oldest first."""
+        """List what has happened to a batch and what it has waited for, oldest first. This extends OpenAI's API."""
         if after is not None and not _ID.fullmatch(after):
             raise ApiError(400, f"No event found with id '{shown(after)}'.", param="after")
         try:
@@ -80,10 +80,12 @@ def events_router(gateway: Gateway) -> APIRouter:
 
 
 def events_of(view: BatchView, now: float) -> list[BatchEvent]:
-    """The events of a batch, the oldest first. An id says when its event was, so that it is a position in the list also
-    where the event itself has become part of another, and stays when others become known.
+    """Return the events of a batch, the oldest first.
 
-    Args: ``now`` is Unix time.
+    An id contains the time of its event. So it stays the same when further events become known, and remains a position
+    in the list even if its event has been merged into another one.
+
+    Args: ``now`` is Unix time in seconds.
     """
     found: list[BatchEvent] = []
     for rank, group in enumerate((_created, _noted, _waits, _errors, _dropped, _ended)):
@@ -96,7 +98,7 @@ def events_of(view: BatchView, now: float) -> list[BatchEvent]:
 
 
 def _event(at: int, kind: str, message: str, ended_at: int | None = None, key: str = "") -> BatchEvent:
-    """Args: ``key`` tells it from others of this kind and second; without it they stand in the order of the record."""
+    """Return an event. ``key`` distinguishes it from others of its group and second; without it they are numbered."""
     return BatchEvent(id=key, created_at=at, ended_at=ended_at, type=kind, message=message)
 
 

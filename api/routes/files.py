@@ -80,7 +80,7 @@ def files_router(settings: Settings, store: ObjectStore, stored: StoredBytes, pa
     routes = _Files(settings, store, stored, partial)
     router = APIRouter(prefix="/v1/files", tags=["Files"], responses=error_responses(401))
     found, created = error_responses(404, 503), error_responses(403, 409, 413, 429, 503)
-    # The body is read by the route as it arrives, so FastAPI cannot know of it.
+    # The route reads the body as it arrives, so FastAPI cannot document it.
     router.add_api_route(
         "", routes.upload_file, methods=["POST"], response_model=FileObject, responses=created, openapi_extra=_FORM
     )
@@ -132,9 +132,12 @@ class _Files:
         return file_object(record)
 
     async def _keyed(self, tenant: str, form: Form, record: FileRecord, upload: Upload) -> FileRecord:
-        """The file that an idempotency key stands for, where it stands for this upload.
+        """Return the file of this upload's idempotency key, which is published unless it exists already.
 
-        A file of that key that was deleted or has expired is made available again, under its id.
+        A file of the key that was deleted or has expired is made available again under its id.
+
+        Raises:
+            ApiError: the key belongs to a different upload.
         """
         before = await asyncio.to_thread(self._catalog.find_file, tenant, record.id)
         if before and not _is_expired(before):
@@ -175,7 +178,10 @@ class _Files:
         offset: Annotated[int, Query(ge=0)] = 0,
         partial: PartialHeader = None,
     ) -> Response:
-        """``offset`` counts lines, and only where ``Everbatch-Partial`` asks for files of running batches."""
+        """Send the content of a file.
+
+        ``offset`` is a number of lines to skip. It applies only if ``Everbatch-Partial`` asks for partial files.
+        """
         is_partial = self._partial.wanted(partial)
         if is_partial and (response := await self._partial.content(tenant, file_id, offset)):
             return response
@@ -193,7 +199,7 @@ class _Files:
         record = await asyncio.to_thread(self._find, tenant, file_id)
         return Response(headers=content_headers(record, None), media_type="application/octet-stream")
 
-    # These block.
+    # The methods below block.
 
     def _find(self, tenant: str, file_id: str) -> FileRecord:
         record = self._catalog.find_file(tenant, file_id)
@@ -217,7 +223,7 @@ class _Files:
 
     def _page(self, tenant: str, purpose: str | None, limit: int, order: Order, after: str | None) -> FileList:
         try:
-            # A file that has expired or was deleted still marks a place in the list.
+            # A file that has expired or was deleted still marks a position in the list.
             position = self._catalog.file_entry(tenant, after) if after is not None else None
         except ObjectNotFoundError:
             raise ApiError(400, f"No such File object: {shown(after)}", param="after") from None
@@ -230,10 +236,10 @@ class _Files:
 async def publish_file(
     catalog: Catalog, tenant: str, record: FileRecord, commit: Callable[[], Awaitable[None]]
 ) -> None:
-    """Make a file known whose content ``commit`` makes visible.
+    """Publish a file: ``commit`` makes its content visible, and then its record is written.
 
     Raises:
-        StoreError: nothing of it is left, as far as the store can be used.
+        StoreError: the store failed. The file is removed again, as far as the store can be used.
     """
     await asyncio.to_thread(catalog.remind, "file", tenant, record.id, record.first_look)
     await commit()
@@ -265,7 +271,11 @@ def _is_expired(record: FileRecord) -> bool:
 
 
 def _record(file_id: str, upload: Upload) -> FileRecord:
-    """The record of an upload, where its fields allow it."""
+    """Return the record of an upload.
+
+    Raises:
+        ApiError: a field of its form is missing or invalid.
+    """
     purpose = upload.fields.get("purpose")
     if purpose is None:
         raise missing_parameter("purpose")
@@ -289,14 +299,14 @@ def _record(file_id: str, upload: Upload) -> FileRecord:
 
 
 def file_lifetime(purpose: str, expires_after: ExpiresAfter | None) -> int | None:
-    """Seconds from a file's creation to its end; ``None`` for one that stays."""
+    """Return the seconds from a file's creation to its expiry, or ``None`` if it does not expire."""
     if expires_after:
         return expires_after.seconds
     return BATCH_FILE_LIFETIME if purpose == "batch" else None
 
 
 def _expires_after(fields: dict[str, str]) -> ExpiresAfter | None:
-    """From ``expires_after[anchor]`` and ``[seconds]`` or from one field of JSON."""
+    """Read ``expires_after[anchor]`` and ``expires_after[seconds]``, or both from one JSON field ``expires_after``."""
     policy: Any = {}
     for name in ("anchor", "seconds"):
         text = fields.get(f"expires_after[{name}]")

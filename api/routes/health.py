@@ -1,4 +1,4 @@
-"""Whether the process lives, and whether batches can be created and run."""
+"""Reports whether the process is alive, and whether batches can be created and run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from activities.store.object_store import ObjectStore, StoreError
 from api.gateway.interface import Gateway
 
 _LIMIT = 2.0
-"""Seconds for the store to answer."""
+"""Time limit in seconds for the store to answer."""
 _ANSWER = {"content": {"application/json": {"schema": {"type": "object"}}}}
 _READY: dict[int | str, dict[str, Any]] = {200: _ANSWER, 503: {"description": "What is missing", **_ANSWER}}
 
@@ -21,7 +21,7 @@ def health_router(store: ObjectStore, gateway: Gateway) -> APIRouter:
     router = APIRouter(tags=["Health"])
 
     async def health() -> Response:
-        """Alive. Asks nobody else, so that an outage elsewhere does not get this process restarted."""
+        """Report that the process is alive. Other services are not called: their outages must not restart this one."""
         return Response()
 
     async def ready() -> Response:

@@ -1,4 +1,4 @@
-"""Limits of tenants, checked before something is created."""
+"""The limit of a tenant's running batches, checked before a batch is created."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from api.http.errors import ApiError
 from workflows.types import BatchSpec
 
 LOOK_SECONDS: Final = 10.0
-"""Between two looks whether all of a tenant's batches that count as running do run."""
+"""Minimum time in seconds between two checks of whether a tenant's counted batches are still running."""
 LOOK_AT: Final = 100
-"""Batches in one look."""
+"""Maximum number of batches in one such check."""
 
 
 class TooManyBatchesError(ApiError):
@@ -46,15 +46,15 @@ class BatchLimit:
 
     @contextlib.asynccontextmanager
     async def reserve(self, spec: BatchSpec, maximum: int | None, *, may_exist: bool) -> AsyncGenerator[None]:
-        """Reserve room for a batch that is started within; released if that raises.
+        """Reserve room for a batch that the block starts. The room is released if the block raises an exception.
 
         Args:
-            spec: the batch. One that is not counted needs none.
-            maximum: running batches that its tenant may have.
-            may_exist: whether the batch may be there already, and then needs no more room.
+            spec: the batch. Nothing is reserved if it does not count towards limits.
+            maximum: the maximum number of running batches of its tenant, or ``None`` for no limit.
+            may_exist: whether the batch may exist already, in which case it needs no room.
 
         Raises:
-            TooManyBatchesError: there is none, and no such batch.
+            TooManyBatchesError: there is no room, and the batch does not exist.
         """
         is_new = spec.counts_towards_limits and not (may_exist and await self._is_recorded(spec))
         if is_new:
@@ -63,7 +63,7 @@ class BatchLimit:
         try:
             yield
         except Exception:
-            # Should it have been started after all, its worker counts it again.
+            # If the batch was started after all, its worker counts it again.
             if is_new:
                 with contextlib.suppress(StoreError):
                     await asyncio.to_thread(self._running.remove, spec.tenant, spec.batch_id)
@@ -86,12 +86,12 @@ class BatchLimit:
         return await asyncio.to_thread(self._catalog.find_batch, spec.tenant, spec.batch_id) is not None
 
     async def _without_ended(self, tenant: str, ids: list[str]) -> list[str]:
-        """Those that do run: of some, nobody may have been there to say that they ended."""
+        """Return ``ids`` without batches found to have ended: a killed process may have left them counted."""
         now = time.monotonic()
         if now - self._looked_at.get(tenant, -LOOK_SECONDS) < LOOK_SECONDS:
             return ids
         self._looked_at[tenant] = now
-        looked_at = random.sample(ids, min(LOOK_AT, len(ids)))  # the first ones may all run for days
+        looked_at = random.sample(ids, min(LOOK_AT, len(ids)))  # at random, since the first ones may all run for days
         ended = await asyncio.gather(*(self._has_ended(tenant, batch_id) for batch_id in looked_at))
         gone = {batch_id for batch_id, is_over in zip(looked_at, ended, strict=True) if is_over}
         for batch_id in gone:
@@ -99,7 +99,7 @@ class BatchLimit:
         return [batch_id for batch_id in ids if batch_id not in gone]
 
     async def _has_ended(self, tenant: str, batch_id: str) -> bool:
-        """Whether the batch runs no more, or has never been started."""
+        """Return whether the batch has ended or was never started; ``False`` if Temporal cannot tell."""
         try:
             view = await self._gateway.find(tenant, batch_id)
         except ObjectNotFoundError:

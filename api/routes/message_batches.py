@@ -1,4 +1,4 @@
-"""Anthropic's Message Batches API: batches of the endpoint ``/v1/messages``, whichever API they were created by."""
+"""Anthropic's Message Batches API, for all batches of the endpoint ``/v1/messages``, whichever API created them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from workflows.ids import create_digest
 from workflows.types import BatchRecord, BatchSpec
 
 WINDOW = "24h"
-"""In which a message batch is processed."""
+"""The completion window of every message batch."""
 MAX_PAGE = 1000
 
 _BODY: dict[str, Any] = {
@@ -82,11 +82,11 @@ def message_batches_router(
     settings: Settings, store: ObjectStore, gateway: Gateway, stored: StoredBytes, creates: Creates
 ) -> APIRouter:
     routes = _MessageBatches(settings, store, gateway, stored, creates)
-    # The first names the model, so that its schema is in the document.
+    # The first response names the model, so that the OpenAPI document contains its schema.
     errors = {401: {"model": MessageError}, **_errors(400, 500, "4XX", "5XX")}
     router = APIRouter(prefix=BATCHES_PATH, tags=["Message batches"], route_class=JsonRoute, responses=errors)
     found = _errors(404, 503)
-    # The body is read by the route as it arrives, so FastAPI cannot know of it.
+    # The route reads the body as it arrives, so FastAPI cannot document it.
     router.add_api_route(
         "",
         routes.create_message_batch,
@@ -150,13 +150,16 @@ class _MessageBatches:
                 view = await self._creates.start_of_sdk(spec, digest, caller, tries, request, answered)
             else:
                 view = await self._creates.start(spec, caller, may_exist=False)
-            if view.record.spec.input_file_id != spec.input_file_id:  # it was created before
+            if view.record.spec.input_file_id != spec.input_file_id:  # the batch existed already
                 await self._drop_file(caller.tenant, spec.input_file_id)
         return message_batch(view, time.time())
 
     @contextlib.asynccontextmanager
     async def _input_file(self, caller: Caller, request: Request, key: str | None) -> AsyncGenerator[BatchSpec]:
-        """What a batch of the requests in a body depends on, once these are stored; gone again if it is refused."""
+        """Store the requests in a body as a file and yield the specification of their batch.
+
+        The file is deleted again if the block raises ``ApiError``.
+        """
         settings, file_id = self._settings, new_file_id()
         form = form_of(caller.tenant, caller.limits)
         async with (
@@ -185,7 +188,7 @@ class _MessageBatches:
             raise
 
     async def _drop_file(self, tenant: str, file_id: str) -> None:
-        with contextlib.suppress(StoreError):  # then it expires
+        with contextlib.suppress(StoreError):  # if the deletion fails, the file expires
             await asyncio.to_thread(self._catalog.delete_file, tenant, file_id)
 
     async def list_message_batches(
@@ -231,7 +234,11 @@ class _MessageBatches:
         return ReaderResponse(_pieces(first, reader), reader, media_type="application/x-jsonlines")
 
     async def _find(self, tenant: str, message_batch_id: str) -> BatchView:
-        """Raises ``ApiError``: there is no batch of this id, or it is of another endpoint."""
+        """Return a message batch.
+
+        Raises:
+            ApiError: no batch has this id, or it is one of another endpoint.
+        """
         with contextlib.suppress(ObjectNotFoundError):
             view = await self._gateway.find(tenant, batch_id_of(message_batch_id))
             if view.record.spec.endpoint == MESSAGES_ENDPOINT:
@@ -241,7 +248,10 @@ class _MessageBatches:
     def _page(
         self, tenant: str, limit: int, before_id: str | None, after_id: str | None
     ) -> tuple[list[BatchRecord], bool]:
-        """Newest first: those behind one batch, those next to another before it, or the newest. It blocks."""
+        """Return a page of batches, the newest first, and whether more follow. Blocks.
+
+        The page holds the batches that come next after ``after_id`` or just before ``before_id``, or the newest ones.
+        """
         entry, given = None, before_id if before_id is not None else after_id
         if given is not None:
             try:
@@ -267,7 +277,7 @@ async def _pieces(first: bytes, reader: Reader) -> AsyncIterator[bytes]:
 
 
 def _of_messages(spec: BatchSpec, received: ReceivedRequests) -> BatchSpec:
-    """With what is different for a message batch: a request that cannot be served fails by itself."""
+    """Return ``spec`` with the rules of message batches: a request that cannot be served fails alone."""
     return spec.model_copy(
         update={
             "input_sha256": received.sha256,

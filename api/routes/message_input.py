@@ -1,4 +1,4 @@
-"""The requests of a message batch, which come inline, written to the store as an input file while they arrive."""
+"""Writes the inline requests of a message batch to the store as an input file while they arrive."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workflows.contract import MESSAGES_ENDPOINT
 
 _CUSTOM_ID: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _WRAPPING: Final = 1024
-"""Bytes that a line of the input file has beyond the parameters of its request."""
+"""Bytes reserved in a line of the input file for everything but the parameters of its request."""
 _ABSENT: Final = msgspec.Raw(b"")
 _NO_STREAM: Final = (b"", b"false", b"null")
 _REQUIRED: Final = (("model", b'"', "string"), ("max_tokens", b"0123456789", "integer"), ("messages", b"[", "list"))
@@ -54,7 +54,7 @@ class ReceivedRequests:
 
     count: int
     size: int
-    """Of the file, in bytes."""
+    """Size of the file in bytes."""
     sha256: str
     _sink: StoreSink
 
@@ -74,13 +74,13 @@ async def receive_requests(
     max_line_bytes: int,
     arrived: Callable[[int], None],
 ) -> AsyncGenerator[ReceivedRequests]:
-    """Stream the requests of a body to ``key``; whatever ends the block without a commit leaves nothing behind.
+    """Stream the requests of a body to the object ``key``. A block that ends without a commit leaves nothing behind.
 
-    ``arrived`` is called with the file's size so far, and may end it with an error.
+    ``arrived`` is called with the bytes of the file so far, and may raise an exception to stop the transfer.
 
     Raises:
-        ApiError: the body or a request in it is not what it must be, or is above a limit.
-        ClientDisconnect: the client left before the end.
+        ApiError: the body or a request in it is invalid or above a limit.
+        ClientDisconnect: the client disconnected before the end.
         StoreError: the store cannot be used.
     """
     body = Body(request, max_bytes)
@@ -143,7 +143,7 @@ class _Lines:
         if request.custom_id in self._custom_ids:
             raise _bad(f"{param}.custom_id", f"'{request.custom_id}' is that of another request of the batch")
         self._custom_ids.add(request.custom_id)
-        # A line end outside of strings, where JSON has them escaped, is white space.
+        # JSON escapes line breaks within strings, so the remaining ones are white space and may be replaced.
         params = escaped(bytes(request.params).replace(b"\n", b" ").replace(b"\r", b" "))
         return b'{"custom_id":"%b","method":"POST","url":"%b","body":%b}\n' % (
             request.custom_id.encode(),
@@ -153,7 +153,11 @@ class _Lines:
 
 
 def _read(item: bytes, param: str) -> _Item:
-    """A request of a body, once it is sure to be one that can be sent."""
+    """Return a decoded request.
+
+    Raises:
+        ApiError: the request is invalid, or cannot be sent in a batch.
+    """
     try:
         item.decode()
         request = _decode_item(item)

@@ -1,4 +1,4 @@
-"""The results of a message batch: the lines of its result files in the form of Anthropic's API."""
+"""The results of a message batch: the lines of its result files in the format of Anthropic's API."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ _decode_refusal = msgspec.json.Decoder(_Refusal).decode
 
 
 def open_results(catalog: Catalog, record: BatchRecord) -> Iterator[bytes]:
-    """The results of a batch that has ended, some lines at a time. Blocks, here and while it is read.
+    """Return the results of a batch that has ended, some lines at a time. The call and the iteration block.
 
     Raises:
-        ObjectNotFoundError: a file that they are made of is gone.
-        StoreError: while it is read, the store cannot be used, or there is not one result for each request.
+        ObjectNotFoundError: a file that the results are made from was deleted or has expired.
+        StoreError: during the iteration, the store cannot be used, or the files do not hold one result per request.
     """
     spec, status = record.spec, record.status
     file_ids = list(filter(None, (status.output_file_id, status.error_file_id)))
     total, convert = status.counts.total, result_of
     if not file_ids:
-        # It ended before anything was sent. What its requests are, only its input says.
+        # The batch ended before anything was sent, so that only its input file lists its requests.
         file_ids, total, convert = [spec.input_file_id], spec.inline_requests, _unsent(record)
     for file_id in file_ids:
         if catalog.get_file(spec.tenant, file_id).is_expired(time.time()):
@@ -90,7 +90,7 @@ def _results(catalog: Catalog, keys: list[str], convert: Callable[[bytes, int], 
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[tuple[int, list[bytes]]]:
-    """The lines that end in each chunk, and the number of the first of them, from 1."""
+    """Yield the lines that end in each chunk, with the number of the first of them, counted from 1."""
     number, held = 1, [b""]
     for chunk in chunks:
         if b"\n" not in chunk:
@@ -105,7 +105,7 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def result_of(line: bytes, _number: int = 0) -> bytes:
-    """The result of a request, from its line in the output or error file."""
+    """Return the result of a request, converted from its line in the output or error file."""
     read = _decode(line)
     response, error = read.response, read.error
     if response and not error and 200 <= response.status_code < 300:
@@ -119,7 +119,7 @@ def _error(response: _Response | None, error: _Error | None) -> bytes:
     refusal = _refusal(response.body) if response else _Refusal()
     detail = refusal.error if isinstance(refusal.error, _Detail) else _Detail(message=refusal.error)
     if response and refusal.type == "error" and detail.type:
-        return bytes(response.body)  # the upstream speaks Anthropic's language
+        return bytes(response.body)  # the upstream answers in Anthropic's format
     status = response.status_code if response else 504 if error and error.code == _TIMED_OUT else 500
     message = error.message if error else detail.message or f"The inference server answered HTTP {status}."
     return _encoded(anthropic_error(status, message, response.request_id if response else None))
@@ -133,7 +133,7 @@ def _refusal(body: msgspec.Raw) -> _Refusal:
 
 
 def _unsent(record: BatchRecord) -> Callable[[bytes, int], bytes]:
-    """What becomes of a line of the input of a batch that ended before anything was sent."""
+    """Return a function that converts an input line to its result, for a batch that ended before anything was sent."""
     status = record.status
     same = {BatchPhase.EXPIRED: MissingReason.EXPIRED, BatchPhase.CANCELLED: MissingReason.CANCELLED}.get(status.phase)
     own = {error.line: error.message for error in status.errors if error.line is not None}

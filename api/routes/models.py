@@ -1,4 +1,4 @@
-"""The models of all upstreams: those that they list, and those that the settings name."""
+"""The models of all upstreams: those that the upstreams list, and those that the settings name."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class ModelsProxy(Protocol):
     def upstream(self) -> Upstream: ...
 
     async def get_models_raw(self) -> tuple[int, bytes]:
-        """Status and body of the inference server's ``GET /models``.
+        """Return the status and body of the upstream's ``GET /models``.
 
         Raises:
-            UpstreamUnavailableError: it does not answer.
+            UpstreamUnavailableError: the upstream does not answer.
         """
         ...
 
@@ -50,13 +50,19 @@ def models_router(proxies: Sequence[ModelsProxy]) -> APIRouter:
 
     answers = error_responses(502, 503) | {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
     router.add_api_route("", list_models, methods=["GET"], responses=answers)
-    # Names of models have slashes in them.
+    # Names of models may contain slashes.
     router.add_api_route("/{model:path}", retrieve_model, methods=["GET"], responses=answers | error_responses(404))
     return router
 
 
 async def _models(proxies: Sequence[ModelsProxy]) -> list[Entry]:
-    """Each model once. An upstream that fails leaves what its settings name; if nobody has any, its error is raised."""
+    """Return each model once.
+
+    If an upstream fails, only the models that its settings name are listed.
+
+    Raises:
+        ApiError: an upstream failed, and no model is known at all.
+    """
     answers = await asyncio.gather(*map(_of_upstream, proxies))
     found: dict[object, Entry] = {}
     for entries, _ in answers:
@@ -69,7 +75,7 @@ async def _models(proxies: Sequence[ModelsProxy]) -> list[Entry]:
 
 
 async def _of_upstream(proxy: ModelsProxy) -> tuple[list[Entry], ApiError | None]:
-    """Entries of one upstream, its own before ours; with why its own are missing, if they are."""
+    """Return the models of one upstream, those that it lists first, and the error if it could not list any."""
     upstream = proxy.upstream
     named = [name for name in (*upstream.models, *upstream.aliases) if name in upstream.aliases or not is_pattern(name)]
     entries: list[Entry] = [
@@ -87,18 +93,22 @@ async def _of_upstream(proxy: ModelsProxy) -> tuple[list[Entry], ApiError | None
 
 
 async def _listed(proxy: ModelsProxy) -> list[Entry]:
-    """The list of models as the inference server wrote it."""
+    """Return the models as the upstream lists them.
+
+    Raises:
+        ApiError: the upstream does not answer, or not with a list of models.
+    """
     try:
         status, body = await proxy.get_models_raw()
     except UpstreamUnavailableError as error:
         log.warning("%s", error)
         raise ApiError(503, "The inference server does not answer.", "server_error", headers=RETRY_AFTER) from None
     if status != 200:
-        # Its 401 is about our key, its 404 about our address: neither is the client's to mend.
+        # The upstream's 401 concerns our key, and its 404 our URL: the client can fix neither.
         raise ApiError(502, f"The inference server answered HTTP {status} when asked for its models.", "server_error")
     try:
         answer: object = json.loads(body)
-        json.dumps(answer, allow_nan=False)  # it is to be written again
+        json.dumps(answer, allow_nan=False)  # it has to be serialized again
     except (ValueError, RecursionError):
         answer = None
     entries = cast("Entry", answer).get("data") if isinstance(answer, dict) else None

@@ -1,4 +1,4 @@
-"""The web page: files of this package, which any browser may load and which speak the public API."""
+"""The web page: static files of this package, which any browser may load and which use the public API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TYPES: Final = {
     ".svg": "image/svg+xml",
 }
 HEADERS: Final = {
-    # Nothing but this server's own files and API: no other site, no inline script or style, no frame around it.
+    # Allow only this server's own files and API: no other site, no inline script or style, no embedding in a frame.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'",
@@ -31,7 +31,7 @@ HEADERS: Final = {
 
 
 def page_router(temporal_ui_url: str) -> APIRouter:
-    """Args: ``temporal_ui_url`` is the address of a namespace in Temporal's UI; empty where it is not known."""
+    """Return the routes of the page. ``temporal_ui_url`` is the URL of a namespace in Temporal's UI, or empty."""
     router = APIRouter(include_in_schema=False)
     found = {entry.name: entry.read_bytes() for entry in (files("api") / "page").iterdir()}
     ui = html.escape(temporal_ui_url.rstrip("/")).encode()

@@ -1,7 +1,8 @@
-"""The content of result files before they are written, for clients that ask for it, as Doubleword's server has it.
+"""The content of result files before they are complete, for clients that ask for it, compatible with Doubleword's API.
 
-``X-Last-Line`` says how many lines of the file the client then has, and ``offset`` leaves that many out of the next
-response. They count lines in the order of the batch's feed, so the header is needed after the end as well.
+``X-Last-Line`` is the number of lines of the file that the client has after a response, and ``offset`` skips that many
+lines in the next one. Both count lines in the order of the batch's feed, which differs from that of the finished file.
+So a client that sends ``offset`` has to send ``Everbatch-Partial`` after the end of the batch as well.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ class PartialFiles:
         return self._always if header is None else header.lower() == "true"
 
     async def content(self, tenant: str, file_id: str, offset: int) -> Response | None:
-        """What there is of a result file behind so many lines; ``None`` where the file itself is to be sent.
+        """Return the lines of a result file after the first ``offset``, or ``None`` if the file itself is to be sent.
 
         Raises:
-            ApiError: the offset is beyond the lines that there are.
+            ApiError: ``offset`` is greater than the number of lines shown so far.
         """
         named = batch_of_result_file(file_id)
         record = await asyncio.to_thread(self._catalog.find_batch, tenant, named[0]) if named else None
@@ -72,7 +73,7 @@ class PartialFiles:
             raise ApiError(400, text, code="invalid_value", param="offset")
         cursor = await asyncio.to_thread(self._pages.behind, tenant, batch_id, kind, offset)
         first = await self._page(record, kind, cursor, last - offset)
-        if not has_ended and first.cursor.offsets is not None:  # it has ended meanwhile
+        if not has_ended and first.cursor.offsets is not None:  # the batch has ended meanwhile
             final = await asyncio.to_thread(self._catalog.get_batch, tenant, batch_id)
             return await self._content(final, kind, offset)
         lines = self._lines(record, kind, first, last - offset)
@@ -83,7 +84,7 @@ class PartialFiles:
         return await asyncio.to_thread(self._pages.page, spec.tenant, spec.batch_id, cursor, limit, kind)
 
     async def _lines(self, record: BatchRecord, kind: ResultKind, page: Page, left: int) -> AsyncIterator[bytes]:
-        """So many lines, or an exception: then the connection is cut, and the client counts what it has."""
+        """Yield ``left`` lines, or raise: the connection is then cut, and the client counts the lines that it has."""
         has_ended = record.status.phase.is_terminal
         while True:
             yield b"".join(page.lines)

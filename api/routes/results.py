@@ -1,4 +1,4 @@
-"""Results of a batch while it runs. Ours, beyond OpenAI's API."""
+"""Results of a batch while it runs. This extends OpenAI's API."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def results_router(catalog: Catalog, pages: ResultPages) -> APIRouter:
     async def list_results(
         batch_id: str, tenant: Tenant, after: str = "0", limit: Annotated[int, Query(ge=1, le=MAX_LINES)] = 1000
     ) -> Response:
-        """Ours: the committed results behind a cursor, each once, also while the batch runs."""
+        """List the committed results after a cursor, each once, while the batch runs too. This extends OpenAI's API."""
         page = await asyncio.to_thread(_page, catalog, pages, tenant, batch_id, after, limit)
         headers = {CURSOR_HEADER: str(page.cursor), INCOMPLETE_HEADER: "false" if page.is_last else "true"}
         return Response(b"".join(page.lines), headers=headers, media_type="application/jsonl")

@@ -1,4 +1,4 @@
-"""Which batch may be retried, and what of it."""
+"""The rules by which a batch, or a part of its requests, may be retried."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWN_CODES: Final = 10
 
 
 class RetryRules:
-    """All calls block."""
+    """Checks and claims retries. All methods block."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
@@ -28,10 +28,11 @@ class RetryRules:
         self._input = RetryInput(catalog)
 
     def claim(self, first: BatchRecord, body: RetryBatch, idempotency_key: str | None) -> Retry:
-        """The retry of a batch: the one that there is, or one that is now to be started.
+        """Return the retry of a batch: the existing one, or a new one that the caller has to start.
 
         Raises:
-            ApiError: there is nothing to be retried, or something else is being retried already.
+            ApiError: nothing can be retried, other codes were retried already, or the idempotency key belongs to a
+                different batch.
         """
         tenant, batch_id = first.spec.tenant, first.spec.batch_id
         codes, key = _codes(body), idempotency_key or body.idempotency_key
@@ -55,7 +56,7 @@ class RetryRules:
         self._retries.release(first.spec.tenant, first.spec.batch_id, retry)
 
     def retried_by(self, record: BatchRecord) -> str | None:
-        """The newest retry of a batch."""
+        """Return the id of the newest retry of a batch, if there is one."""
         if not record.status.phase.is_terminal or not record.status.error_file_id:
             return None
         retry = self._retries.latest(record.spec.tenant, record.spec.batch_id)
@@ -86,12 +87,12 @@ class RetryRules:
 
 
 def retry_digest(batch_id: str, codes: list[str]) -> str:
-    """What tells a repeated retry from another create under the same key."""
+    """Return the digest that distinguishes a repeated retry from another request with the same idempotency key."""
     return create_digest({"retry_of": batch_id, "codes": codes})
 
 
 def create_of(first: BatchSpec, webhook: Webhook | None) -> CreateBatch:
-    """What would create a batch again, without the checks of what a client may ask for."""
+    """Return the request that would create the batch again, without the validation of client input."""
     return CreateBatch.model_construct(
         input_file_id=first.input_file_id,
         endpoint=first.endpoint,
@@ -103,7 +104,10 @@ def create_of(first: BatchSpec, webhook: Webhook | None) -> CreateBatch:
 
 
 def retry_spec(spec: BatchSpec, first: BatchSpec, retry: Retry) -> BatchSpec:
-    """Args: ``spec`` is of :func:`create_of`. The input keeps the rules under which it was accepted."""
+    """Return the specification of a retry, whose input keeps the rules under which it was accepted.
+
+    Args: ``spec`` was made from :func:`create_of`; ``first`` is that of the batch that is retried.
+    """
     return spec.model_copy(
         update={
             "batch_id": retry.batch_id,

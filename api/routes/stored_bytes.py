@@ -1,4 +1,4 @@
-"""The bytes that a tenant may store: those of its files, and what is under way to become some."""
+"""The limit of the bytes that a tenant may store, in files and in what is about to become files."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from api.http.multipart import FORM_ALLOWANCE, refuse_upload
 from api.tenants.keys import TenantLimits
 
 ANSWERS_SECONDS: Final = 10.0
-"""For so long the answers of running batches count as they were last seen."""
+"""Time in seconds for which the last known size of running batches' responses is reused."""
 
 
 @dataclass(eq=False)
 class Form:
-    """A form, or an upload that is created: what it takes of its tenant's room."""
+    """The room that an arriving form, or an upload that is being created, takes of its tenant's limit."""
 
     tenant: str
     maximum: int | None
-    """Bytes that the tenant may store."""
+    """Maximum number of bytes that the tenant may store; ``None`` for no limit."""
     upload_id: str = ""
-    """Of the upload that it brings a part of."""
+    """Id of the upload that the form brings a part of; empty if it brings a file."""
     bytes: int = 0
     free: int | None = None
-    """What was left for one whose length is not known before its end."""
+    """Bytes that were left of the limit, if the length of the form is not known in advance."""
 
     def arrived(self, size: int) -> None:
-        """Called with its size so far.
+        """Record the bytes that have arrived so far.
 
         Raises:
-            ApiError: it is larger than announced, and than what was left.
+            ApiError: ``size`` exceeds what was announced and what was left of the limit.
         """
         if self.free is not None and self.maximum is not None and size > max(self.bytes, self.free):
             raise _too_much_stored(self.tenant, self.maximum, self.maximum - self.free, 0, size)
@@ -55,7 +55,7 @@ class _Usage:
     answers: int
 
     def reserved(self, forms: Iterable[Form]) -> int:
-        """Bytes that are under way. Parts of a pending upload count as far as they go beyond what it announced."""
+        """Return the reserved bytes. Parts of a pending upload count only where they exceed what it announced."""
         coming: Counter[str] = Counter()
         for form in forms:
             coming[form.upload_id] += form.bytes
@@ -73,14 +73,15 @@ class _Tenant:
     forms: set[Form] = field(default_factory=set[Form])
     records: dict[IndexEntry, FileRecord] = field(default_factory=dict[IndexEntry, FileRecord])
     answers: tuple[float, int] = (float("-inf"), 0)
-    """When they were looked at, and their bytes."""
+    """Monotonic time at which the responses of running batches were last measured, and their bytes."""
 
 
 class StoredBytes:
-    """Keeps what each tenant has stored and has under way within the bytes that it may store.
+    """Keeps the stored and reserved bytes of each tenant within its limit.
 
-    Under way are uploads, by what they announced; forms that are arriving, in this process; and the answers of running
-    batches. Records do not change, so each is read once in a process, and from then on a look costs listings.
+    Bytes are reserved for uploads, by their announced size; for forms that are arriving in this process; and for the
+    responses of running batches. Records do not change, so a process reads each only once; after that, a check only
+    costs listings.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -93,16 +94,16 @@ class StoredBytes:
     async def arriving(
         self, request: Request, form: Form, max_bytes: int, *, is_repeat: bool = False
     ) -> AsyncGenerator[None]:
-        """Room for the file in a form of at most ``max_bytes`` that has not been read yet, while it arrives.
+        """Reserve room for the file in a form while the block reads the form.
 
         Args:
-            request: it says how large the form is, or not.
-            form: where it is counted.
-            max_bytes: of the file.
-            is_repeat: whether its file may be there already, and then needs no other room.
+            request: the request, whose ``Content-Length`` announces the size of the form, if it has one.
+            form: the form to reserve room for.
+            max_bytes: the maximum size of the file in bytes.
+            is_repeat: whether the file may exist already, in which case it needs no room.
 
         Raises:
-            ApiError: there is none.
+            ApiError: there is not enough room. The body has then been read, within bounds.
         """
         if form.maximum is None or is_repeat:
             yield
@@ -124,10 +125,10 @@ class StoredBytes:
 
     @contextlib.asynccontextmanager
     async def room(self, form: Form, size: int) -> AsyncGenerator[None]:
-        """Room for a file that is published within, a part that has arrived, or an upload that is created.
+        """Reserve room of ``size`` bytes while the block publishes a file, stores a part or creates an upload.
 
         Raises:
-            ApiError: there is none.
+            ApiError: there is not enough room.
         """
         if form.maximum is None:
             yield
@@ -138,10 +139,14 @@ class StoredBytes:
                 await self._take(form, size)
                 yield
             finally:
-                tenant.forms.discard(form)  # it counts where it is stored now, or nowhere
+                tenant.forms.discard(form)  # from now on its bytes count as stored, or not at all
 
     async def _take(self, form: Form, size: int) -> int:
-        """Count the form as this large; what is left then."""
+        """Reserve ``size`` bytes for the form, and return the bytes that are left of the limit.
+
+        Raises:
+            ApiError: there is not enough room.
+        """
         assert form.maximum is not None, "who has no limit is not counted"
         tenant = self._tenants[form.tenant]
         usage = await asyncio.to_thread(self._usage, form.tenant, tenant)
@@ -164,7 +169,7 @@ class StoredBytes:
         if time.monotonic() - tenant.answers[0] >= ANSWERS_SECONDS:
             tenant.answers = time.monotonic(), self._running.answers_bytes(name)
         now = time.time()
-        # Nobody can see or delete what has expired; the janitor will.
+        # Expired files do not count: no client can see or delete them, and the janitor deletes them.
         in_files = sum(record.bytes for record in records.values() if not record.is_expired(now))
         return _Usage(in_files, self._uploads.held(name), tenant.answers[1])
 

@@ -1,4 +1,4 @@
-"""The Uploads API: a file that arrives in parts, in parallel and in any order."""
+"""The Uploads API: files that arrive in parts, in parallel and in any order."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from api.routes.stored_bytes import StoredBytes, form_of
 from workflows.ids import file_id_for_upload
 
 MAX_PART_BYTES = 67_108_864
-"""What OpenAI's clients make a part of (64 MiB)."""
+"""Maximum size of a part: the size of the parts that OpenAI's clients send (64 MiB)."""
 MAX_PARTS = 10_000
-"""Of one upload; S3 joins no more."""
+"""Maximum number of parts of an upload: S3 joins no more."""
 _COMPLETING = 2
-"""Uploads made into files at a time: each holds a thread for as long as the store needs to copy its bytes."""
+"""Maximum number of uploads completed at once: each occupies a thread while the store copies its bytes."""
 _MD5 = re.compile(r"[0-9a-fA-F]{32}")
 
 _FORM = {
@@ -55,7 +55,7 @@ def uploads_router(settings: Settings, store: ObjectStore, stored: StoredBytes) 
     created, found = error_responses(403, 429, 503), error_responses(404, 503)
     part = error_responses(403, 404, 413, 429, 503)
     router.add_api_route("", routes.create_upload, methods=["POST"], response_model=Upload, responses=created)
-    # The body is read by the route as it arrives, so FastAPI cannot know of it.
+    # The route reads the body as it arrives, so FastAPI cannot document it.
     router.add_api_route(
         "/{upload_id}/parts",
         routes.add_part,
@@ -113,22 +113,22 @@ class _Uploads:
         ):
             part = ArrivedPart(part_id, data.size, data.newlines, data.is_open)
             async with self._stored.room(form, part.bytes):
-                # Again: it may have ended, or been filled by others, while this part arrived.
+                # Checked again: the upload may have ended, or other parts may have filled it, while this part arrived.
                 await asyncio.to_thread(self._check_room, tenant, upload_id, part.bytes)
                 await data.commit()
                 await asyncio.to_thread(self._uploads.add_part, tenant, upload_id, part)
         return UploadPart(id=part_id, created_at=int(time.time()), upload_id=upload_id)
 
     async def complete_upload(self, upload_id: str, body: CompleteUpload, tenant: Tenant) -> Upload:
-        # What the file holds its parts have held before, so it needs no other room.
+        # The bytes of the file are already counted as those of its parts, so no room is reserved.
         async with self._completing:
-            # A thread goes on to its end where the client has left, and a repeated request finds what it did.
+            # The thread finishes even if the client disconnects, and a repeated request finds its result.
             return upload_object(await asyncio.to_thread(self._complete, tenant, upload_id, body))
 
     async def cancel_upload(self, upload_id: str, tenant: Tenant) -> Upload:
         return upload_object(await asyncio.to_thread(self._cancel, tenant, upload_id))
 
-    # These block.
+    # The methods below block.
 
     def _find(self, tenant: str, upload_id: str) -> UploadState:
         try:
@@ -143,7 +143,7 @@ class _Uploads:
         parts = self._uploads.parts(tenant, upload_id)
         if len(parts) >= MAX_PARTS:
             raise ApiError(400, f"An upload may have no more than {MAX_PARTS} parts.", param="data")
-        # Twice, since a client whose answer was lost sends a part again.
+        # Twice the size, since a client that did not get a response sends the part again.
         maximum = 2 * upload.record.bytes + MAX_PART_BYTES
         if sum(part.bytes for part in parts.values()) + size > maximum:
             text = f"The parts of this upload hold more than {maximum} bytes already, but it is to be a file of"
@@ -162,14 +162,18 @@ class _Uploads:
                 _check_md5(body.md5, self._uploads.md5(tenant, upload_id, parts))
             upload = self._uploads.complete(tenant, upload_id, _file_record(file_id, upload.record, parts), parts)
         except (ApiError, ObjectNotFoundError):
-            # Another request may have ended the upload since, and deleted the parts.
+            # Another request may have ended the upload meanwhile, and deleted the parts.
             upload = self._find(tenant, upload_id)
             if upload.status == "pending":
                 raise
         return self._completed(tenant, upload, file_id)
 
     def _completed(self, tenant: str, upload: UploadState, file_id: str) -> UploadState:
-        """An upload that is completed, if it became this file; nothing changes by asking again."""
+        """Publish the file of a completed upload if it is ``file_id``, and return the upload. Repeating it is harmless.
+
+        Raises:
+            ApiError: the upload is not completed, or became a different file.
+        """
         if not upload.file:
             raise _wrong_state("complete", upload)
         if upload.file.id != file_id:
@@ -187,7 +191,11 @@ class _Uploads:
 
 
 def _chosen(record: UploadRecord, parts: dict[str, ArrivedPart], part_ids: Sequence[str]) -> list[ArrivedPart]:
-    """The parts that a client named, in its order, if they make the file that it announced."""
+    """Return the parts that a client named, in its order.
+
+    Raises:
+        ApiError: a part is unknown or named twice, or the parts do not add up to the announced size.
+    """
     seen: set[str] = set()
     for part_id in part_ids:
         if part_id in seen:
@@ -227,5 +235,5 @@ def _no_upload(upload_id: str) -> ApiError:
 
 
 def _wrong_state(what: str, upload: UploadState) -> ApiError:
-    # Not 409: OpenAI's clients would try again.
+    # Not 409: OpenAI's clients would retry it.
     return ApiError(400, f"Cannot {what} an upload with status '{upload.status}'.")
