@@ -21,6 +21,7 @@ from temporalio.worker import (
     WorkerTuner,
 )
 
+from activities.cancel_watch import CancelWatch
 from activities.close_batch import CloseBatch
 from activities.configured import open_inputs
 from activities.delete_expired import DeleteExpired
@@ -131,7 +132,7 @@ class BatchWorker:
         self._limiters: dict[str, Limiter] = {}
         self._rooms: list[RoomForRequests] = []
         self._metrics = RequestMetrics()
-        self._process = Process(settings.max_answers_bytes)
+        self._process = Process(settings.max_answers_bytes, CancelWatch(client))
         self._drain = timedelta(seconds=settings.drain_timeout)
         self._batch_worker = Worker(
             client,

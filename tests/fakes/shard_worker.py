@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
+from activities.cancel_watch import CancelWatch
 from activities.records import keys, shard_keys
 from activities.records.shard_keys import ShardRef
 from activities.results.records import RecordReader
@@ -25,6 +26,22 @@ from tests.fakes.worker import BATCH, CHAT, TENANT, FakeEngine, ShakyStore, acti
 from workflows.types import RunRequestsInput, Shard, ShardResult
 
 SHARD = ShardRef(TENANT, BATCH, "c1", 0)
+
+
+class FakeTemporal:
+    """What is asked of it about a running activity."""
+
+    def __init__(self, answer: Exception | None = None) -> None:
+        self.answer = answer
+        self.asked: list[Any] = []
+
+    def get_async_activity_handle(self, *, task_token: bytes) -> FakeTemporal:
+        return self
+
+    async def heartbeat(self, said: Any) -> None:
+        self.asked.append(said)
+        if self.answer:
+            raise self.answer
 
 
 class ShardWorker:
@@ -47,7 +64,7 @@ class ShardWorker:
         self.shard = Shard(0, len(content), 1, requests)
 
     def new_process(self) -> RunRequests:
-        self.process = Process(1 << 20)
+        self.process = Process(1 << 20, CancelWatch(cast(Client, FakeTemporal())))
         return RunRequests(
             self.store, self.engine.client, self.limiter, self.room, self.interval, RequestMetrics(), self.process
         )

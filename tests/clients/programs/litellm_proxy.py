@@ -1,0 +1,71 @@
+"""The proxy between its own clients and Everbatch; the clients are openai's."""
+
+import atexit
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+import openai_sdk
+from openai import OpenAI
+
+KEY = "sk-proxy"
+START_SECONDS = 120
+
+
+def config(base_url, model):
+    everbatch = {"api_base": base_url, "api_key": "none"}
+    return {
+        "model_list": [{"model_name": model, "litellm_params": {"model": f"openai/{model}", **everbatch}}],
+        "files_settings": [{"custom_llm_provider": "openai", **everbatch}],
+        "general_settings": {"master_key": KEY},
+    }
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def is_ready(url):
+    try:
+        with urllib.request.urlopen(f"{url}/health/liveliness", timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def start(base_url, model):
+    folder = tempfile.mkdtemp()
+    path = os.path.join(folder, "config.yaml")
+    with open(path, "w") as file:
+        json.dump(config(base_url, model), file)  # JSON is YAML
+    port = free_port()
+    command = [os.path.join(os.path.dirname(sys.executable), "litellm"), "--config", path, "--host", "127.0.0.1"]
+    # Without its own idea of the models of the world, which it would fetch.
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    process = subprocess.Popen([*command, "--port", str(port)], cwd=folder, env=environment, stdout=sys.stderr)
+    atexit.register(process.wait)
+    atexit.register(process.terminate)
+    url = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + START_SECONDS
+    while not is_ready(url):
+        assert process.poll() is None, "the proxy ended"
+        assert time.monotonic() < deadline, "the proxy does not start"
+        time.sleep(0.2)
+    return url
+
+
+RUNNING = {}
+
+
+def run(base_url, model, prompts):
+    if base_url not in RUNNING:
+        RUNNING[base_url] = start(base_url, model)
+    return openai_sdk.run(base_url, model, prompts, OpenAI(base_url=f"{RUNNING[base_url]}/v1", api_key=KEY))
