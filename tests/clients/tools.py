@@ -36,7 +36,7 @@ class Tool:
     needs: str = ""
     """A program, or a package of ours, that must be here."""
     quick: bool = False
-    """Whether `.ci/run` runs it: its environment is made within seconds, and stands for what many tools are built on."""
+    """Whether `.ci/run` runs it: it takes seconds, and stands for what many tools are built on."""
 
     @property
     def outcomes(self) -> dict[str, str]:

@@ -136,6 +136,7 @@ ENDPOINTS = {
 }
 
 
+@pytest.mark.quick
 async def test_each_line_is_answered_as_the_engine_answers(
     cluster: Launcher, tmp_path: Path, engine: StartEngine
 ) -> None:
@@ -144,6 +145,7 @@ async def test_each_line_is_answered_as_the_engine_answers(
         await assert_answered_as_when_asked(client, engines, ENDPOINTS)
 
 
+@pytest.mark.quick
 async def test_an_image_is_refused_once(cluster: Launcher, tmp_path: Path, engine: StartEngine) -> None:
     """Though its status is 500, and nobody else is there to be answered."""
     async with await start(cluster, tmp_path, [await engine()]) as client:
@@ -177,7 +179,9 @@ async def test_killed_and_started_again_mid_batch(cluster: Launcher, tmp_path: P
     assert count <= it.begun() <= count + 2 * (64 + 64)
 
 
+@pytest.mark.quick
 async def test_a_cancel_frees_its_slots(cluster: Launcher, tmp_path: Path, engine: StartEngine) -> None:
+    """Within two seconds, of which one is llama.cpp's own: it looks once a second whether a client is still there."""
     it = await engine(slots=4, slot_context=60_000)
     async with await start(cluster, tmp_path, [it]) as client:
         batch_id = await submit(client, [chat(f"r-{n}", max_tokens=50_000, ignore_eos=True) for n in range(100)])
