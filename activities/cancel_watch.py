@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 from contextvars import Context
-from typing import Final, NamedTuple
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
 
 from temporalio.client import AsyncActivityCancelledError, Client
 from temporalio.service import RPCError
@@ -14,30 +16,31 @@ from temporalio.service import RPCError
 from workflows.types import ShardProgress
 
 ASK_SECONDS: Final = 0.4
-"""Between two questions about one run."""
-GAP_SECONDS: Final = 0.05
-"""Between any two questions, so that many runs make no load: of 30 and more, the SDK's heartbeats tell sooner."""
+"""Between two questions about one run …"""
+EACH_SECONDS: Final = 0.05
+"""… and so long for each run, so that many make no load: of 30 and more, the SDK's heartbeats tell sooner."""
+CALL_LIMIT: Final = timedelta(seconds=2)
 
 
-class _Shard(NamedTuple):
+@dataclass(eq=False)
+class _Shard:
     task_token: bytes
     progress: Callable[[], ShardProgress]
     on_cancel: Callable[[], None]
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class CancelWatch:
     """Of one worker process, on its event loop.
 
     Word of a cancel comes with the answer to a heartbeat, of which the SDK sends one in 1.5 s: for so long an engine
-    would go on generating for nobody. So Temporal is asked here about one shard of each run after the other, by a
-    heartbeat beside the SDK's, and all shards of that run are told.
+    would go on generating for nobody. So Temporal is asked here about one shard of each run, by a heartbeat beside the
+    SDK's, and all shards of a run that is cancelled are told.
     """
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._runs: dict[str, list[_Shard]] = {}
-        self._asked: _Shard | None = None
-        self._asking = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
@@ -59,9 +62,8 @@ class CancelWatch:
             self._runs[run_id].remove(shard)
             if not self._runs[run_id]:
                 del self._runs[run_id]
-            if self._asked is shard:  # else what is on its way might overwrite its last word
-                async with self._asking:
-                    pass
+            async with shard.asking:  # a heartbeat that is on its way must not overwrite the shard's last one
+                pass
 
     def tell(self, run_id: str) -> None:
         """The run is cancelled."""
@@ -70,23 +72,23 @@ class CancelWatch:
 
     async def _watch(self) -> None:
         while self._runs:
-            await asyncio.sleep(max(ASK_SECONDS / len(self._runs), GAP_SECONDS))
-            if self._runs:
-                run_id = next(iter(self._runs))
-                shards = self._runs[run_id] = self._runs.pop(run_id)  # to the end of the line
-                shards.append(shards.pop(0))
-                if await self._is_cancelled(shards[-1]):
-                    self.tell(run_id)
+            await asyncio.sleep(max(ASK_SECONDS, EACH_SECONDS * len(self._runs)))
+            await asyncio.gather(*(self._look(run_id) for run_id in self._runs))
+
+    async def _look(self, run_id: str) -> None:
+        if shards := self._runs.get(run_id):
+            shard = shards.pop(0)
+            shards.append(shard)  # another one next time, should this one be lost
+            if await self._is_cancelled(shard):
+                self.tell(run_id)
 
     async def _is_cancelled(self, shard: _Shard) -> bool:
-        async with self._asking:
-            self._asked = shard
+        async with shard.asking:
+            handle = self._client.get_async_activity_handle(task_token=shard.task_token)
             try:
-                await self._client.get_async_activity_handle(task_token=shard.task_token).heartbeat(shard.progress())
+                await handle.heartbeat(shard.progress(), rpc_timeout=CALL_LIMIT)
             except AsyncActivityCancelledError as error:
                 return error.details is not None and error.details.cancel_requested
             except RPCError:
-                return False  # the SDK hears of that too
-            finally:
-                self._asked = None
+                pass  # what that means is for the SDK's own heartbeats to find out
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,7 +39,7 @@ class FakeTemporal:
     def get_async_activity_handle(self, *, task_token: bytes) -> FakeTemporal:
         return self
 
-    async def heartbeat(self, said: Any) -> None:
+    async def heartbeat(self, said: Any, *, rpc_timeout: timedelta | None = None) -> None:
         self.asked.append(said)
         if self.answer:
             raise self.answer
