@@ -175,7 +175,7 @@ TOOLS: Final = (
         '`create_file`, `create_batch`, `file_content` with `custom_llm_provider="hosted_vllm"`',
     ),
     Tool(
-        *("litellm proxy", "litellm_proxy", ("litellm[proxy]==1.110.2", "openai==3.57.0")),
+        *("litellm proxy", "litellm_proxy", ("litellm[proxy]==1.108.7", "openai==3.57.0")),
         "`openai` with the proxy as `base_url`; Everbatch in its `files_settings`",
     ),
 )
