@@ -176,6 +176,6 @@ TOOLS: Final = (
     ),
     Tool(
         *("litellm proxy", "litellm_proxy", ("litellm[proxy]==1.108.7", "openai==3.57.0")),
-        "`openai` with the proxy as `base_url`; Everbatch in its `files_settings`",
+        "`openai` with the proxy as `base_url`, and `x-litellm-model`; Everbatch as the model's `api_base`",
     ),
 )

@@ -19,10 +19,9 @@ START_SECONDS = 120
 
 
 def config(base_url, model):
-    everbatch = {"api_base": base_url, "api_key": "none"}
+    params = {"model": f"openai/{model}", "api_base": base_url, "api_key": "none"}
     return {
-        "model_list": [{"model_name": model, "litellm_params": {"model": f"openai/{model}", **everbatch}}],
-        "files_settings": [{"custom_llm_provider": "openai", **everbatch}],
+        "model_list": [{"model_name": model, "litellm_params": params}],
         "general_settings": {"master_key": KEY},
     }
 
@@ -41,7 +40,7 @@ def is_ready(url):
         return False
 
 
-def start(base_url, model):
+def prepare(base_url, model):
     folder = tempfile.mkdtemp()
     path = os.path.join(folder, "config.yaml")
     with open(path, "w") as file:
@@ -53,19 +52,17 @@ def start(base_url, model):
     process = subprocess.Popen([*command, "--port", str(port)], cwd=folder, env=environment, stdout=sys.stderr)
     atexit.register(process.wait)
     atexit.register(process.terminate)
-    url = f"http://127.0.0.1:{port}"
+    os.environ["PROXY_URL"] = url = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + START_SECONDS
     while not is_ready(url):
         assert process.poll() is None, "the proxy ended"
         assert time.monotonic() < deadline, "the proxy does not start"
         time.sleep(0.2)
-    return url
-
-
-RUNNING = {}
 
 
 def run(base_url, model, prompts):
-    if base_url not in RUNNING:
-        RUNNING[base_url] = start(base_url, model)
-    return openai_sdk.run(base_url, model, prompts, OpenAI(base_url=f"{RUNNING[base_url]}/v1", api_key=KEY))
+    # The proxy writes the model into the ids that it gives out, by which it knows later where they belong.
+    client = OpenAI(
+        base_url=f"{os.environ['PROXY_URL']}/v1", api_key=KEY, default_headers={"x-litellm-model": model}
+    )
+    return openai_sdk.run(base_url, model, prompts, client)
