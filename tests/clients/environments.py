@@ -45,9 +45,12 @@ class Environment:
 
 
 def main() -> int:
-    quick = [tool for tool in TOOLS if tool.quick and not tool.needs]
-    made = [(tool, Environment(tool)) for tool in quick]
-    return max(install_if_missing(tool.name, one.is_installed, one.install) for tool, one in made)
+    for tool in TOOLS:
+        if tool.quick and not tool.needs:
+            one = Environment(tool)
+            if install_if_missing(tool.name, one.is_installed, one.install):
+                return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def raises(error: str) -> str:
 
 TOOLS: Final = (
     Tool(
-        *("curl", "curl", ("as Debian has it",), "the commands of OpenAI's documentation"),
+        *("curl", "curl", ("the one that is there",), "the commands of OpenAI's documentation"),
         needs="curl",
         quick=True,
     ),

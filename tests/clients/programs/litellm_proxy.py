@@ -62,7 +62,5 @@ def prepare(base_url, model):
 
 def run(base_url, model, prompts):
     # The proxy writes the model into the ids that it gives out, by which it knows later where they belong.
-    client = OpenAI(
-        base_url=f"{os.environ['PROXY_URL']}/v1", api_key=KEY, default_headers={"x-litellm-model": model}
-    )
+    client = OpenAI(base_url=f"{os.environ['PROXY_URL']}/v1", api_key=KEY, default_headers={"x-litellm-model": model})
     return openai_sdk.run(base_url, model, prompts, client)
