@@ -11,17 +11,16 @@ from typing import Final
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from activities.cancel_watch import CancelWatch
 from activities.heartbeats import BEAT_SECONDS, ShardHeartbeat, last_progress
 from activities.passing_failures import try_again
+from activities.process import Process
 from activities.results.commits import Commits
-from activities.results.first_answers import FirstAnswersOfBatches, has_output
+from activities.results.first_answers import has_output
 from activities.results.output_lines import OutputLines
 from activities.results.shard_input import ShardRequest
 from activities.results.shard_log import ShardLog
 from activities.results.tries import Tries
 from activities.store.object_store import ObjectStore
-from activities.upstreams.answer_budget import AnswerBudget
 from activities.upstreams.answers import Answer, Verdict
 from activities.upstreams.client import InferenceClient
 from activities.upstreams.judgement import OUTCOMES, Fault, Outcome
@@ -46,18 +45,6 @@ suspects yet may take two workers down beside it, and then goes one at a time to
 
 AT_ONCE: Final = 0.001
 """Seconds; zero would be taken for "not set"."""
-
-
-class Process:
-    """What all shards share that run in one worker process, of whatever upstream."""
-
-    def __init__(self, max_input_bytes: int, cancels: CancelWatch) -> None:
-        self.inputs = AnswerBudget(max_input_bytes)
-        """Of memory, for the requests of the shards."""
-        self.cancels = cancels
-        self.first_answers = FirstAnswersOfBatches()
-        self.suspect = asyncio.Lock()
-        """Held while a request is sent that may be what takes workers down."""
 
 
 class ShardRun:
@@ -218,13 +205,11 @@ class ShardRun:
         """
         self._stop_sending()
         try:
-            while self._sending:
+            while self._sending and not self._limiter.drain_is_over:
                 await asyncio.wait(self._sending, timeout=BEAT_SECONDS)
-                if self._sending and self._limiter.drain_is_over:
-                    return False
         except asyncio.CancelledError:
             return False
-        return not self._is_cancelled
+        return not (self._sending or self._is_cancelled)
 
     async def _end(self, stopped_by: Wait | None = None) -> ShardResult:
         """Everything that was to be sent has been: commit, and finish the shard or ask for another attempt."""

@@ -30,9 +30,9 @@ from activities.heartbeats import HEARTBEAT_THROTTLE
 from activities.input.scan_process import ScanProcesses
 from activities.passing_failures import StoreFailures
 from activities.pause_shards import PauseShards
+from activities.process import Process
 from activities.run_requests import RunRequests
 from activities.settings import Settings
-from activities.shard_run import Process
 from activities.store.object_store import STORE_THREADS, ObjectStore
 from activities.temporal.batch_runs import BatchRuns
 from activities.upstreams.client import InferenceClient

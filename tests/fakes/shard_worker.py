@@ -14,12 +14,12 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities.cancel_watch import CancelWatch
+from activities.process import Process
 from activities.records import keys, shard_keys
 from activities.records.shard_keys import ShardRef
 from activities.results.records import RecordReader
 from activities.results.shard_log import Committed, look_up
 from activities.run_requests import RunRequests
-from activities.shard_run import Process
 from activities.upstreams.limiter import Limiter
 from activities.upstreams.metrics import RequestMetrics
 from activities.upstreams.slots import RoomForRequests
