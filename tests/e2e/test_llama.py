@@ -136,6 +136,7 @@ ENDPOINTS = {
 }
 
 
+@pytest.mark.quick
 async def test_each_line_is_answered_as_the_engine_answers(
     cluster: Launcher, tmp_path: Path, engine: StartEngine
 ) -> None:
@@ -144,6 +145,7 @@ async def test_each_line_is_answered_as_the_engine_answers(
         await assert_answered_as_when_asked(client, engines, ENDPOINTS)
 
 
+@pytest.mark.quick
 async def test_an_image_is_refused_once(cluster: Launcher, tmp_path: Path, engine: StartEngine) -> None:
     """Though its status is 500, and nobody else is there to be answered."""
     async with await start(cluster, tmp_path, [await engine()]) as client:
@@ -177,19 +179,33 @@ async def test_killed_and_started_again_mid_batch(cluster: Launcher, tmp_path: P
     assert count <= it.begun() <= count + 2 * (64 + 64)
 
 
+async def idle_since(it: LlamaServer) -> float:
+    """The moment since which it works on nothing, once that is longer ago than it takes to begin with what waited."""
+    since = time.monotonic()
+    async with asyncio.timeout(30):
+        while time.monotonic() - since < 1.5:
+            if await it.busy():
+                since = time.monotonic()
+            await asyncio.sleep(0.02)
+    return since
+
+
+@pytest.mark.quick
 async def test_a_cancel_frees_its_slots(cluster: Launcher, tmp_path: Path, engine: StartEngine) -> None:
+    """Within two seconds, of which one is llama.cpp's own: it looks once a second whether a client is still there.
+
+    With more in flight than slots it may take another second or two: it begins with what waited for one of its threads
+    though that client is gone too. Sixteen direct requests that were closed together kept it busy for two seconds.
+    """
     it = await engine(slots=4, slot_context=60_000)
-    async with await start(cluster, tmp_path, [it]) as client:
+    async with await start(cluster, tmp_path, [it], max_in_flight="4") as client:
         batch_id = await submit(client, [chat(f"r-{n}", max_tokens=50_000, ignore_eos=True) for n in range(100)])
         await it.until_busy(4, 30)
         await client.batches.cancel(batch_id)
         cancelled = time.monotonic()
-        await it.until_busy(0, 10)
-        seconds = time.monotonic() - cancelled
+        assert await idle_since(it) - cancelled <= 2
         batch = await until_batch(client, batch_id, lambda batch: batch.status in TERMINAL)
         assert batch.status == "cancelled"
-        assert await it.busy() == 0
-    assert seconds <= 2
 
 
 async def test_one_slot(cluster: Launcher, tmp_path: Path, engine: StartEngine) -> None:

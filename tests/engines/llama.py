@@ -55,7 +55,8 @@ class LlamaServer(EngineServer):
 
     async def busy(self) -> int:
         # By its own log: over HTTP it answers only when it has a thread free.
-        return self._count("processing task") - self._count("stop processing")
+        log = self._log.read_text(errors="replace")
+        return log.count("processing task") - log.count("stop processing")
 
     def begun(self) -> int:
         return self._count("processing task")

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
+from activities.cancel_watch import CancelWatch
+from activities.process import Process
 from activities.records import keys, shard_keys
 from activities.records.shard_keys import ShardRef
 from activities.results.records import RecordReader
 from activities.results.shard_log import Committed, look_up
 from activities.run_requests import RunRequests
-from activities.shard_run import Process
 from activities.upstreams.limiter import Limiter
 from activities.upstreams.metrics import RequestMetrics
 from activities.upstreams.slots import RoomForRequests
@@ -25,6 +27,22 @@ from tests.fakes.worker import BATCH, CHAT, TENANT, FakeEngine, ShakyStore, acti
 from workflows.types import RunRequestsInput, Shard, ShardResult
 
 SHARD = ShardRef(TENANT, BATCH, "c1", 0)
+
+
+class FakeTemporal:
+    """What is asked of it about a running activity."""
+
+    def __init__(self, answer: Exception | None = None) -> None:
+        self.answer = answer
+        self.asked: list[Any] = []
+
+    def get_async_activity_handle(self, *, task_token: bytes) -> FakeTemporal:
+        return self
+
+    async def heartbeat(self, said: Any, *, rpc_timeout: timedelta | None = None) -> None:
+        self.asked.append(said)
+        if self.answer:
+            raise self.answer
 
 
 class ShardWorker:
@@ -47,7 +65,7 @@ class ShardWorker:
         self.shard = Shard(0, len(content), 1, requests)
 
     def new_process(self) -> RunRequests:
-        self.process = Process(1 << 20)
+        self.process = Process(1 << 20, CancelWatch(cast(Client, FakeTemporal())))
         return RunRequests(
             self.store, self.engine.client, self.limiter, self.room, self.interval, RequestMetrics(), self.process
         )

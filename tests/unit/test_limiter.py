@@ -628,15 +628,3 @@ async def test_whatever_happens_the_count_is_right_and_nobody_waits_in_vain(
             assert not limiter.room(int(limiter.limit))
         elif limiter.waiting:
             assert limiter.in_flight >= 1
-
-
-async def test_what_a_cancelled_batch_leaves_free_is_for_others_alone() -> None:
-    """Its shards hear of the cancel one after the other."""
-    up = Upstream(maximum=2)
-    up.shard("first", 2, batch="cancelled")
-    up.shard("second", 2, batch="cancelled")
-    up.shard("other", 1)
-    up.limiter.stop("cancelled")
-    up.answer(2, Outcome.DROPPED)
-    assert up.order == ["first", "first", "other"]
-    assert (up.limiter.in_flight, up.limiter.waiting) == (1, 0)

@@ -22,9 +22,9 @@ from activities import heartbeats
 from activities.records import shard_keys
 from activities.results import commits
 from activities.results.shard_log import Tries
-from tests.fakes.shard_worker import SHARD, ShardWorker
+from tests.fakes.shard_worker import SHARD, FakeTemporal, ShardWorker
 from tests.fakes.worker import refusal, request_line, until
-from workflows.types import Shard, ShardProgress, ShardResult
+from workflows.types import Shard, ShardResult
 from workflows.waits import EndsBy, WaitKind, store_wait
 
 
@@ -113,6 +113,27 @@ async def test_cancelling_many_shards_at_once_leaves_no_request_counted(tmp_path
     worker.settled()
 
 
+async def test_the_first_shard_that_hears_of_a_cancel_tells_the_others(tmp_path: Path) -> None:
+    """They would hear of it one after the other, and send what each leaves free."""
+    worker = ShardWorker(tmp_path, 8, in_flight=4)
+    worker.engine.held = set(range(1, 9))
+    first_bytes = sum(len(request_line(number)) for number in range(1, 5))
+    others_bytes = sum(len(request_line(number)) for number in range(5, 9))
+    first, environment = worker.start(shard=Shard(0, first_bytes, 1, 4))
+    await until(lambda: worker.engine.in_flight == 4)
+    other, others_environment = worker.start(shard=Shard(first_bytes, others_bytes, 5, 4), index=1)
+    await until(lambda: worker.limiter.waiting == 4)
+    others_environment.cancel(ActivityCancellationDetails(cancel_requested=True))
+    await until(lambda: worker.engine.in_flight == 0)
+    assert worker.engine.sent == [1, 2, 3, 4]
+    assert not first.done()  # until the SDK has heard of it too
+    environment.cancel(ActivityCancellationDetails(cancel_requested=True))
+    for running in (first, other):
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    worker.settled()
+
+
 async def test_a_worker_that_was_suspended_sends_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeats, "BEAT_SECONDS", 0.05)
     worker = ShardWorker(tmp_path, 10, in_flight=4)
@@ -153,18 +174,8 @@ async def test_an_attempt_that_temporal_gave_up_before_it_began_sends_nothing(
     worker: ShardWorker, status: RPCStatusCode | None
 ) -> None:
     """Its worker was suspended after it had taken the shard: that runs elsewhere, so Temporal is asked first."""
-    asked: list[ShardProgress] = []
-
-    class Temporal:
-        def get_async_activity_handle(self, *, task_token: bytes) -> Temporal:
-            return self
-
-        async def heartbeat(self, said: ShardProgress) -> None:
-            asked.append(said)
-            if status:
-                raise RPCError("no", status, b"")
-
-    running, environment = worker.start(temporal=cast(Client, Temporal()))
+    temporal = FakeTemporal(RPCError("no", status, b"") if status else None)
+    running, environment = worker.start(temporal=cast(Client, temporal))
     taken = datetime.now(UTC) - timedelta(seconds=15)
     environment.info = dataclasses.replace(
         environment.info, heartbeat_timeout=timedelta(seconds=10), started_time=taken
@@ -175,7 +186,7 @@ async def test_an_attempt_that_temporal_gave_up_before_it_began_sends_nothing(
     else:
         assert (await running).completed == 10
     assert len(worker.engine.sent) == (0 if status is RPCStatusCode.NOT_FOUND else 10)
-    assert len(asked) == 1
+    assert len(temporal.asked) == 1
 
 
 # Pause

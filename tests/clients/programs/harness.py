@@ -1,6 +1,7 @@
 """Runs a tool's program in the tool's own environment: ``python harness.py NAME``, with the scenarios as JSON on stdin.
 
-Each program has ``run(base_url, model, prompts)``, which gives a text or ``None`` for each prompt, in order.
+Each program has ``run(base_url, model, prompts)``, which gives a text or ``None`` for each prompt, in order. One that
+starts something first, which may take its time, has ``prepare(base_url, model)`` too.
 """
 
 import importlib
@@ -35,6 +36,8 @@ def main():
     signal.signal(signal.SIGALRM, too_long)
     os.environ.update(OPENAI_BASE_URL=given["base_url"], OPENAI_API_KEY="none")
     program = importlib.import_module(sys.argv[1])
+    if hasattr(program, "prepare"):
+        program.prepare(given["base_url"], given["model"])
     outcomes = {}
     for name, prompts in given["scenarios"].items():
         signal.alarm(SECONDS)
