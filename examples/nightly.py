@@ -21,7 +21,7 @@ TASK = "Answer with one of: billing, bug, feature, account."
 
 def label(tickets: dict[str, str]) -> dict[str, Result]:
     openai = OpenAI(base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"), api_key="none")
-    with BatchClient(openai, away=lambda error: print(f"waiting: {error}", file=sys.stderr)) as client:
+    with BatchClient(openai, on_retry=lambda error: print(f"waiting: {error}", file=sys.stderr)) as client:
         model = next(iter(openai.models.list())).id
         requests = (
             (ticket, {"model": model, "messages": [{"role": "user", "content": f"{TASK}\n{text}"}]})

@@ -55,9 +55,11 @@ class Session:
     @property
     def patient(self) -> BatchClient:
         """A client for a server that has responded before; it waits for the server when that becomes unavailable."""
-        return BatchClient(self._openai, patience=PATIENCE_SECONDS, max_poll=MAX_POLL_SECONDS, away=self._away)
+        return BatchClient(
+            self._openai, patience=PATIENCE_SECONDS, max_poll=MAX_POLL_SECONDS, on_retry=self._show_retry
+        )
 
-    def _away(self, error: APIError) -> None:
+    def _show_retry(self, error: APIError) -> None:
         self.display.say(f"the server is unavailable ({_reason(error)}); waiting")
 
     def watch(self, batch: Batch) -> Batch:
@@ -104,7 +106,8 @@ def run(name: str, base_url: str | None, api_key: str | None, command: Callable[
 
 def _reason(error: Exception) -> str:
     if isinstance(error, APIConnectionError):
-        return f"no connection to {error.request.url.copy_with(query=None)} ({error.__cause__ or error})"
+        url = error.request.url.copy_with(query=None)
+        return f"no connection to {url} ({error.__cause__ or error}); --base-url sets the server"
     if isinstance(error, APIStatusError) and error.status_code in (404, 405) and not isinstance(error.body, dict):
         return f"{NotABatchServerError()} (HTTP {error.status_code})"
     if isinstance(error, APIStatusError):

@@ -27,7 +27,7 @@ class AsyncBatchClient:
         openai: the SDK's client, which holds the base URL and the API key. This client closes it.
         patience: see :class:`BatchClient`.
         max_poll: see :class:`BatchClient`.
-        away: see :class:`BatchClient`.
+        on_retry: see :class:`BatchClient`.
         sleep: coroutine function that waits for the given number of seconds.
     """
 
@@ -37,10 +37,10 @@ class AsyncBatchClient:
         *,
         patience: float = PATIENCE_SECONDS,
         max_poll: float = MAX_POLL_SECONDS,
-        away: Callable[[APIError], object] = lambda _: None,
+        on_retry: Callable[[APIError], object] = lambda _: None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        self._batches = Batches(AwaitedCalls(openai, sleep), patience, max_poll, away)
+        self._batches = Batches(AwaitedCalls(openai, sleep), patience, max_poll, on_retry)
 
     async def __aenter__(self) -> Self:
         return self

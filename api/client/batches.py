@@ -42,9 +42,9 @@ _REQUESTS_AT_ONCE: Final = 100
 class Batches:
     """Submits batches, waits for them, and reads their results. :class:`BatchClient` documents the methods."""
 
-    def __init__(self, calls: Calls, patience: float, max_poll: float, away: Callable[[APIError], object]) -> None:
+    def __init__(self, calls: Calls, patience: float, max_poll: float, on_retry: Callable[[APIError], object]) -> None:
         self._calls = calls
-        self._patience = Patience(patience, away, calls.sleep)
+        self._patience = Patience(patience, on_retry, calls.sleep)
         self._max_poll = max_poll
         self._ended: dict[str, Batch] = {}
 

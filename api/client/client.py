@@ -27,7 +27,7 @@ class BatchClient:
         openai: the SDK's client, which holds the base URL and the API key. This client closes it.
         patience: the number of seconds that the server may be unavailable before a call fails.
         max_poll: the longest interval between two polls of a batch, in seconds. The first intervals are shorter.
-        away: called with each error after which the client waits and tries again.
+        on_retry: called with each error after which the client waits and tries again.
         sleep: function that waits for the given number of seconds.
 
     Raises:
@@ -41,10 +41,10 @@ class BatchClient:
         *,
         patience: float = PATIENCE_SECONDS,
         max_poll: float = MAX_POLL_SECONDS,
-        away: Callable[[APIError], object] = lambda _: None,
+        on_retry: Callable[[APIError], object] = lambda _: None,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        self._batches = Batches(BlockingCalls(openai, sleep), patience, max_poll, away)
+        self._batches = Batches(BlockingCalls(openai, sleep), patience, max_poll, on_retry)
 
     def __enter__(self) -> Self:
         return self

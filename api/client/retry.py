@@ -21,15 +21,15 @@ class Patience:
 
     Args:
         seconds: the longest time to keep trying, counted from the first failure of a call.
-        away: called with each error before the wait for the next attempt.
+        on_retry: called with each error before the wait for the next attempt.
         sleep: coroutine function that waits for the given number of seconds.
     """
 
     def __init__(
-        self, seconds: float, away: Callable[[APIError], object], sleep: Callable[[float], Awaitable[object]]
+        self, seconds: float, on_retry: Callable[[APIError], object], sleep: Callable[[float], Awaitable[object]]
     ) -> None:
         self._seconds = seconds
-        self._away = away
+        self._on_retry = on_retry
         self._sleep = sleep
 
     async def call(self, attempt: Callable[[], Awaitable[T]], advanced: Callable[[], bool] = lambda: False) -> T:
@@ -55,7 +55,7 @@ class Patience:
                 gives_up = gives_up or time.monotonic() + self._seconds
                 if not is_transient(error) or time.monotonic() + wait > gives_up:
                     raise
-                self._away(error)
+                self._on_retry(error)
             await self._sleep(wait)
             pause = min(pause * 2, MAX_PAUSE_SECONDS)
 

@@ -104,7 +104,9 @@ def caller_of(scope: Scope) -> Caller | None:
 
 
 _BEARER = HTTPBearer(auto_error=False, scheme_name="bearer", description="A key of `everbatch keys create`.")
-_API_KEY = APIKeyHeader(name="api-key", auto_error=False, scheme_name="api-key", description="As Azure's clients do.")
+_API_KEY = APIKeyHeader(
+    name="api-key", auto_error=False, scheme_name="api-key", description="The header that clients of Azure OpenAI send."
+)
 _X_API_KEY = APIKeyHeader(
     name="x-api-key", auto_error=False, scheme_name="x-api-key", description="As Anthropic's clients do."
 )

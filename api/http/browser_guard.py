@@ -41,9 +41,8 @@ class BrowserGuard:
         if host is not None and not self._is_ours(host, scope):
             return ApiError(
                 421,
-                f"This server has no key file, and is not reached by the name {shown(host)}: use localhost, set "
-                "EVERBATCH_ALLOWED_HOSTS to the names that it is to answer to, or EVERBATCH_KEYS_FILE to a file of "
-                "keys.",
+                f"Without API keys, this server does not accept the host name {shown(host)}. Use localhost, add the "
+                "name to EVERBATCH_ALLOWED_HOSTS, or require API keys with EVERBATCH_KEYS_FILE.",
                 code="host_not_allowed",
             )
         if is_cross_origin(headers):

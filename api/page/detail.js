@@ -84,7 +84,7 @@ function errorSummary(batch) {
   ));
   const head = el("tr", {}, ["Requests", "Code, and one message"].map((title) => el("th", {}, title)), el("th", { class: "wide" }, "First lines"));
   const { total, failed } = batch.request_counts;
-  return card("What failed", failed === total ? el("p", {}, `All ${number(total)} requests failed.`) : "", el("table", { id: "error-summary" }, el("thead", {}, head), el("tbody", {}, rows)));
+  return card("What failed", failed === total ? el("p", {}, total > 1 ? `All ${number(total)} requests failed.` : "The only request failed.") : "", el("table", { id: "error-summary" }, el("thead", {}, head), el("tbody", {}, rows)));
 }
 
 function history(found) {

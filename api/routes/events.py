@@ -149,7 +149,7 @@ def _ended(record: BatchRecord, now: int) -> Iterator[BatchEvent]:
     if status.phase in (BatchPhase.FAILED, BatchPhase.EXPIRED):
         said = end_reason(spec, status)
     elif counts.total and counts.failed == counts.total:
-        said = f"All {counts.total:,} requests failed."
+        said = f"All {counts.total:,} requests failed." if counts.total > 1 else "The only request failed."
     else:
         said = f"{counts.total:,} requests, {counts.completed:,} completed, {counts.failed:,} failed."
     lasted = duration(ended_at - spec.created_at)

@@ -28,8 +28,8 @@ class TooManyBatchesError(ApiError):
 
     def __init__(self, tenant: str, maximum: int) -> None:
         message = (
-            f"Rate limit reached for batches in organization {tenant}. Limit: {maximum} running batches, and so many "
-            "run. Waiting helps: please try again once some have ended."
+            f"Rate limit reached for batches in organization {tenant}. Limit: {maximum} running batches, all of which "
+            "are in use. Waiting helps: please try again once some have ended."
         )
         super().__init__(429, message, type="requests", code="rate_limit_exceeded", headers={"Retry-After": "15"})
 

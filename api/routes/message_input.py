@@ -131,7 +131,7 @@ class _Lines:
         except (MalformedItemsError, ValueError, RecursionError) as error:
             raise _malformed(str(error)) from None
         if self._items.arrays != 1:
-            raise _bad("requests", "Input should be there once")
+            raise _bad("requests", "Field occurs more than once")
         if not self.count:
             raise _bad("requests", "List should have at least 1 item")
 
@@ -177,7 +177,7 @@ def _read(item: bytes, param: str) -> _Item:
     if bytes(params.stream) not in _NO_STREAM:
         raise _bad(f"{param}.params.stream", "Streaming is not supported in batches")
     if is_deeper(item, MAX_DEPTH):
-        raise _bad(f"{param}.params", f"At most {MAX_DEPTH} levels of lists and objects may be in each other")
+        raise _bad(f"{param}.params", f"At most {MAX_DEPTH} levels of nested lists and objects are allowed")
     return request
 
 

@@ -24,7 +24,7 @@ from workflows.types import BatchRecord
 
 PartialHeader = Annotated[
     str | None,
-    Header(alias="Everbatch-Partial", description="`true`: result files are there before their batch has ended."),
+    Header(alias="Everbatch-Partial", description="`true` makes the result files readable before the batch has ended."),
 ]
 PAGE_LINES = 1000
 

@@ -46,7 +46,7 @@ class RetryRules:
         if retry.codes != codes:
             text = (
                 f"Batch {batch_id} was already retried as {retry.batch_id}, for other codes. Wait for the end of that "
-                "batch and retry it: it has all the answers."
+                "batch and retry it: its results include those of the first batch."
             )
             raise permanent_conflict(text, code="already_retried")
         return retry

@@ -199,7 +199,7 @@ def _chosen(record: UploadRecord, parts: dict[str, ArrivedPart], part_ids: Seque
     seen: set[str] = set()
     for part_id in part_ids:
         if part_id in seen:
-            raise ApiError(400, f"Invalid 'part_ids': '{shown(part_id)}' is there twice.", param="part_ids")
+            raise ApiError(400, f"Invalid 'part_ids': '{shown(part_id)}' occurs more than once.", param="part_ids")
         if part_id not in parts:
             raise ApiError(400, f"No such Part object: {shown(part_id)}", param="part_ids")
         seen.add(part_id)

@@ -274,7 +274,7 @@ async def test_lines_are_counted_over_parts(it: Api, ending: bytes) -> None:
     [
         (["{0}", "part_0"], "No such Part object: part_0"),
         (["{0}", "../{1}"], "No such Part object: ../"),
-        (["{0}", "{0}"], "is there twice"),
+        (["{0}", "{0}"], "occurs more than once"),
         (["{0}"], "The parts hold 3 bytes, but the upload was created for 6 bytes."),
         ([], "The parts hold 0 bytes"),
     ],

@@ -435,7 +435,7 @@ def test_a_stop_says_how_to_come_back(server: BatchServer, run: Run) -> None:
 @pytest.mark.parametrize(
     ("failure", "text"),
     [
-        (refused, "no connection to http://test/v1/batches (Connection refused)"),
+        (refused, "no connection to http://test/v1/batches (Connection refused); --base-url sets the server"),
         (error(401, "Incorrect API key provided: sk-\nx."), "Incorrect API key provided: sk- x. (HTTP 401)"),
         (error_page, "Service Unavailable (HTTP 503)"),
         (

@@ -49,21 +49,21 @@ class World(BatchServer):
 
     def __init__(self, runner: asyncio.Runner | None) -> None:
         super().__init__()
-        self.away: list[str] = []
+        self.retried: list[str] = []
         self.slept: list[float] = []
         self._runner = runner
 
     def client(self, patience: float = 600.0) -> BatchClient:
-        def away(error: APIError) -> None:
-            self.away.append(type(error).__name__)
+        def on_retry(error: APIError) -> None:
+            self.retried.append(type(error).__name__)
 
         async def sleep(seconds: float) -> None:
             if seconds:
                 self.slept.append(seconds)
 
         if not self._runner:
-            return BatchClient(self.openai(), patience=patience, away=away, sleep=self.slept.append)
-        client = AsyncBatchClient(self.async_openai(), patience=patience, away=away, sleep=sleep)
+            return BatchClient(self.openai(), patience=patience, on_retry=on_retry, sleep=self.slept.append)
+        client = AsyncBatchClient(self.async_openai(), patience=patience, on_retry=on_retry, sleep=sleep)
         return cast("BatchClient", Awaited(client, self._runner))
 
 
@@ -294,7 +294,7 @@ def test_an_upload_that_fails_is_sent_again_whole(world: World) -> None:
     world.client().submit([("a", body())])
     assert world.asked == ["POST /files"] * 3 + ["POST /batches"]
     assert world.requests[0].content.count(b"custom_id") == world.requests[2].content.count(b"custom_id") == 1
-    assert world.away == ["APIConnectionError", "InternalServerError"]
+    assert world.retried == ["APIConnectionError", "InternalServerError"]
 
 
 def test_a_create_whose_answer_was_lost_makes_no_second_batch(world: World) -> None:
@@ -395,7 +395,7 @@ def test_a_server_that_goes_meanwhile_is_waited_for(world: World) -> None:
     world.add("batch_1", {"status": "in_progress"}, {"status": "expired"})
     world.failures = [None, refused, error(502)]
     assert world.client().wait("batch_1").status == "expired"
-    assert world.away == ["APIConnectionError", "InternalServerError"]
+    assert world.retried == ["APIConnectionError", "InternalServerError"]
 
 
 def test_a_wait_may_have_an_end(world: World) -> None:
@@ -569,7 +569,7 @@ def test_results_that_are_cut_off_are_read_once_each(world: World) -> None:
     world.files["file-out"] = lines(answered("a"), answered("b"))
     world.failures = [None, cut_off, refused]
     assert [result.custom_id for result in world.client().results("batch_1")] == ["a", "b"]
-    assert world.away == ["APIConnectionError"] * 2
+    assert world.retried == ["APIConnectionError"] * 2
 
 
 # Downloads
@@ -580,7 +580,7 @@ def test_a_download_that_is_cut_off_is_begun_anew(world: World, tmp_path: Path) 
     world.failures = [cut_off, error(503)]
     world.client().download("file-out", tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == b"whole"
-    assert world.away == ["APIConnectionError", "InternalServerError"]
+    assert world.retried == ["APIConnectionError", "InternalServerError"]
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -646,7 +646,7 @@ def test_pages_of_results_come_until_the_end(world: World) -> None:
         (world.pages[2], "3", True),
     ]
     assert [result.custom_id for page in pages for result in page.results()] == ["a", "b"]
-    assert world.away == ["APIConnectionError"]
+    assert world.retried == ["APIConnectionError"]
     assert [page.cursor for page in world.client().result_pages("batch_1", after="2")] == ["3"]
 
 

@@ -149,7 +149,7 @@ async def test_requests_that_are_refused(shared: Api, requests: list[Any], said:
         (b"{}", "requests: Field required"),
         (b'{"requests": {}}', "requests: Field required"),
         (b'{"requests": [{"custom_id": "a", "params": {]]}', "The request body is not valid JSON"),
-        (b'{"requests": [], "requests": []}', "requests: Input should be there once"),
+        (b'{"requests": [], "requests": []}', "requests: Field occurs more than once"),
         (b'{"requests": [{"custom_id": "\xff"}]}', "The request body is not valid JSON"),
     ],
 )
