@@ -83,6 +83,7 @@ async def test_a_new_batch_has_every_key(api: Api) -> None:
             "eta_seconds": None,
             "in_flight": 3,
             "in_flight_limit": None,
+            "shared_upstreams": [],
             "waiting": None,
             "waiting_reason": None,
             "next_attempt_at": None,
