@@ -18,12 +18,13 @@ from collections.abc import Callable
 from typing import Final
 
 from activities.upstreams.engine_load import EngineLoad
-from activities.upstreams.level import CACHE_FULL, FULL, LAST_STEP, MARGIN, QUEUE, InFlightLevel
+from activities.upstreams.level import CACHE_FULL, FULL, LAST_STEP, QUEUE, InFlightLevel
 
 FIRST: Final = 4
 """In flight at first: what is too much waits before anybody's requests until the first look."""
-STEP: Final = 2.0
-"""The most by which the level grows at once."""
+STEP: Final = 1.5
+"""Factor between two levels that are compared in the climb from there. Where the engine tells its queue, smaller steps
+do: what is above its capacity waits before the requests of others."""
 
 PROBE_STEP: Final = 1.1
 """By which the capacity is taken to be larger than it was known, once a look, until requests wait."""
@@ -40,7 +41,7 @@ DOWN: Final = 0.5
 UP: Final = 0.005
 """How far the lowest latency follows one measurement that is below or above it. Up slowly: requests may have become
 longer, but others who have come must not pass for it."""
-HOLDING: Final = 100
+HOLDING: Final = 400
 """Measurements before the knee is looked for again."""
 
 
@@ -69,12 +70,13 @@ class HeadroomLevel(InFlightLevel):
         self.value = float(min(FIRST, ceiling)) if finds_level else float(ceiling)
         # Judged by the engine's queue
         self._capacity = float("inf")
-        self._was_full = False
+        self._was_waiting = self._was_full = False
         self._full_at = self._others_at = clock()
         # Judged by throughput, and then by latency
         self._step = STEP
         self._is_climbing = finds_level
-        self._is_falling = False  # the first level was above the knee already
+        self._is_calibrating = False
+        self._best_speed = 0.0
         self._most = self.value
         """The level while the latency is as usual."""
         self._usual = 0.0
@@ -98,7 +100,8 @@ class HeadroomLevel(InFlightLevel):
             return  # what it counts are not our requests
         now = self._told_at = self._clock()
         there = max(load.running + load.waiting, in_flight)  # some of ours may be on their way
-        is_full = preempted or load.waiting > max(1.0, QUEUE * load.running)
+        lasts, self._was_waiting = self._was_waiting and load.waiting >= 1, load.waiting >= 1
+        is_full = preempted or lasts or load.waiting > max(1.0, QUEUE * load.running)
         if is_full:
             self._full_at = now
         if is_full or there - in_flight >= 1:
@@ -111,9 +114,10 @@ class HeadroomLevel(InFlightLevel):
         spare, share = self._ours * self._capacity - there, in_flight / there
         if spare < 0:
             self._set(min(self.value, in_flight + spare * share))
-        elif in_flight >= FULL * self.value and load.cache_used < CACHE_FULL and self._may_grow():
+        elif in_flight >= FULL * self.value and load.waiting < 1 and load.cache_used < CACHE_FULL and self._may_grow():
             if spare >= 1:
-                self._raise(min(STEP * self.value, in_flight + spare * share))
+                more = (LAST_STEP - 1) * there if math.isinf(spare) else spare
+                self._raise(in_flight + more * share)
             elif now - self._others_at >= ALONE_SECONDS or now - self._full_at >= SHARED_SECONDS:
                 self._capacity *= PROBE_STEP
         self._hold(self.value)  # should it tell no more
@@ -122,24 +126,36 @@ class HeadroomLevel(InFlightLevel):
 
     @property
     def _needed(self) -> float:
-        return super()._needed if self._is_climbing else max(MIN_ANSWERS, self.value)
+        if self._is_climbing:
+            return super()._needed
+        return max(2 * MIN_ANSWERS if self._is_calibrating else MIN_ANSWERS, self.value)
 
     def _judge(self) -> None:
-        if not self._is_climbing:
-            self._judge_latency(self._seconds / self._work)
-            return
-        super()._judge()
-        if not self._is_climbing and self._has_grown:
-            self._hold(self.value / MARGIN * self._ours)
+        latency = self._seconds / self._work
+        if self._is_calibrating:
+            self._calibrate(self._in_flight / self._count, latency)
         elif not self._is_climbing:
-            self._is_climbing = self._is_falling = True
-        elif self._is_falling and self._next > 0:
-            self._hold(self.value * self._ours)
-        elif not self._is_falling and self._next < 0:  # it could not grow
-            self._hold(self.value)
+            self._judge_latency(latency)
+        else:
+            super()._judge()
+            if not self._is_climbing:
+                self._is_calibrating, self._best_speed = True, 0.0
+            elif self._next < 0:  # it could not grow
+                self._hold(self.value)
+
+    def _calibrate(self, in_flight: float, latency: float) -> None:
+        """From above the knee down to below it: there the latency is that of requests that do not wait, and the best
+        speed times that is the knee.
+        """
+        self._best_speed = max(self._best_speed, in_flight / latency)
+        before = self.value
+        self._set(min(before, self._ours * self._best_speed * latency))
+        if self.value == before:
+            self._hold(before)
+        self._begin()
 
     def _hold(self, most: float) -> None:
-        self._is_climbing = self._is_falling = False
+        self._is_climbing = self._is_calibrating = False
         self._usual, self._measured = 0.0, 0
         self._set(most)
         self._most = self.value
@@ -150,8 +166,10 @@ class HeadroomLevel(InFlightLevel):
         self._measured += 1
         if not self._usual:
             self._usual = latency
+        elif latency > self._usual:
+            self._usual += (latency - self._usual) * UP
         elif self.value >= self._most - 1:  # with fewer in flight the engine may be faster
-            self._usual += (latency - self._usual) * (DOWN if latency < self._usual else UP)
+            self._usual += (latency - self._usual) * DOWN
         is_usual = latency <= USUAL * self._usual
         if is_usual and self._measured >= HOLDING:
             self._look_for_more()
