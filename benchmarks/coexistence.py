@@ -44,7 +44,7 @@ QUESTION_TOKENS = 24
 """In the answer to a person."""
 TOKENS = 100
 """In a simulated answer of mean length."""
-SETTLE_SECONDS = 15.0
+SETTLE_SECONDS = 45.0
 """Of a batch on a real engine, before anything is counted."""
 SIMULATED_SETTLE_SECONDS = 120.0
 
@@ -158,7 +158,7 @@ async def ask(url: str, model: str, person: Person) -> None:
             async with session.post(f"{url}/chat/completions", json=body) as response:
                 response.raise_for_status()
                 async for line in response.content:
-                    if b'"content":"' in line.replace(b" ", b"") and not first:
+                    if line.startswith(b"data:") and not first:
                         first = time.perf_counter()
             person.first.append((first or time.perf_counter()) - sent)
             person.whole.append(time.perf_counter() - sent)
