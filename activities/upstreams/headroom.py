@@ -91,6 +91,7 @@ class HeadroomLevel(InFlightLevel):
         super().cut(max(1.0, value * self._ours))
         self._capacity = value if math.isinf(self._capacity) else self._capacity
         self._hold(self.value)
+        self._measured = HOLDING * 3 // 4  # it may have been for a moment
 
     # The engine's queue
 

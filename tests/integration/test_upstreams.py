@@ -13,6 +13,7 @@ from openai.types import Batch
 
 from activities.temporal.deployment import NotPromotedError, promote
 from activities.upstreams.config import Upstream
+from activities.upstreams.headroom import FIRST
 from api.gateway.temporal import TemporalGateway
 from tests.fakes.engine import Engine, EngineOptions
 from tests.fakes.engine_script import Script
@@ -158,7 +159,7 @@ async def test_a_batch_does_not_wait_behind_one_for_an_engine_that_is_down(stack
 async def test_an_upstream_with_other_clients_is_shown_with_what_it_does_for_them(
     stack: MakeStack, engines: Engines
 ) -> None:
-    more: dict[str, Any] = {"interactive_headroom": 0.25, "body": "{ priority = 100 }", "max_in_flight": 8}
+    more: dict[str, Any] = {"interactive_headroom": 0.25, "body": "{ priority = 100 }"}
     await engines.start("shared", "a", models='["a"]', **more)
     await engines.start("ours", "b", models='["b"]')
     it = await stack(upstreams=engines.path)
@@ -177,10 +178,10 @@ async def test_an_upstream_with_other_clients_is_shown_with_what_it_does_for_the
         ]
 
     await until(is_shown, "shown")
-    await until(engines.is_at_work(0, 6), "as many in flight as it leaves")
+    await until(engines.is_at_work(0, FIRST), "as many in flight as it begins with")
     await it.openai.batches.cancel(batch_id)
     assert (await it.finished(batch_id)).counts == (120, 0, 120)
-    assert engines.engines[0].counters().max_in_flight == 6
+    assert engines.engines[0].counters().max_in_flight == FIRST
 
 
 async def test_an_upstream_that_running_batches_need_is_missed(stack: MakeStack, engines: Engines) -> None:
