@@ -86,7 +86,7 @@ def test_an_empty_list_has_headings_alone(run: Run) -> None:
 
 
 def test_a_status_says_all_there_is(server: BatchServer, run: Run) -> None:
-    progress = {
+    progress: dict[str, Any] = {
         "requests_per_second": 12.5,
         "eta_seconds": 0,
         "in_flight": 8,
