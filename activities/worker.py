@@ -183,6 +183,7 @@ class BatchWorker:
             replicas=len(upstream.urls),
             timeout=upstream.timeout,
             finds_level=upstream.finds_level,
+            headroom=upstream.interactive_headroom,
         )
         limiter.on_end = HealthLog(upstream).saw
         self._limiters[upstream.name] = limiter
@@ -243,7 +244,7 @@ class BatchWorker:
             *(
                 asyncio.create_task(watch_load(client, self._limiters[client.upstream.name], replica))
                 for client in self._inference
-                if client.upstream.finds_level
+                if client.upstream.needs_watch
                 for replica in range(len(client.upstream.urls))
             ),
         ]

@@ -12,7 +12,7 @@ import heapq
 import math
 import random
 import selectors
-from collections import deque
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,11 +73,14 @@ class EngineKind:
 
 
 class SimulatedEngine:
-    """Requests that run share the steps of the engine; what has no slot waits in order of arrival."""
+    """Requests that run share the steps of the engine; what has no slot waits, lower priorities and earlier ones first.
+
+    As in vLLM, a request that runs keeps its slot, whatever waits.
+    """
 
     def __init__(self, kind: EngineKind, loop: asyncio.AbstractEventLoop) -> None:
         self.kind = kind
-        self.waiting: deque[tuple[float, asyncio.Future[bool]]] = deque()
+        self.waiting: list[tuple[int, int, float, asyncio.Future[bool], Callable[[], None]]] = []
         self._loop = loop
         self._progress = 0.0  # seconds of work that each request that runs has had since the beginning
         self._running: list[tuple[float, int, asyncio.Future[bool]]] = []
@@ -89,45 +92,49 @@ class SimulatedEngine:
     def load(self) -> EngineLoad:
         return EngineLoad(len(self._running), len(self.waiting))
 
-    async def serve(self, work: float) -> bool:
-        """Whether it was taken in; returns when it is done."""
+    async def serve(self, work: float, priority: int = 0, on_start: Callable[[], None] = lambda: None) -> bool:
+        """Whether it was taken in; returns when it is done. Args: ``on_start`` is called when it has a slot."""
         await asyncio.sleep(NETWORK)
         if self.kind.refuses_beyond and len(self._running) + len(self.waiting) >= self.kind.refuses_beyond:
             return False
         future: asyncio.Future[bool] = self._loop.create_future()
-        self.waiting.append((work, future))
+        self._number += 1
+        heapq.heappush(self.waiting, (priority, self._number, work, future, on_start))
         self._go_on()
         return await future
 
-    def _rate(self) -> float:
-        return 1 / (self.kind.seconds * (1 + self.kind.slope * len(self._running)))
+    @property
+    def mean_seconds(self) -> float:
+        """Of an answer of mean length, beside those that run."""
+        return self.kind.seconds * (1 + self.kind.slope * len(self._running))
 
     def _go_on(self) -> None:
         now = self._loop.time()
-        self._progress += (now - self._since) * self._rate()
+        self._progress += (now - self._since) / self.mean_seconds
         self._since = now
         while self._running and self._running[0][0] <= self._progress + 1e-9:
             _, _, future = heapq.heappop(self._running)
             if not future.done():
                 future.set_result(True)
         while self.waiting and len(self._running) < self.kind.slots:
-            work, future = self.waiting.popleft()
+            _, number, work, future, on_start = heapq.heappop(self.waiting)
             if not future.done():
-                self._number += 1
-                heapq.heappush(self._running, (self._progress + work, self._number, future))
+                heapq.heappush(self._running, (self._progress + work, number, future))
+                on_start()
         if self._timer:
             self._timer.cancel()
         if self._running:
-            seconds = max(0.0, self._running[0][0] - self._progress) / self._rate()
+            seconds = max(0.0, self._running[0][0] - self._progress) * self.mean_seconds
             self._timer = self._loop.call_later(seconds, self._go_on)
 
 
 class Client:
     """What a worker does with a limiter, with requests without end."""
 
-    def __init__(self, engine: SimulatedEngine, limiter: Limiter, number: int) -> None:
+    def __init__(self, engine: SimulatedEngine, limiter: Limiter, number: int, priority: int = 0) -> None:
         self.engine = engine
         self.limiter = limiter
+        self.priority = priority
         self.done: list[tuple[float, float]] = []
         """When, and how much work."""
         self.lost = 0
@@ -155,7 +162,7 @@ class Client:
         outcome = Outcome.TIMED_OUT
         try:
             async with asyncio.timeout(self.engine.kind.timeout):
-                outcome = Outcome.ANSWERED if await self.engine.serve(work) else Outcome.OVERLOADED
+                outcome = Outcome.ANSWERED if await self.engine.serve(work, self.priority) else Outcome.OVERLOADED
         except TimeoutError:
             pass
         counted = number in self._tried
@@ -201,29 +208,53 @@ class Run:
         return sum(client.lost for client in self.clients)
 
 
-async def _simulate(kind: EngineKind, fixed: int | None, seconds: float, workers: int) -> Run:
+Beside = Callable[[SimulatedEngine], Coroutine[Any, Any, None]]
+"""Another client of the engine, which runs until it is cancelled."""
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What the workers do for other clients."""
+
+    headroom: float = 0.0
+    priority: int = 0
+
+
+async def _simulate(
+    kind: EngineKind, fixed: int | None, seconds: float, workers: int, sharing: Sharing, beside: Beside | None
+) -> Run:
     loop = asyncio.get_running_loop()
     engine = SimulatedEngine(kind, loop)
+    options: dict[str, Any] = {"finds_level": fixed is None, "headroom": sharing.headroom}
     clients = [
-        Client(engine, Limiter(fixed or CEILING, loop.time, timeout=kind.timeout, finds_level=fixed is None), number)
+        Client(engine, Limiter(fixed or CEILING, loop.time, timeout=kind.timeout, **options), number, sharing.priority)
         for number in range(workers)
     ]
     limits: list[tuple[float, float]] = []
+    other = loop.create_task(beside(engine)) if beside else None
     while loop.time() < seconds:
         for client in clients:
             client.supply()
-            if kind.tells:
-                client.limiter.observe_load(0, engine.load)
+            client.limiter.observe_load(0, engine.load if kind.tells else None)
         await asyncio.sleep(1.0)
         limits.append((loop.time(), sum(client.limiter.limit for client in clients)))
+    if other and other.done():
+        other.result()
     return Run(kind, seconds, limits, clients)
 
 
-def run(kind: EngineKind, fixed: int | None, seconds: float = BATCH_SECONDS, workers: int = 1) -> Run:
+def run(
+    kind: EngineKind,
+    fixed: int | None,
+    seconds: float = BATCH_SECONDS,
+    workers: int = 1,
+    sharing: Sharing | None = None,
+    beside: Beside | None = None,
+) -> Run:
     """Args: ``fixed`` is the number in flight; ``None`` finds its own level."""
     loop = VirtualLoop()
     try:
-        return loop.run_until_complete(_simulate(kind, fixed, seconds, workers))
+        return loop.run_until_complete(_simulate(kind, fixed, seconds, workers, sharing or Sharing(), beside))
     finally:
         for task in asyncio.all_tasks(loop):
             task.cancel()

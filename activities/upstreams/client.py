@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import ssl
 import sys
 import time
@@ -64,8 +65,9 @@ class InferenceClient:
         self.upstream = upstream
         self._budget = budget or AnswerBudget(sys.maxsize)
         self._dialect = DIALECTS[upstream.dialect]
+        self._added = {name: msgspec.Raw(json.dumps(value).encode()) for name, value in upstream.body.items()}
         # The hot path: then the body goes out as the bytes that it came as.
-        self._as_it_came = not (upstream.aliases or self._dialect.body or self._dialect.path_has_model)
+        self._as_it_came = not (upstream.aliases or self._added or self._dialect.body or self._dialect.path_has_model)
         self._targets: dict[tuple[str, int], URL] = {}
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": _USER_AGENT}
         if key := upstream.key.get_secret_value():
@@ -124,8 +126,10 @@ class InferenceClient:
         if (name := self.upstream.aliases.get(model)) is not None:
             model = name
             members["model"] = msgspec.Raw(msgspec.json.encode(name))
-        elif not self._dialect.body:
+        elif not (self._dialect.body or self._added.keys() - members.keys()):
             return model if self._dialect.path_has_model else "", body
+        for added, value in self._added.items():
+            members.setdefault(added, value)
         if self._dialect.body:
             members = self._dialect.body(endpoint, members)
         return model if self._dialect.path_has_model else "", raw_bytes(members)

@@ -6,6 +6,8 @@ See docs/upstreams.md for the file. Keys are named by reference, to a variable o
 from __future__ import annotations
 
 import fnmatch
+import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -21,6 +23,8 @@ from activities.upstreams.dialects import DIALECTS
 MAX_IN_FLIGHT: Final = 10_000
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
+OWN_MEMBERS: Final = ("model", "stream", "messages", "input", "prompt")
+"""Of a request's body, which no upstream may add: they are what the request is, or how it is answered."""
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
@@ -40,6 +44,17 @@ def _header_names(value: dict[str, Any]) -> dict[str, Any]:
     for name in value:
         if not _HEADER_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not the name of a header")
+    return value
+
+
+def _added_members(value: dict[str, Any]) -> dict[str, Any]:
+    for name, member in value.items():
+        if name in OWN_MEMBERS:
+            raise ValueError(f"{name} is for the clients to set; none of {', '.join(OWN_MEMBERS)} can be added")
+        try:
+            json.dumps(member, allow_nan=False)
+        except (TypeError, ValueError):  # a date, for example
+            raise ValueError(f"{name} is not a JSON value") from None
     return value
 
 
@@ -97,6 +112,8 @@ class _Entry(_Model):
     timeout: Annotated[float, Field(gt=0)] | None = None
     max_in_flight: InFlight | None = None
     auto_in_flight_ceiling: Annotated[int, Field(ge=1, le=MAX_IN_FLIGHT)] | None = None
+    interactive_headroom: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    body: Annotated[dict[str, Any], AfterValidator(_added_members)] = {}
     dialect: Annotated[str, AfterValidator(_known_dialect)] = "plain"
     headers: Annotated[dict[str, str | _Reference], AfterValidator(_header_names)] = {}
     api_version: str | None = None
@@ -139,6 +156,10 @@ class Upstream(BaseModel):
     max_in_flight: InFlight = "auto"
     """For each replica and worker process."""
     auto_in_flight_ceiling: int = 1024
+    interactive_headroom: float = 0.0
+    """The share of its capacity that is left to its other clients."""
+    body: Mapping[str, Any] = {}
+    """Members that are added to a request's body where the client has not set them."""
     dialect: str = "plain"
     headers: Mapping[str, SecretStr] = {}
     api_version: str = ""
@@ -148,12 +169,18 @@ class Upstream(BaseModel):
     @property
     def most_in_flight(self) -> int:
         """Requests sent at once to each replica by one worker process, at most."""
-        return self.auto_in_flight_ceiling if self.max_in_flight == "auto" else self.max_in_flight
+        most = self.auto_in_flight_ceiling if self.max_in_flight == "auto" else self.max_in_flight
+        return max(1, math.floor(most * (1 - self.interactive_headroom) + 1e-9))
 
     @property
     def finds_level(self) -> bool:
         """Whether its limit begins low and finds out what the upstream is worth."""
         return self.max_in_flight == "auto"
+
+    @property
+    def needs_watch(self) -> bool:
+        """Whether its limit follows from what it has to do."""
+        return self.finds_level or self.interactive_headroom > 0
 
     @property
     def lists_models(self) -> bool:
@@ -216,6 +243,8 @@ class _Reader:
             max_answer_bytes=defaults.max_answer_bytes,
             max_in_flight=entry.max_in_flight or defaults.max_in_flight,
             auto_in_flight_ceiling=entry.auto_in_flight_ceiling or defaults.auto_in_flight_ceiling,
+            interactive_headroom=entry.interactive_headroom,
+            body=entry.body,
             dialect=entry.dialect,
             headers={name: self._header(value) for name, value in entry.headers.items()},
             api_version=entry.api_version or "",

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from activities.upstreams.answers import Verdict
 from activities.upstreams.client import InferenceClient, model_names
+from activities.upstreams.config import Upstream
 from activities.upstreams.waits import upstream_label, wait_after
 
 log = logging.getLogger("everbatch.upstreams")
 
 MAX_NAMED: Final = 10
 """Models of one upstream."""
+MAX_SHOWN: Final = 200
+"""Characters of the members that it adds to requests."""
 
 
 async def log_upstreams(clients: Sequence[InferenceClient]) -> None:
@@ -26,9 +30,10 @@ async def log_upstreams(clients: Sequence[InferenceClient]) -> None:
 async def _log_one(client: InferenceClient, replica: int) -> None:
     upstream = client.upstream
     label = upstream_label(upstream, replica)
+    others = _for_others(upstream)
     named = listed([*upstream.aliases, *upstream.models])
     if not upstream.lists_models:
-        log.info("%s is configured with the models %s; it is not asked for a list", label, named)
+        log.info("%s is configured with the models %s; it is not asked for a list%s", label, named, others)
         return
     answer = await client.ask_models(replica)
     if answer.verdict is Verdict.SUCCESS:
@@ -38,12 +43,19 @@ async def _log_one(client: InferenceClient, replica: int) -> None:
             log.warning("%s answers, but not with a list of models", label)
         else:
             configured = f"; it gets the requests for {named}" if named else ""
-            log.info("%s answers; its models: %s%s", label, listed(sorted(names)) or "(none)", configured)
+            log.info("%s answers; its models: %s%s%s", label, listed(sorted(names)) or "(none)", configured, others)
     elif answer.verdict is Verdict.FINAL:
         hint = "" if upstream.urls[replica].endswith("/v1") else "; is its base URL right? Most end in /v1"
         log.warning("%s answers %s when asked for its models%s", label, answer.reason, hint)
     else:
         log.warning("%s; its requests wait until it answers", wait_after(answer, upstream, replica).text)
+
+
+def _for_others(upstream: Upstream) -> str:
+    """What it leaves to its other clients, and adds to requests, in words."""
+    left = f"; {100 * upstream.interactive_headroom:g} % of its capacity is left to its other clients"
+    added = f"; requests get {json.dumps(dict(upstream.body))[:MAX_SHOWN]} where they do not set it"
+    return (left if upstream.interactive_headroom else "") + (added if upstream.body else "")
 
 
 def listed(names: Iterable[str]) -> str:

@@ -9,8 +9,9 @@ from typing import Final, NamedTuple
 
 from activities.upstreams.adaptive_limit import MAX_PAUSE, AdaptiveLimit
 from activities.upstreams.engine_load import EngineLoad
+from activities.upstreams.headroom import HeadroomLevel
 from activities.upstreams.judgement import Outcome, Sent, Witnesses
-from activities.upstreams.level import FIRST_STEP, START, InFlightLevel
+from activities.upstreams.level import FIRST_STEP, InFlightLevel
 from activities.upstreams.silence import Silence
 
 TRUSTED_SECONDS: Final = 60.0
@@ -99,12 +100,20 @@ class Lane(Gate):
     """One model on one replica."""
 
     def __init__(
-        self, adaptive: AdaptiveLimit, clock: Callable[[], float], silence: Silence, level: InFlightLevel | None = None
+        self,
+        adaptive: AdaptiveLimit,
+        clock: Callable[[], float],
+        silence: Silence,
+        level: InFlightLevel | None = None,
+        spare: int = 0,
     ) -> None:
-        """Args: ``level`` finds the limit's maximum, where that is not fixed."""
+        """Args: ``level`` finds the limit's maximum, where that is not fixed; ``spare`` is how many requests may be in
+        flight above it, of batches that have nothing in flight.
+        """
         super().__init__(adaptive, clock)
         self.silence = silence
         self._level = level
+        self._spare = spare
         self.witnesses = Witnesses()
         self.told_to_wait = ToldToWait()
         self.unreported: list[Refusal] = []
@@ -135,11 +144,11 @@ class Lane(Gate):
 
     def has_room_for(self, batch_id: str) -> bool:
         """As :attr:`has_room`; above a level that was found, a little for a batch that has nothing in flight."""
-        if self.has_room or self._level is None or batch_id in self._of_batch:
+        if self.has_room or not self._spare or batch_id in self._of_batch:
             return self.has_room
         is_held = self.was_refused or self.adaptive.is_cut or self.told_to_wait.is_unanswered
         is_open = not is_held and self.paused_until <= self._clock()
-        return is_open and int(self.limit) > SPARE and self.in_flight < int(self.limit) + SPARE
+        return is_open and int(self.limit) > self._spare and self.in_flight < int(self.limit) + self._spare
 
     @property
     def limit(self) -> float:
@@ -214,14 +223,25 @@ class Replica(Gate):
     """One of an upstream's servers. Its own limit and pause follow from failures to reach it at all."""
 
     def __init__(
-        self, number: int, maximum: int, clock: Callable[[], float], timeout: float, *, finds_level: bool = False
+        self,
+        number: int,
+        maximum: int,
+        clock: Callable[[], float],
+        timeout: float,
+        *,
+        finds_level: bool = False,
+        headroom: float = 0.0,
     ) -> None:
-        """Args: ``finds_level`` is whether each model's limit finds its own level, up to ``maximum``."""
+        """Args: ``finds_level`` is whether each model's limit finds its own level, up to ``maximum``; ``headroom`` is
+        the share of the capacity that is left to other clients.
+        """
         super().__init__(AdaptiveLimit(maximum, clock), clock)
         self.number = number
         self._maximum = maximum
         self._timeout = timeout
         self._finds_level = finds_level
+        self._headroom = headroom
+        self._first = self._first_of(self._new_level())
         self.lanes: dict[str, Lane] = {}
 
     def lane(self, model: str) -> Lane:
@@ -229,12 +249,23 @@ class Replica(Gate):
         if lane is None:
             if len(self.lanes) >= MAX_MODELS:
                 self.lanes = {name: one for name, one in self.lanes.items() if one.in_flight or one.is_waiting}
-            level = InFlightLevel(self._maximum, self._clock, self._timeout) if self._finds_level else None
-            first = level.value if level else self._maximum
-            adaptive = AdaptiveLimit(first, self._clock, self._timeout, cut=FIRST_STEP if level else 2.0)
+            level = self._new_level()
+            cut = FIRST_STEP if level else 2.0
+            adaptive = AdaptiveLimit(self._first_of(level), self._clock, self._timeout, cut)
             silence = Silence(self._clock, self._timeout)
-            lane = self.lanes[model] = Lane(adaptive, self._clock, silence, level)
+            spare = SPARE if level and not self._headroom else 0
+            lane = self.lanes[model] = Lane(adaptive, self._clock, silence, level, spare)
         return lane
+
+    def _new_level(self) -> InFlightLevel | None:
+        """Of another model; ``None`` where its limit's maximum is fixed."""
+        options = (self._maximum, self._clock, self._timeout)
+        if self._headroom:
+            return HeadroomLevel(*options, headroom=self._headroom, finds_level=self._finds_level)
+        return InFlightLevel(*options) if self._finds_level else None
+
+    def _first_of(self, level: InFlightLevel | None) -> float:
+        return level.value if level else self._maximum
 
     @property
     def has_room(self) -> bool:
@@ -256,7 +287,7 @@ class Replica(Gate):
     @property
     def limit(self) -> float:
         lanes = sum(lane.limit for lane in self.lanes.values())
-        return min(self.adaptive.limit, lanes or (START if self._finds_level else self._maximum))
+        return min(self.adaptive.limit, lanes or self._first)
 
 
 class Flight(NamedTuple):

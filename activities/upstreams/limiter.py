@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final
 
+from activities.upstreams.answer_rate import AnswerRate
 from activities.upstreams.engine_load import EngineLoad
 from activities.upstreams.judgement import Fault, Outcome
 from activities.upstreams.lanes import Flight, Gate, Refusal, Replica
@@ -42,9 +43,11 @@ class Limiter:
         timeout: float = float("inf"),
         *,
         finds_level: bool = False,
+        headroom: float = 0.0,
     ) -> None:
         """Args: ``maximum`` is for each replica; ``timeout`` is when a request is given up, in seconds;
-        ``finds_level`` is whether the limit begins low and finds out what the upstream is worth.
+        ``finds_level`` is whether the limit begins low and finds out what the upstream is worth; ``headroom`` is the
+        share of its capacity that is left to its other clients.
         """
         self.maximum = maximum * replicas
         self.in_flight = 0
@@ -56,7 +59,8 @@ class Limiter:
         self._drained_at = float("inf")
         self._clock = clock
         self._replicas = [
-            Replica(number, maximum, clock, timeout, finds_level=finds_level) for number in range(replicas)
+            Replica(number, maximum, clock, timeout, finds_level=finds_level, headroom=headroom)
+            for number in range(replicas)
         ]
         self._batches: dict[str, deque[WaitingRequests]] = {}
         self._turns: deque[str] = deque()
@@ -64,8 +68,7 @@ class Limiter:
         self._shards: dict[WaitingRequests, Callable[[], None]] = {}
         self._judging: set[asyncio.Future[None]] = set()
         self._look_at = float("-inf")
-        self._rate = 0.0
-        self._rate_window = (clock(), 0)
+        self._rate = AnswerRate(clock)
         self.on_change: Callable[[], None] = lambda: None
         """Called when there may be room again."""
         self.on_end: Callable[[Flight, Outcome, Wait | None], None] = lambda flight, outcome, wait: None
@@ -128,7 +131,7 @@ class Limiter:
         self.in_flight -= 1
         replica.in_flight -= 1
         lane.leave(flight.batch_id, sent, outcome)
-        self._measure()
+        self._rate.count()
         if outcome is Outcome.ANSWERED:
             lane.witnesses.answered(sent, now)
             lane.adaptive.answered(sent.sent_at)
@@ -238,7 +241,7 @@ class Limiter:
         here = self._reachable
         if _all_paused(here):
             return not expected and self._clock() >= self._look_at
-        ahead = max(self._rate * AHEAD, 1.0)
+        ahead = max(self._rate.per_second * AHEAD, 1.0)
         return self.waiting + expected < ahead + sum(replica.limit - replica.in_flight for replica in here)
 
     @property
@@ -306,15 +309,6 @@ class Limiter:
         self._turns.remove(turn)
 
     # Adapting
-
-    def _measure(self) -> None:
-        since, count = self._rate_window
-        elapsed = self._clock() - since
-        if elapsed >= 0.1:
-            self._rate = (self._rate + (count + 1) / elapsed) / 2
-            self._rate_window = (self._clock(), 0)
-        else:
-            self._rate_window = (since, count + 1)
 
     def _heed(self, flight: Flight, outcome: Outcome, retry_after: float | None, wait: Wait | None) -> None:
         """What a failure says about the model, unless it turns out to be the fault of its request alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import textwrap
@@ -133,10 +134,11 @@ def details(batch: Batch) -> list[str]:
     """All that there is to say of a batch, in lines."""
     progress = progress_of(batch)
     rate, eta, in_flight = (progress.get(name) for name in ("requests_per_second", "eta_seconds", "in_flight"))
+    limit = progress.get("in_flight_limit")
     getting_on = [
         f"{rate}/s" if rate else "",
         f"{eta} s left" if eta is not None else "",
-        f"{in_flight} in flight" if in_flight else "",
+        f"{in_flight} in flight" + (f" (limit {limit})" if limit else "") if in_flight else "",
     ]
     ended_at = batch.completed_at or batch.failed_at or batch.expired_at or batch.cancelled_at
     rows = [
@@ -144,6 +146,7 @@ def details(batch: Batch) -> list[str]:
         ("status", batch.status),
         ("requests", outcome(batch)),
         ("progress", ", ".join(filter(None, getting_on))),
+        *(("shared", _shared(upstream)) for upstream in progress.get("shared_upstreams") or ()),
         ("waiting", waiting_reason(batch).removeprefix("Waiting: ")),
         ("endpoint", batch.endpoint),
         ("model", batch.model),
@@ -160,6 +163,16 @@ def details(batch: Batch) -> list[str]:
     if _columns() < NARROW:
         return [line for name, value in shown for line in _wrapped(value, f"{name}: ", "  ")]
     return [line for name, value in shown for line in _wrapped(value, f"{name:<12}", " " * 12)]
+
+
+def _shared(upstream: dict[str, Any]) -> str:
+    """What the settings of an upstream say for the sake of its other clients."""
+    headroom, body = upstream.get("interactive_headroom"), upstream.get("body")
+    parts = [
+        f"leaves {100 * headroom:g} % of its capacity to other clients" if headroom else "",
+        f"is sent {json.dumps(body)} where a request does not set it" if body else "",
+    ]
+    return f'upstream "{upstream.get("name")}" {" and ".join(filter(None, parts))}'
 
 
 def events_table(events: Sequence[dict[str, Any]]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -50,6 +50,18 @@ class Waiting(BaseModel):
     """Unix seconds."""
 
 
+class SharedUpstream(BaseModel):
+    """What the settings of an upstream say for the sake of its other clients."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    interactive_headroom: float
+    """The share of its capacity that is left to them."""
+    body: dict[str, Any]
+    """Members that are added to requests which do not set them, for example a priority."""
+
+
 class Progress(BaseModel):
     """The progress of a running batch. ``None``: currently unknown."""
 
@@ -60,6 +72,8 @@ class Progress(BaseModel):
     in_flight: int | None = None
     in_flight_limit: int | None = None
     """How many the upstreams of the batch are sent at once just now, by the slowest of the workers that run it."""
+    shared_upstreams: list[SharedUpstream] = []
+    """Those that requests of the batch are for just now, and whose settings have regard for other clients."""
     waiting: Waiting | None = None
     waiting_reason: str | None = None
     """The same, and when it is tried again and the completion window ends, as one sentence."""

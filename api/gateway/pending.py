@@ -13,6 +13,8 @@ from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.converter import DataConverter
 from temporalio.exceptions import FailureError
 
+from activities.upstreams.config import Upstream
+from api.gateway.interface import SharedUpstream
 from workflows.contract import DEFAULT_UPSTREAM, FIRST_SUFFIX, upstream_task_queue
 from workflows.details import cut
 from workflows.error_summary import ErrorCount
@@ -149,6 +151,18 @@ def tell_missing(pending: list[Pending], inference_queue: str, upstreams: Sequen
         if item.queue.startswith(inference_queue) and item.queue not in there and not item.in_flight
         else item
         for item in pending
+    ]
+
+
+def shared_upstreams(
+    pending: list[Pending], inference_queue: str, upstreams: Sequence[Upstream]
+) -> list[SharedUpstream]:
+    """Of these, those that something is pending for and whose settings have regard for other clients."""
+    queues = {item.queue for item in pending}
+    return [
+        SharedUpstream(name=one.name, interactive_headroom=one.interactive_headroom, body=dict(one.body))
+        for one in upstreams
+        if (one.interactive_headroom or one.body) and upstream_task_queue(inference_queue, one.name) in queues
     ]
 
 

@@ -21,6 +21,7 @@ from activities.records.reminders import RUN_LOOK_SECONDS
 from activities.store.object_store import ObjectNotFoundError, ObjectStore, StoreError
 from activities.temporal.batch_runs import CALL_LIMIT, BatchRuns, is_unknown
 from activities.temporal.payload_codec import EncryptedPayloadError
+from activities.upstreams.config import Upstream
 from api.gateway.batch_looks import BatchLooks
 from api.gateway.interface import (
     BatchHasEndedError,
@@ -31,7 +32,7 @@ from api.gateway.interface import (
     TemporalUnavailableError,
 )
 from api.gateway.pace import Paces
-from api.gateway.pending import Pending, opened, read_pending, tell_missing
+from api.gateway.pending import Pending, opened, read_pending, shared_upstreams, tell_missing
 from api.gateway.progress import live_status, progress_of, unfinished
 from api.gateway.readiness import CannotWriteError, Readiness
 from api.gateway.shared_looks import Seen
@@ -60,9 +61,9 @@ class TemporalGateway:
     """See :class:`api.gateway.interface.Gateway` for the contract."""
 
     def __init__(
-        self, client: Client, store: ObjectStore, task_queue: str, address: str, upstreams: Sequence[str] = ()
+        self, client: Client, store: ObjectStore, task_queue: str, address: str, upstreams: Sequence[Upstream] = ()
     ) -> None:
-        """Args: ``client`` may be lazy; ``address`` is for messages; ``upstreams`` are the names of all, if given."""
+        """Args: ``client`` may be lazy; ``address`` is for messages; ``upstreams`` are all of them, if given."""
         self._client = client
         self._catalog = Catalog(store)
         self._task_queue = task_queue
@@ -199,7 +200,8 @@ class TemporalGateway:
         activities = await opened(description.raw_description.pending_activities, self._client.data_converter)
         pending = read_pending(activities)
         if self._upstreams:
-            pending = tell_missing(pending, record.spec.inference_task_queue, self._upstreams)
+            names = [upstream.name for upstream in self._upstreams]
+            pending = tell_missing(pending, record.spec.inference_task_queue, names)
         return pending
 
     async def _shown(
@@ -210,7 +212,9 @@ class TemporalGateway:
         record = self._looks.shown.record(spec, live, began, is_from_workflow, status.history)
         status, now = record.status, time.time()
         pace = self._paces.of(spec.batch_id, status, running, now)
-        progress = progress_of(status, pending, pace).model_copy(update={"as_of": int(began)})
+        shared = shared_upstreams(pending, spec.inference_task_queue, self._upstreams)
+        update = {"as_of": int(began), "shared_upstreams": shared}
+        progress = progress_of(status, pending, pace).model_copy(update=update)
         waits = waits_of(spec, status, pending, now)
         if not waits and (wait := await self._standstill.wait(spec.batch_id, status, pending, progress)):
             waits = [ReportedWait(wait)]

@@ -333,7 +333,7 @@ async def _serve_api(
     listener: socket.socket,
     stop: asyncio.Event,
 ) -> None:
-    upstreams = [proxy.upstream.name for proxy in inference]
+    upstreams = [proxy.upstream for proxy in inference]
     gateway = TemporalGateway(client, store, settings.task_queue, address, upstreams)
     app = create_app(settings, gateway, store, inference, keys)
     serving = [serve(app, listener, stop, settings.max_connections)]

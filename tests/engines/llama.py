@@ -46,11 +46,21 @@ def install() -> None:
 class LlamaServer(EngineServer):
     """llama.cpp's server."""
 
-    def __init__(self, folder: Path, port: int, kind: Kind = "chat", slots: int = 4, slot_context: int = 1024) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        port: int,
+        kind: Kind = "chat",
+        slots: int = 4,
+        slot_context: int = 1024,
+        *,
+        tells_metrics: bool = False,
+    ) -> None:
         self.model = f"tiny-{kind}"
         command = [str(FOLDER / "venv" / "bin" / "python"), str(HERE / "llama_server.py"), str(FOLDER / "tiny.gguf")]
         command += ["--port", str(port), "--alias", self.model, "--kind", kind]
         command += ["--slots", str(slots), "--slot-context", str(slot_context)]
+        command += ["--metrics"] if tells_metrics else []
         super().__init__(folder / f"{self.model}.log", port, command)
 
     async def busy(self) -> int:

@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--slot-context", type=int, default=1024)
     parser.add_argument("--alias", required=True)
+    parser.add_argument("--metrics", action="store_true")
     args = parser.parse_args()
     params = llama.CommonParams()
     params.model.path = args.model
@@ -27,6 +28,7 @@ def main() -> None:
     params.n_ctx = args.slots * args.slot_context
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.use_jinja = True
+    params.endpoint_metrics = args.metrics
     pooling = llama.llama_pooling_type
     if args.kind == "embed":
         params.embedding, params.pooling_type = True, pooling.LLAMA_POOLING_TYPE_MEAN

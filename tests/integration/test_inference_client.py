@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -63,8 +64,15 @@ async def server() -> AsyncIterator[Recorder]:
     await runner.cleanup()
 
 
-async def send(server: Recorder, body: bytes = BODY, endpoint: str = CHAT, base: str = "/v1", **more: Any) -> Answer:
-    client = InferenceClient(Upstream(name="u", urls=(server.url + base,), **more))
+async def send(
+    server: Recorder,
+    body: bytes = BODY,
+    endpoint: str = CHAT,
+    base: str = "/v1",
+    body_of_settings: dict[str, Any] | None = None,
+    **more: Any,
+) -> Answer:
+    client = InferenceClient(Upstream(name="u", urls=(server.url + base,), body=body_of_settings or {}, **more))
     try:
         return await client.send(endpoint, body)
     finally:
@@ -103,6 +111,31 @@ async def test_an_alias_changes_the_model_and_nothing_else(server: Recorder) -> 
 async def test_what_has_no_alias_goes_out_as_it_came(server: Recorder, body: bytes) -> None:
     await send(server, body, aliases={"other": "n"})
     assert server.bodies == [body]
+
+
+ADDED: dict[str, Any] = {"priority": 100, "x": None, "big": BIG, "é": {"y": [1.0, "\u2028"]}}
+
+
+@pytest.mark.parametrize("body", [b'{"model" : "m"}', b'{"model":"m","priority":null,"x":1}', BODY])
+async def test_members_of_the_settings_are_added_where_a_request_does_not_set_them(
+    server: Recorder, body: bytes
+) -> None:
+    await send(server, body, body_of_settings=ADDED)
+    (sent,) = server.bodies
+    assert json.loads(sent) == ADDED | json.loads(body)
+    for own in (b"1.0", b'"\\u00e9"') if body is BODY else ():
+        assert own in sent
+
+
+async def test_a_request_that_sets_them_all_goes_out_as_it_came(server: Recorder) -> None:
+    body = b' {"priority" : 3, "model":"m"}'
+    await send(server, body, body_of_settings={"priority": 100})
+    assert server.bodies == [body]
+
+
+async def test_added_members_are_in_the_dialect_as_if_a_client_had_set_them(server: Recorder) -> None:
+    await send(server, b'{"model":"m"}', dialect="nim", aliases={"m": "n"}, body_of_settings={"top_k": 5})
+    assert server.bodies == [b'{"model":"n","nvext":{"top_k":5}}']
 
 
 async def test_nim(server: Recorder) -> None:
@@ -201,6 +234,9 @@ async def test_each_upstream_is_told_of_in_one_line(server: Recorder, caplog: py
     upstreams = [Upstream(name=name, urls=(server.url + path,)) for name, path in paths.items()]
     upstreams.append(Upstream(name="down", urls=("http://127.0.0.1:1/v1",)))
     upstreams.append(Upstream(name="names", urls=(server.url + "/v1",), models=("m", "m-*"), aliases={"gpt": "m"}))
+    upstreams.append(
+        Upstream(name="shared", urls=(server.url + "/v1",), interactive_headroom=0.2, body={"priority": 100})
+    )
     clients = [InferenceClient(upstream) for upstream in upstreams]
     await log_upstreams(clients)
     for client in clients:
@@ -211,6 +247,8 @@ async def test_each_upstream_is_told_of_in_one_line(server: Recorder, caplog: py
         'upstream "moved" (URL/moved/v1) answered HTTP 307 Temporary Redirect, a page that is not the engine\'s; '
         "is its base URL right? Most end in /v1; its requests wait until it answers",
         'upstream "names" (URL/v1) answers; its models: m; it gets the requests for gpt, m, m-*',
+        'upstream "shared" (URL/v1) answers; its models: m; 20 % of its capacity is left to its other clients; '
+        'requests get {"priority": 100} where they do not set it',
         'upstream "up" (URL/v1) answers; its models: m',
         'upstream "wrong" (URL/missing/api) answered HTTP 404 Not Found, a page that is not the engine\'s; '
         "is its base URL right? Most end in /v1; its requests wait until it answers",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import pytest
 from openai.types import Batch
 
 from activities.temporal.deployment import NotPromotedError, promote
+from activities.upstreams.config import Upstream
+from activities.upstreams.headroom import FIRST
 from api.gateway.temporal import TemporalGateway
 from tests.fakes.engine import Engine, EngineOptions
 from tests.fakes.engine_script import Script
@@ -48,6 +50,12 @@ class Engines:
         path = self._folder / name
         path.write_text("\n\n".join(self.entries))
         return str(path)
+
+    def is_at_work(self, engine: int, requests: int) -> Callable[[], Awaitable[bool]]:
+        async def look() -> bool:
+            return self.engines[engine].counters().in_flight == requests
+
+        return look
 
     async def close(self) -> None:
         for engine in self.engines:
@@ -148,13 +156,43 @@ async def test_a_batch_does_not_wait_behind_one_for_an_engine_that_is_down(stack
     assert (await it.finished(large)).counts == (5000, 0, 5000)
 
 
+async def test_an_upstream_with_other_clients_is_shown_with_what_it_does_for_them(
+    stack: MakeStack, engines: Engines
+) -> None:
+    more: dict[str, Any] = {"interactive_headroom": 0.25, "body": "{ priority = 100 }"}
+    await engines.start("shared", "a", models='["a"]', **more)
+    await engines.start("ours", "b", models='["b"]')
+    it = await stack(upstreams=engines.path)
+    for engine in engines.engines:
+        engine.follow(Script(mode="hang"))
+    batch_id = await it.submit(taking_turns(120, "a", "b"))
+    gateway = TemporalGateway(
+        it.temporal, it.store, it.settings.task_queue, "", [client.upstream for client in it.inference]
+    )
+
+    async def is_shown() -> bool:
+        progress = (await gateway.find("default", batch_id)).progress
+        assert progress
+        return [one.model_dump() for one in progress.shared_upstreams] == [
+            {"name": "shared", "interactive_headroom": 0.25, "body": {"priority": 100}}
+        ]
+
+    await until(is_shown, "shown")
+    await until(engines.is_at_work(0, FIRST), "as many in flight as it begins with")
+    await it.openai.batches.cancel(batch_id)
+    assert (await it.finished(batch_id)).counts == (120, 0, 120)
+    assert engines.engines[0].counters().max_in_flight == FIRST
+
+
 async def test_an_upstream_that_running_batches_need_is_missed(stack: MakeStack, engines: Engines) -> None:
     await engines.start("gone", "a", models='["a"]')
     it = await stack(upstreams=engines.path)
     await engines.engines[0].close()
     batch_id = await it.submit([request("r-1", model="a")])
     await it.until(batch_id, lambda batch: 'upstream "gone"' in (progress_of(batch).get("waiting_reason") or ""))
-    gateway = TemporalGateway(it.temporal, it.store, it.settings.task_queue, "", ["other"])
+    gateway = TemporalGateway(
+        it.temporal, it.store, it.settings.task_queue, "", [Upstream(name="other", urls=("http://e",))]
+    )
 
     async def missed() -> bool:
         progress = (await gateway.find("default", batch_id)).progress

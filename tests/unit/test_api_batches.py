@@ -69,7 +69,7 @@ async def test_a_new_batch_has_every_key(api: Api) -> None:
     assert abs(batch["created_at"] - time.time()) < 5
     zeros = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
     details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
-    set_ = {
+    set_: dict[str, Any] = {
         **GOOD,
         "id": batch["id"],
         "object": "batch",
@@ -83,6 +83,7 @@ async def test_a_new_batch_has_every_key(api: Api) -> None:
             "eta_seconds": None,
             "in_flight": 3,
             "in_flight_limit": None,
+            "shared_upstreams": [],
             "waiting": None,
             "waiting_reason": None,
             "next_attempt_at": None,

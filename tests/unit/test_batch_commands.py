@@ -86,10 +86,15 @@ def test_an_empty_list_has_headings_alone(run: Run) -> None:
 
 
 def test_a_status_says_all_there_is(server: BatchServer, run: Run) -> None:
-    progress = {
+    progress: dict[str, Any] = {
         "requests_per_second": 12.5,
         "eta_seconds": 0,
         "in_flight": 8,
+        "in_flight_limit": 12,
+        "shared_upstreams": [
+            {"name": "gpu", "interactive_headroom": 0.25, "body": {}},
+            {"name": "a", "interactive_headroom": 0.2, "body": {"priority": 1}},
+        ],
         "waiting_reason": "Waiting: the upstream is overloaded; next try in 3 s; the window ends in 23 h.",
     }
     server.add("batch_1", {"status": "in_progress", "model": "m", **counts(9, 3, 1), "progress": progress})
@@ -97,7 +102,12 @@ def test_a_status_says_all_there_is(server: BatchServer, run: Run) -> None:
     assert result.exit_code == 0
     shown = {line[:12].rstrip(): line[12:] for line in result.stdout.splitlines()}
     assert shown["requests"] == "9 requests, 3 completed, 1 failed"
-    assert shown["progress"] == "12.5/s, 0 s left, 8 in flight"
+    assert shown["progress"] == "12.5/s, 0 s left, 8 in flight (limit 12)"
+    assert 'shared      upstream "gpu" leaves 25 % of its capacity to other clients' in result.stdout.splitlines()
+    second = (
+        'upstream "a" leaves 20 % of its capacity to other clients and is sent {"priority": 1} where a request does'
+    )
+    assert second in " ".join(result.stdout.split())
     assert shown["waiting"] == "the upstream is overloaded; next try in 3 s; the window ends in 23"
     assert shown[""] == "h."
     assert "results" not in shown

@@ -30,6 +30,8 @@ models = ["meta/llama-3.1-8b", "nvidia/*"]
 timeout = 1200
 max_in_flight = 16
 dialect = "nim"
+interactive_headroom = 0.2
+body = {{ priority = 100, extra = {{ deep = [1.0, true, "é"] }} }}
 headers = {{ X-Team = "search", X-Gate = {{ env = "GATE_KEY" }} }}
 [upstream.aliases]
 small = "meta/llama-3.1-8b"
@@ -65,6 +67,9 @@ def test_all_that_a_file_may_say(tmp_path: Path, full: str) -> None:
         "X-Team": "search",
         "X-Gate": "gate-secret",
     }
+    assert (nim.interactive_headroom, nim.body) == (0.2, {"priority": 100, "extra": {"deep": [1.0, True, "é"]}})
+    assert (nim.most_in_flight, nim.needs_watch) == (12, True)
+    assert (default.interactive_headroom, default.body, default.needs_watch) == (0.0, {}, False)
     assert (azure.urls, azure.api_version) == (("https://us.openai.azure.com",), "2024-10-21")
     assert azure.key.get_secret_value() == "env-secret"
     assert (default.urls, default.models, default.timeout, default.max_in_flight) == (
@@ -131,6 +136,18 @@ HEAD = '[[upstream]]\nname = "a"\nurl = "http://e:1/v1"\n'
         (HEAD + "timeout = 0\n", 4, "timeout: "),
         (HEAD + 'timeout = "9"\n', 4, "timeout: "),
         (HEAD + "max_in_flight = 1.5\n", 4, "max_in_flight: "),
+        (HEAD + "interactive_headroom = 1\n", 4, "interactive_headroom: Input should be less than 1"),
+        (HEAD + "interactive_headroom = -0.1\n", 4, "interactive_headroom: Input should be greater than or equal to 0"),
+        (HEAD + "interactive_headroom = nan\n", 4, "interactive_headroom: Input should be a finite number"),
+        (HEAD + 'interactive_headroom = "0.2"\n', 4, "interactive_headroom: "),
+        (HEAD + "body = 5\n", 4, "body: Input should be a valid dictionary"),
+        (HEAD + 'body = { model = "hush" }\n', 4, "body: model is for the clients to set; none of model, "),
+        (HEAD + "body = { stream = true }\n", 4, "body: stream is for the clients to set"),
+        (HEAD + "body = { messages = [] }\n", 4, "body: messages is for the clients to set"),
+        (HEAD + 'body = { input = "hush" }\n', 4, "body: input is for the clients to set"),
+        (HEAD + 'body = { prompt = "hush" }\n', 4, "body: prompt is for the clients to set"),
+        (HEAD + "\n[upstream.body]\nsince = 2026-01-01\n", 5, "body: since is not a JSON value"),
+        (HEAD + "body = { x = [1, { y = inf }] }\n", 4, "body: x is not a JSON value"),
         (HEAD + 'dialect = "french"\n', 4, "dialect: must be one of plain, nim, azure"),
         (HEAD + 'api_version = "1"\n', 1, "dialect plain does not use api_version"),
         (HEAD + 'dialect = "azure"\nmodels = ["m"]\n', 1, "dialect azure needs api_version"),
