@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Final
 
 from activities.upstreams.engine_load import EngineLoad
-from activities.upstreams.level import CACHE_FULL, FULL, LAST_STEP, QUEUE, InFlightLevel
+from activities.upstreams.level import CACHE_FULL, LAST_STEP, QUEUE, InFlightLevel
 
 FIRST: Final = 4
 """In flight at first: what is too much waits before anybody's requests until the first look."""
@@ -115,7 +115,7 @@ class HeadroomLevel(InFlightLevel):
         spare, share = self._ours * self._capacity - there, in_flight / there
         if spare < 0:
             self._set(min(self.value, in_flight + spare * share))
-        elif in_flight >= FULL * self.value and load.waiting < 1 and load.cache_used < CACHE_FULL and self._may_grow():
+        elif self._is_used(in_flight) and load.waiting < 1 and load.cache_used < CACHE_FULL and self._may_grow():
             if spare >= 1:
                 more = (LAST_STEP - 1) * there if math.isinf(spare) else spare
                 self._raise(in_flight + more * share)

@@ -106,7 +106,7 @@ class InFlightLevel:
         self._latency += (seconds - self._latency) * 0.1 if self._latency else seconds
         if now - self._told_at < TOLD_SECONDS:
             self._begin()
-        elif sent_at >= self._since and in_flight >= FULL * self.value:
+        elif sent_at >= self._since and self._is_used(in_flight):
             self._count += 1
             self._work += work
             self._seconds += seconds
@@ -142,12 +142,16 @@ class InFlightLevel:
         elif spare < 0:
             self._growth = LAST_STEP
             self._set(min(self.value, in_flight + spare * share))
-        elif in_flight >= FULL * self.value and load.cache_used < CACHE_FULL and self._may_grow():
+        elif self._is_used(in_flight) and load.cache_used < CACHE_FULL and self._may_grow():
             if load.waiting:
                 self._raise(in_flight + spare * share)
             else:
                 self._raise(self.value * self._growth)
                 self._growth = min(FIRST_STEP, self._growth * LAST_STEP)
+
+    def _is_used(self, in_flight: int) -> bool:
+        """Return whether so many in flight tell something about the level. Only whole requests can be in flight."""
+        return in_flight >= FULL * math.floor(self.value)
 
     def _may_grow(self) -> bool:
         now = self._clock()

@@ -104,6 +104,13 @@ def test_preemptions_lower_it_and_a_full_cache_does_not_let_it_grow() -> None:
     assert told.say(45, 0, preemptions=7.0) > 45
 
 
+def test_a_level_between_two_numbers_still_grows() -> None:
+    told = ReportedWait()
+    told.level.cut(2.9)  # two may be in flight, which is less than four fifths of it
+    told.now += 60
+    assert told.say(2, 0) > 2.9
+
+
 def test_an_engine_that_counts_other_requests_than_ours_is_not_believed() -> None:
     told = ReportedWait()
     assert told.say(0, 0, in_flight=START) == START
