@@ -56,6 +56,10 @@ InFlight = Annotated[int | Literal["auto"], PlainValidator(_in_flight)]
 """Requests sent at once; ``auto`` is as many as prove worth it."""
 
 
+Order = Literal["auto", "prefix", "input"]
+"""In which the requests of a batch are sent: those first that begin alike, or as in the input; ``auto`` where it pays."""
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -97,6 +101,7 @@ class _Entry(_Model):
     timeout: Annotated[float, Field(gt=0)] | None = None
     max_in_flight: InFlight | None = None
     auto_in_flight_ceiling: Annotated[int, Field(ge=1, le=MAX_IN_FLIGHT)] | None = None
+    order: Order | None = None
     dialect: Annotated[str, AfterValidator(_known_dialect)] = "plain"
     headers: Annotated[dict[str, str | _Reference], AfterValidator(_header_names)] = {}
     api_version: str | None = None
@@ -139,6 +144,7 @@ class Upstream(BaseModel):
     max_in_flight: InFlight = "auto"
     """For each replica and worker process."""
     auto_in_flight_ceiling: int = 1024
+    order: Order = "auto"
     dialect: str = "plain"
     headers: Mapping[str, SecretStr] = {}
     api_version: str = ""
@@ -216,6 +222,7 @@ class _Reader:
             max_answer_bytes=defaults.max_answer_bytes,
             max_in_flight=entry.max_in_flight or defaults.max_in_flight,
             auto_in_flight_ceiling=entry.auto_in_flight_ceiling or defaults.auto_in_flight_ceiling,
+            order=entry.order or defaults.order,
             dialect=entry.dialect,
             headers={name: self._header(value) for name, value in entry.headers.items()},
             api_version=entry.api_version or "",

@@ -207,9 +207,9 @@ def test_a_wrong_encoding_is_named_once(data: bytes, names: str) -> None:
 def test_a_line_that_is_too_long_to_hold_is_a_request_all_the_same() -> None:
     lines = checker()
     head = line(custom_id="\ud83d long")
-    assert lines.check(Line(7, 0, 20_000_000, None, head)) == ("\ufffd long", None, 0)
+    assert lines.check(Line(7, 0, 20_000_000, None, head)) == ("\ufffd long", None, 0, b"")
     for head in (b"", b"no JSON", b'{"body":{"custom_id":"b"', b'{"custom_id":"cut of'):
-        assert lines.check(Line(8, 0, 20_000_000, None, head)) == ("", None, 0)
+        assert lines.check(Line(8, 0, 20_000_000, None, head)) == ("", None, 0, b"")
     error = check(line(custom_id="\ufffd long"), lines)
     assert error
     assert error.code == "duplicate_custom_id"
