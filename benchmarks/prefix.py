@@ -4,9 +4,9 @@ to compute, and what the order costs at the end, where the results are put into 
     .venv/bin/python -m benchmarks.prefix
     .venv/bin/python -m benchmarks.prefix --url http://127.0.0.1:8081/v1 --model tiny --pid 1234
 
-Without ``--url`` the engine is simulated: it keeps blocks of 16 tokens and drops those used longest ago. It tells nothing
-of time. With it, a real engine that runs already gets the same batch in both orders; with ``--pid``, its process and
-those below it are asked for their CPU time.
+Without ``--url`` the engine is simulated: it keeps blocks of 16 tokens and drops those used longest ago. It tells
+nothing of time. With it, a real engine that runs already gets the same batch in both orders; with ``--pid``,
+its process and those below it are asked for their CPU time.
 """
 
 from __future__ import annotations
@@ -186,11 +186,15 @@ def measure_merge(count: int) -> None:
 # A real engine
 
 
+def write_input(path: Path, args: argparse.Namespace) -> Path:
+    path.write_bytes(b"".join(write_lines(args.count, args.prefixes, args.tokens, args.model)))
+    return path
+
+
 async def measure(args: argparse.Namespace, order: Order) -> dict[str, Any]:
     variables = {"EVERBATCH_ORDER": order}
     async with run_stack(max_in_flight=args.in_flight, upstream_url=args.url, variables=variables) as stack:
-        path = Path(stack.folder / "in.jsonl")
-        path.write_bytes(b"".join(write_lines(args.count, args.prefixes, args.tokens, args.model)))
+        path = await asyncio.to_thread(write_input, stack.folder / "in.jsonl", args)
         before = tree_usage(args.pid).cpu_seconds if args.pid else 0.0
         run = await stack.run(path)
         cpu = tree_usage(args.pid).cpu_seconds - before if args.pid else 0.0

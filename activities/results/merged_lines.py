@@ -141,9 +141,7 @@ class MergedLines:
         reader = RecordReader(self._pieces(key, read_bytes) if read_bytes else self._store.stream(key))
         reader.shard_head()
         for record in reader.records():
-            yield ResultLine(
-                record.line, record.kind, record.usage, reader.line(), gives_way=source.is_of_other_cut
-            )
+            yield ResultLine(record.line, record.kind, record.usage, reader.line(), gives_way=source.is_of_other_cut)
         if not (source.is_heard or source.is_of_other_cut):
             self.waits += reader.waits
 
@@ -167,7 +165,9 @@ class MergedLines:
     ) -> Iterator[ResultLine]:
         """The lines, and one for each request of a part of the input that has none among them."""
         spec, output = self._task.spec, OutputLines(self._task.spec.batch_id)
-        line = next(lines, None)  # and all shards are looked up. An input that is there now was there then, and they too.
+        line = next(
+            lines, None
+        )  # and all shards are looked up. An input that is there now was there then, and they too.
         chunks = self._store.stream(self._input_key, offset, length)
         for request in read_lines(chunks, spec.max_line_bytes, first_line=first_line):
             has_result = False

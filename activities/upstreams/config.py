@@ -57,7 +57,7 @@ InFlight = Annotated[int | Literal["auto"], PlainValidator(_in_flight)]
 
 
 Order = Literal["auto", "prefix", "input"]
-"""In which the requests of a batch are sent: those first that begin alike, or as in the input; ``auto`` where it pays."""
+"""In which the requests of a batch are sent: sorted by how they begin, or as in the input; ``auto`` where it pays."""
 
 
 class _Model(BaseModel):

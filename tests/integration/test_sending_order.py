@@ -20,7 +20,7 @@ COUNT = 210
 
 
 def prompts(count: int = COUNT, hanging: int = 0) -> list[dict[str, Any]]:
-    """Requests that take turns between long prefixes. Each request whose number can be divided by ``hanging`` says so."""
+    """Requests that take turns between long prefixes. Those whose number ``hanging`` divides say so."""
     lines: list[dict[str, Any]] = []
     for n in range(count):
         name = f"{'hangs' if hanging and n % hanging == 0 else 'ok'}-{n}"

@@ -47,7 +47,7 @@ def raw_body(text: str) -> bytes:
 
 def test_a_good_line_passes() -> None:
     lines = checker()
-    assert lines.check(Line(1, 0, 1, line())) == ("a", None, 0)
+    assert lines.check(Line(1, 0, 1, line()))[:3] == ("a", None, 0)
     assert lines.only_model == "m"
 
 
@@ -150,7 +150,7 @@ def test_one_rule_broken(data: bytes, code: str, param: str, text: str) -> None:
 )
 def test_half_of_a_surrogate_pair_is_json_and_fails_nothing(data: bytes) -> None:
     # JavaScript writes it for an emoji that was cut in two.
-    custom_id, error, _ = checker().check(Line(7, 0, len(data), data))
+    custom_id, error, *_ = checker().check(Line(7, 0, len(data), data))
     assert error is None
     assert custom_id
 

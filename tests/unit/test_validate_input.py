@@ -424,9 +424,7 @@ def sent_lines(scanned: Scanned) -> list[list[LinePlace]]:
     """Where the requests of each shard are, in a batch that has a sending order."""
     places = unpack_places(scanned.order)
     first = [shard.offset // ENTRY_BYTES for shard in scanned.result.shards]
-    return [
-        places[start : start + shard.requests] for start, shard in zip(first, scanned.result.shards, strict=True)
-    ]
+    return [places[start : start + shard.requests] for start, shard in zip(first, scanned.result.shards, strict=True)]
 
 
 def test_each_shard_is_for_one_upstream_and_each_request_in_one_shard() -> None:
@@ -511,8 +509,8 @@ def test_where_another_order_brings_nothing_the_input_is_sent_as_it_is(order: Or
 
 def test_each_upstream_has_an_order_of_its_own() -> None:
     upstreams = [
-        Upstream(name=name, urls=("http://e/v1",), models=(name,), order=order)
-        for name, order in (("a", "prefix"), ("b", "input"))
+        Upstream(name="a", urls=("http://e/v1",), models=("a",), order="prefix"),
+        Upstream(name="b", urls=("http://e/v1",), models=("b",), order="input"),
     ]
     content = b"".join(
         request_line(n, model="ab"[n % 2], messages=[{"role": "user", "content": f"{n % 6} " * 500}])
@@ -531,12 +529,13 @@ def test_each_upstream_has_an_order_of_its_own() -> None:
 def test_prefixes_are_seen_wherever_a_prompt_may_begin(endpoint: str) -> None:
     def line(n: int) -> bytes:
         text = f"{n % 3} " * 500
-        body: dict[str, Any] = {
+        bodies: dict[str, dict[str, Any]] = {
             "/v1/chat/completions": {"tools": [{"name": text}], "messages": [{"role": "user", "content": f"q {n}"}]},
             "/v1/completions": {"prompt": text + f"q {n}"},
             "/v1/responses": {"input": f"q {n}", "instructions": text},
             "/v1/messages": {"messages": [], "system": text, "max_tokens": 5},
-        }[endpoint]
+        }
+        body = bodies[endpoint]
         request = {"custom_id": f"r{n}", "method": "POST", "url": endpoint, "body": {"model": "m", **body}}
         return json.dumps(request).encode() + b"\n"
 
