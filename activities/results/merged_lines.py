@@ -15,7 +15,7 @@ from activities.records.shard_keys import ShardRef
 from activities.results.other_cuts import other_cuts
 from activities.results.output_lines import OutputLines
 from activities.results.records import RecordReader
-from activities.results.shard_log import KEEP_BYTES, Committed, RangeReader, look_up
+from activities.results.shard_log import Committed, RangeReader, look_up
 from activities.store.object_store import ObjectStore
 from workflows.end_types import WriteFilesInput
 from workflows.events import PastWait
@@ -123,10 +123,10 @@ class MergedLines:
         lines, shard = self._committed(source), source.shard
         return lines if source.attempt else self._filled(lines, shard.offset, shard.length, shard.first_line)
 
-    def _committed(self, source: _Source, read_bytes: int = 0) -> Iterator[ResultLine]:
+    def _committed(self, source: _Source, read_bytes: int | None = None) -> Iterator[ResultLine]:
         """What is committed of a shard.
 
-        Args: ``read_bytes`` of it are to be in memory at a time, 0 as many as the store reads at once.
+        Args: ``read_bytes`` of it may be in memory at a time, if fewer than the store reads at once.
         """
         attempt = source.attempt
         if not attempt:
@@ -134,7 +134,7 @@ class MergedLines:
             if isinstance(found, Committed):
                 if not source.is_of_other_cut:
                     self.waits += found.waits
-                yield from self._of_parts(source, found, read_bytes or KEEP_BYTES)
+                yield from self._of_parts(source, found, read_bytes)
                 return
             attempt = found.attempt
         key = shard_keys.result_key(source.ref, attempt)
@@ -145,7 +145,7 @@ class MergedLines:
         if not (source.is_heard or source.is_of_other_cut):
             self.waits += reader.waits
 
-    def _of_parts(self, source: _Source, found: Committed, keep_bytes: int) -> Iterator[ResultLine]:
+    def _of_parts(self, source: _Source, found: Committed, keep_bytes: int | None) -> Iterator[ResultLine]:
         """A part may vanish here, when an attempt that was thought dead ends the shard after all."""
         reader = RangeReader(self._store, found.ranges.values(), keep_bytes)
         for number, record in sorted(found.records.items()):

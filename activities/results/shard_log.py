@@ -145,10 +145,10 @@ class RangeReader:
     parts are read whole, and the last of them kept.
     """
 
-    def __init__(self, store: ObjectStore, ranges: Iterable[ByteRange], keep_bytes: int = KEEP_BYTES) -> None:
+    def __init__(self, store: ObjectStore, ranges: Iterable[ByteRange], keep_bytes: int | None = None) -> None:
         """Args: ``ranges`` are all that will be read, ``keep_bytes`` how much of parts is held in memory."""
         self._store = store
-        self._keep_bytes = keep_bytes
+        self._keep_bytes = KEEP_BYTES if keep_bytes is None else keep_bytes
         self._sizes: dict[str, int] = {}
         for span in ranges:
             self._sizes[span.key] = max(span.offset + span.length, self._sizes.get(span.key, 0))
