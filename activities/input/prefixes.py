@@ -16,7 +16,7 @@ import msgspec
 BLOCK_BYTES: Final = 512
 """Texts are compared in blocks, of some hundred tokens: to compute fewer again costs an engine little."""
 MAX_BYTES: Final = 64 * BLOCK_BYTES
-"""Of each part of a request that are looked at. Beyond, requests count as alike."""
+"""Of a request that are looked at. Beyond, requests count as alike."""
 MAX_NODES: Final = 1 << 17
 """Of the tree, about 15 MB. Beginnings that first come after so many are not told apart."""
 WORTH: Final = 0.1
@@ -37,7 +37,7 @@ class Beginning(Protocol):
 def beginning(model: str, body: Beginning) -> bytes:
     """What two requests have in common at the start is likely to be a common prefix of their prompts."""
     parts = (body.tools, body.instructions, body.system, body.messages, body.prompt, body.input)
-    return b"".join([model.encode(), *[memoryview(part)[:MAX_BYTES] for part in parts if part]])
+    return b"".join((model.encode(), *parts))[:MAX_BYTES]
 
 
 class PrefixTree:
@@ -55,10 +55,11 @@ class PrefixTree:
     def add(self, text: bytes) -> None:
         node, path = 0, list[int]()
         new: int | None = None
+        find = self._children.get
         for start in range(0, len(text) - BLOCK_BYTES + 1, BLOCK_BYTES):
             # Blocks of one digest count as equal. Requests that only seem to begin alike are sent all the same.
             step = node << 32 | crc32(text[start : start + BLOCK_BYTES])
-            if (child := self._children.get(step)) is None:
+            if (child := find(step)) is None:
                 new = step
                 break
             node = child
