@@ -38,6 +38,7 @@ def load_upstreams(settings: Settings) -> list[Upstream]:
         max_answer_bytes=settings.max_answer_bytes,
         max_in_flight=settings.max_in_flight,
         auto_in_flight_ceiling=settings.auto_in_flight_ceiling,
+        order=settings.order,
         is_only=True,
     )
     if not settings.upstreams:

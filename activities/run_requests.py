@@ -84,7 +84,7 @@ class RunRequests(RunRequestsStub):
             return result
         async with self._process.inputs.hold(task.shard.length):
             requests = await asyncio.to_thread(read_requests, self._store, task, log)
-            await carry_over(self._store, shard, task.shard, log, requests)
+            await carry_over(self._store, shard, task.shard, log, requests, has_order=task.has_order)
             requests = {line: request for line, request in requests.items() if not log.has(line)}
             with self._room.running(task.shard.requests, run.waiting):
                 return await run.run(requests)

@@ -17,7 +17,7 @@ from activities.completion_windows import window_seconds
 from activities.endpoints import ENDPOINTS, check_endpoint
 from activities.input_addresses import checked_prefix
 from activities.temporal.payload_codec import parse_keys
-from activities.upstreams.config import MAX_IN_FLIGHT, InFlight, not_a_url
+from activities.upstreams.config import MAX_IN_FLIGHT, InFlight, Order, not_a_url
 from activities.webhooks import Endpoints, check_url, load_endpoints, signing_key
 from workflows.contract import DEFAULT_TASK_QUEUE
 
@@ -87,6 +87,11 @@ class _Upstreams(_Group):
         ge=1,
         le=MAX_IN_FLIGHT,
         description="The highest number of concurrent requests to each replica that `auto` may choose.",
+    )
+    order: Order = Field(
+        "auto",
+        description="Order in which the requests of a batch are sent: `prefix` (requests with the same beginning one "
+        "after the other), `input`, or `auto` (`prefix` where many requests benefit).",
     )
     request_timeout: float = Field(600.0, gt=0, description="Timeout of one request, in seconds.")
     max_attempts: int = Field(

@@ -101,14 +101,14 @@ class ValidateInput(ValidateInputStub):
     def _scan(self, scan: Scan, spec: BatchSpec, routes: ModelRoutes, stop: StopFlag) -> ValidateResult:
         digest = hashlib.sha256()
         chunks = self._store.stream(keys.input_key(spec.tenant, spec.batch_id))
-        result, cut = scan(_hashed(chunks, digest.update, stop), spec, routes)
+        result, cut, order = scan(_hashed(chunks, digest.update, stop), spec, routes)
         if spec.retry_of and not result.errors:
             kept = self._retry.kept(spec)
             result = result.model_copy(update={"kept": kept.counts, "kept_errors": kept.errors})
         result = self._running.admit(spec, result)
         if cut and not result.errors:
             cut = cut._replace(input=digest.hexdigest()[:32])
-            self._catalog.save_cut(spec.tenant, spec.batch_id, cut)
+            self._catalog.save_cut(spec.tenant, spec.batch_id, cut, order)
             result = result.model_copy(update={"cut": cut.digest})
             status = BatchStatus(
                 phase=BatchPhase.IN_PROGRESS,

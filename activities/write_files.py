@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Final, NamedTuple
+from typing import Final
 
 from temporalio import activity
 
 from activities.heartbeats import StopFlag, run_beside_heartbeats, run_in_thread
-from activities.input.jsonl import RequestLine, read_lines, request_of
-from activities.input.request_rules import model_of
 from activities.per_tenant import AT_ONCE_PER_TENANT, PerTenant
 from activities.records import keys, shard_keys
 from activities.records.catalog import Catalog, FileRecord
-from activities.records.cuts import Cut, LineDigest
-from activities.records.shard_keys import ShardRef
+from activities.records.cuts import LineDigest
 from activities.results.error_lines import ErrorTally, read_error
-from activities.results.other_cuts import look_up_elsewhere
-from activities.results.output_lines import OutputLines
-from activities.results.records import RecordReader
-from activities.results.shard_log import Committed, RangeReader, look_up
+from activities.results.merged_lines import MergedLines, ResultLine, merged_by_line
 from activities.retry_input import KINDS, RetryInput, kept_lines
 from activities.store.object_store import ObjectNotFoundError, ObjectStore, ObjectWriter, StoreError
 from workflows.contract import WRITE_FILES, WriteFilesStub
 from workflows.end_types import MergedFiles, WriteFilesInput
-from workflows.events import MAX_WAITS, PastWait, merge_waits
+from workflows.events import MAX_WAITS, merge_waits
 from workflows.ids import ResultKind, result_file_id
-from workflows.types import BatchError, BatchSpec, Counts, Shard, Usage
+from workflows.types import BatchError, BatchSpec, Counts, Usage
 
 log = logging.getLogger("everbatch.write_files")
 
@@ -116,11 +109,12 @@ class WriteFiles(WriteFilesStub):
 
     def _merge_cut(self, task: WriteFilesInput, digest: str, stop: StopFlag) -> MergedFiles:
         spec = task.spec
-        cut = self._catalog.get_cut(spec.tenant, spec.batch_id, digest)
+        merged = MergedLines(self._store, task, digest, stop)
+        cut = merged.cut
         with ExitStack() as stack:
             files, numbers, before = _ResultFiles(self._store, spec, stack), LineDigest(), 0
-            sources = [_ShardSource(task, digest, cut, index, shard) for index, shard in enumerate(cut.shards)]
-            for line in self._with_kept(spec, self._lines(sources, cut, stop)):
+            for line in self._with_kept(spec, merged.lines()):
+                stop.check()
                 if line.number <= before:
                     raise MergeError(f"line {line.number} of the input has two results, or one out of order")
                 before = line.number
@@ -145,127 +139,18 @@ class WriteFiles(WriteFilesStub):
             counts=counts,
             usage=files.usage,
             error_summary=files.errors.summary(),
-            waits=merge_waits([wait for source in sources for wait in source.waits], MAX_WAITS)[0],
+            waits=merge_waits(merged.waits, MAX_WAITS)[0],
             output_file_id=ids["output"],
             error_file_id=ids["error"],
         )
 
-    def _with_kept(self, spec: BatchSpec, lines: Iterator[_ResultLine]) -> Iterator[_ResultLine]:
-        """The lines of a retry, with those of the first batch that it takes over. Its own replace them."""
-        if not spec.retry_of:
-            yield from lines
-            return
-        last = 0
-        for line in heapq.merge(lines, *(self._kept(spec, kind) for kind in KINDS), key=_line_number):
-            if not (line.is_kept and line.number == last and line.kind == "error"):
-                yield line
-            last = line.number
+    def _with_kept(self, spec: BatchSpec, lines: Iterator[ResultLine]) -> Iterator[ResultLine]:
+        """The lines of a retry, with those of the first batch that it takes over. Its own replace errors among them."""
+        return merged_by_line([lines, *(self._kept(spec, kind) for kind in KINDS)]) if spec.retry_of else lines
 
-    def _kept(self, spec: BatchSpec, kind: ResultKind) -> Iterator[_ResultLine]:
+    def _kept(self, spec: BatchSpec, kind: ResultKind) -> Iterator[ResultLine]:
         for number, line in kept_lines(self._store, spec, kind):
-            yield _ResultLine(number, kind, Usage(), iter([line]), is_kept=True)
-
-    def _lines(self, sources: list[_ShardSource], cut: Cut, stop: StopFlag) -> Iterator[_ResultLine]:
-        """The result lines of all shards in input order. Take the bytes of each before the next."""
-        if len(cut.upstreams) == 1:
-            return self._lines_of_shards(sources, stop)
-        # Shards of one upstream follow on each other; those of several lie across each other.
-        by_upstream: dict[int, list[_ShardSource]] = {}
-        for source in sources:
-            by_upstream.setdefault(source.shard.upstream, []).append(source)
-        runs = [self._shards_in_turn(sources, stop) for sources in by_upstream.values()]
-        merged = heapq.merge(*runs, key=_line_number)
-        return (item for item in merged if isinstance(item, _ResultLine))
-
-    def _shards_in_turn(self, sources: Iterable[_ShardSource], stop: StopFlag) -> Iterator[Shard | _ResultLine]:
-        """Each shard before its lines, so that its object is opened when the turn comes to its first line.
-
-        Opened with the first of all, its connection could be idle for minutes, and servers cut those.
-        """
-        for source in sources:
-            yield source.shard
-            yield from self._lines_of_shards([source], stop)
-
-    def _lines_of_shards(self, sources: Iterable[_ShardSource], stop: StopFlag) -> Iterator[_ResultLine]:
-        for source in sources:
-            stop.check()
-            chunks = self._open_result(source.ref, source.attempt) if source.attempt else None
-            if chunks is None:
-                found = look_up(self._store, source.ref)
-                if isinstance(found, Committed):
-                    source.waits = found.waits
-                    yield from self._lines_of_unfinished(source, found)
-                    continue
-                chunks = self._store.stream(shard_keys.result_key(source.ref, found.attempt))
-            reader = RecordReader(chunks)
-            reader.shard_head()
-            for record in reader.records():
-                yield _ResultLine(record.line, record.kind, record.usage, reader.line())
-            if not source.attempt:
-                source.waits = reader.waits
-
-    def _open_result(self, shard: ShardRef, attempt: str) -> Iterator[bytes] | None:
-        """The object that is to count; ``None`` if it is gone, and then the shard is as one that never finished."""
-        try:
-            return self._store.stream(shard_keys.result_key(shard, attempt))
-        except ObjectNotFoundError:
-            return None
-
-    def _lines_of_unfinished(self, source: _ShardSource, committed: Committed) -> Iterator[_ResultLine]:
-        """A shard that was stopped: what is answered, in this cut or another, and a line that says why for each of the
-        rest.
-
-        A part may vanish here, when an attempt that was thought dead ends the shard after all. Then this attempt
-        fails, and the next finds the shard's object.
-        """
-        spec, shard = source.task.spec, source.shard
-        lines = OutputLines(spec.batch_id)
-        elsewhere = look_up_elsewhere(self._store, source.ref, shard)
-        own = RangeReader(self._store, committed.ranges.values())
-        others = RangeReader(self._store, elsewhere.ranges.values() if elsewhere else ())
-        chunks = self._store.stream(keys.input_key(spec.tenant, spec.batch_id), shard.offset, shard.length)
-        for line in read_lines(chunks, spec.max_line_bytes, first_line=shard.first_line):
-            if record := committed.records.get(line.number):
-                yield _ResultLine(line.number, record.kind, record.usage, own.read(committed.body(line.number)))
-            elif source.takes(request := request_of(line)):
-                if elsewhere and (record := elsewhere.records.get(line.number)):
-                    data = others.read(elsewhere.body(line.number))
-                    yield _ResultLine(line.number, record.kind, record.usage, data)
-                else:
-                    missing = lines.missing(line.number, bytes(request.custom_id), source.task.missing)
-                    yield _ResultLine(line.number, "error", Usage(), iter([missing]), is_unanswered=True)
-
-
-class _ShardSource:
-    """A shard and where its results are."""
-
-    def __init__(self, task: WriteFilesInput, digest: str, cut: Cut, index: int, shard: Shard) -> None:
-        self.task = task
-        self.shard = shard
-        self.ref = ShardRef(task.spec.tenant, task.spec.batch_id, digest, index)
-        self.attempt = task.attempts[index] if task.cut and index < len(task.attempts) else None
-        self._cut = cut
-        self.waits: list[PastWait] = []
-        """That the workflow does not know of."""
-
-    def takes(self, request: RequestLine) -> bool:
-        """Whether a request within the shard's run of lines is one of its own."""
-        model = model_of(request.body) if request.body else None
-        return len(self._cut.upstreams) == 1 or self._cut.upstream(model) == self.shard.upstream
-
-
-class _ResultLine(NamedTuple):
-    number: int
-    kind: ResultKind
-    usage: Usage
-    data: Iterator[bytes]
-    is_unanswered: bool = False
-    is_kept: bool = False
-    """Whether it is the first batch's, taken over by a retry."""
-
-
-def _line_number(item: Shard | _ResultLine) -> int:
-    return item.first_line if isinstance(item, Shard) else item.number
+            yield ResultLine(number, kind, Usage(), iter([line]), is_kept=True, gives_way=kind == "error")
 
 
 class _ResultFiles:
@@ -281,7 +166,7 @@ class _ResultFiles:
         self.usage = Usage()
         self.errors = ErrorTally()
 
-    def copy(self, line: _ResultLine) -> None:
+    def copy(self, line: ResultLine) -> None:
         kind = line.kind
         writer = self._writers.get(kind)
         if writer is None:

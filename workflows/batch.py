@@ -63,6 +63,7 @@ class BatchWorkflow:
         self._shards_paused = False
         self._upstreams: list[str] = []
         self._cut = ""
+        self._has_order = False
         self._attempts: list[str | None] = []
         self._requests = 0  # to be sent
         self._tally = Tally()
@@ -182,6 +183,7 @@ class BatchWorkflow:
             return
         self._upstreams = result.upstreams or [contract.DEFAULT_UPSTREAM]
         self._cut = result.cut
+        self._has_order = result.has_order
         self._attempts = [None] * len(result.shards)
         self._requests = result.total
         self._update(
@@ -260,7 +262,7 @@ class BatchWorkflow:
                     max_line_bytes=self._spec.max_line_bytes,
                     strict_error_lines=self._spec.strict_error_lines,
                     cut=self._cut,
-                    is_mixed=len(self._upstreams) > 1,
+                    has_order=self._has_order,
                 ),
                 task_queue=contract.first_task_queue(queue) if is_first else queue,
                 activity_id=f"line-{shard.first_line}" if shard.requests == 1 else f"shard-{index}",

@@ -142,18 +142,18 @@ class BatchError(Model):
 
 
 class Shard(NamedTuple):
-    """A run of input lines that one activity works through. Crosses Temporal as an array of numbers.
+    """Requests that one activity works through, all of them for one upstream. Crosses Temporal as an array of numbers.
 
-    All its requests are for one upstream. Where the requests of a batch are for several, its run of lines may hold
-    requests of other shards too.
+    They are a run of input lines, or, in a batch that is not sent in input order, a run of entries of its sending order
+    (:mod:`activities.records.sending_order`).
     """
 
     offset: int
-    """Bytes from the start of the input."""
+    """Bytes from the start of the input, or of the sending order."""
     length: int
-    """Bytes, including the last line's end."""
+    """Bytes of its lines in the input, including their ends."""
     first_line: int
-    """Physical line number, from 1."""
+    """Physical line number of the request that is sent first, from 1."""
     requests: int
     """Lines that are requests of this shard; blank lines are not."""
     upstream: int = 0
@@ -183,6 +183,8 @@ class ValidateResult(Model):
     labels: list[str] = []
     """One per shard, for people, where the batch is not too large: a request by its ``custom_id``, a group by its lines
     and their first and last, cut."""
+    has_order: bool = False
+    """Whether the batch has a sending order, which its shards are runs of. Else they are runs of input lines."""
     has_ended: bool = False
     """Whether the batch has ended already, in a run of its workflow that was reset. Then nothing else was done."""
 
@@ -206,8 +208,8 @@ class RunRequestsInput(Model):
     strict_error_lines: bool = False
     cut: str = ""
     """As :attr:`ValidateResult.cut`."""
-    is_mixed: bool = False
-    """Whether the batch has requests for several upstreams, so that those of other shards may lie between."""
+    has_order: bool = False
+    """As :attr:`ValidateResult.has_order`."""
 
 
 class ShardResult(Model):

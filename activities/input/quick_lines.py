@@ -23,6 +23,9 @@ class QuickBody(msgspec.Struct, gc=False):
     max_tokens: msgspec.Raw = msgspec.Raw(b"")
     prompt: msgspec.Raw = msgspec.Raw(b"")
     input: msgspec.Raw = msgspec.Raw(b"")
+    tools: msgspec.Raw = msgspec.Raw(b"")
+    instructions: msgspec.Raw = msgspec.Raw(b"")
+    system: msgspec.Raw = msgspec.Raw(b"")
 
 
 class QuickLine(msgspec.Struct, gc=False):

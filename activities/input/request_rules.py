@@ -11,6 +11,7 @@ import msgspec
 
 from activities.input.encodings import line_error
 from activities.input.jsonl import Line, RequestLine, custom_id_of, parse_line
+from activities.input.prefixes import beginning
 from activities.input.quick_lines import quick_line
 from activities.raw_json import MAX_DEPTH, MAX_ITEMS, count_items, has_more_members, is_deeper, raw_object
 from activities.upstreams.client import UpstreamUnavailableError
@@ -41,7 +42,7 @@ QUOTED_LENGTH: Final = 100
 MAX_MODEL_LENGTH: Final = 512
 """Characters of a model's name. The names of a batch are held in memory, and the only one crosses Temporal."""
 MAX_MODELS: Final = 1000
-"""In one batch. Each attempt at a shard of a batch over several upstreams reads which model goes where."""
+"""In one batch."""
 MODELS_NAMED: Final = 20
 """Of those that are served, in the error of a model that is not."""
 MAX_ADVISED: Final = 20
@@ -65,6 +66,9 @@ class _Body(msgspec.Struct):
     input: msgspec.Raw = msgspec.Raw(b"")
     previous_response_id: msgspec.Raw = msgspec.Raw(b"")
     conversation: msgspec.Raw = msgspec.Raw(b"")
+    tools: msgspec.Raw = msgspec.Raw(b"")
+    instructions: msgspec.Raw = msgspec.Raw(b"")
+    system: msgspec.Raw = msgspec.Raw(b"")
 
     def has(self, name: str) -> bool:
         raw: msgspec.Raw = getattr(self, name)
@@ -92,6 +96,8 @@ class CheckedLine(NamedTuple):
     """What is wrong with it."""
     upstream: int = 0
     """The index of its upstream among the routes."""
+    beginning: bytes = b""
+    """Of its prompt, where its upstream may be sent those first that begin alike."""
 
 
 class LineChecker:
@@ -142,7 +148,8 @@ class LineChecker:
         if (is_embedding and not bytes(body.input).startswith(b'"')) or self._is_known(request.custom_id):
             return None
         self.embedding_inputs += is_embedding
-        return CheckedLine(request.custom_id, None, upstream)
+        begins = beginning(body.model or "", body) if upstream in self._routes.by_prefix else b""
+        return CheckedLine(request.custom_id, None, upstream, begins)
 
     def _check_closely(self, line: Line) -> CheckedLine:
         custom_id = ""
@@ -155,7 +162,7 @@ class LineChecker:
                 raise _RefusedError("invalid_value", "Invalid 'custom_id': it must not be empty.", "custom_id")
             self._check_target(request)
             self._check_unique(custom_id)
-            upstream = self._check_body(request.body)
+            upstream, begins = self._check_body(request.body)
         except _RefusedError as refused:
             if isinstance(refused, _WrongEncodingError):
                 if self._encoding_is_named:  # once is enough for the file
@@ -170,7 +177,7 @@ class LineChecker:
             _log.exception("a line of an input cannot be checked")
             message = f"This line could not be checked, by a fault of the server ({type(error).__name__})."
             return CheckedLine(custom_id, BatchError(code="server_error", message=message, line=line.number))
-        return CheckedLine(custom_id, None, upstream)
+        return CheckedLine(custom_id, None, upstream, begins)
 
     def _check_too_long(self, line: Line) -> CheckedLine:
         """It is a request all the same: one that ends with an error and is not sent."""
@@ -208,8 +215,8 @@ class LineChecker:
             )
             raise _RefusedError("duplicate_custom_id", message, "custom_id")
 
-    def _check_body(self, raw: msgspec.Raw) -> int:
-        """The index of the upstream that takes it."""
+    def _check_body(self, raw: msgspec.Raw) -> tuple[int, bytes]:
+        """The index of the upstream that takes it, and :attr:`CheckedLine.beginning`."""
         if not raw:
             raise _missing("body")
         if _type_of(raw) != "object":
@@ -238,7 +245,7 @@ class LineChecker:
                 raise _RefusedError("invalid_value", refusal.message, f"body.{refusal.param}")
         if self._endpoint == "/v1/embeddings":
             self.embedding_inputs += _count_inputs(body.input, self._max_requests)
-        return upstream
+        return upstream, beginning(model or "", body) if upstream in self._routes.by_prefix else b""
 
     def _check_model(self, model: str) -> int:
         if len(model) > MAX_MODEL_LENGTH:

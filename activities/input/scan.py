@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import bisect
+import hashlib
 import math
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Final, NamedTuple
 
 from activities.input.encodings import file_error
 from activities.input.jsonl import Line, read_lines
-from activities.input.request_rules import NOT_JSON, LineChecker
+from activities.input.prefixes import PrefixTree
+from activities.input.request_rules import NOT_JSON, CheckedLine, LineChecker
 from activities.records.cuts import Cut, LineDigest
+from activities.records.sending_order import ENTRY_BYTES, LinePlace, pack_places
 from activities.upstreams.routes import ModelRoutes
 from workflows.types import BatchError, BatchSpec, Shard, ValidateResult
 
@@ -42,6 +44,8 @@ class Scanned(NamedTuple):
     result: ValidateResult
     cut: Cut | None = None
     """Of a good input, but for the digest of its bytes."""
+    order: bytes = b""
+    """In which it is sent, if not in its own."""
 
 
 def scan_input(chunks: Iterable[bytes], spec: BatchSpec, routes: ModelRoutes) -> Scanned:
@@ -58,7 +62,7 @@ def scan_input(chunks: Iterable[bytes], spec: BatchSpec, routes: ModelRoutes) ->
         UpstreamUnavailableError: only upstreams that do not answer could say who takes a model.
     """
     checker = LineChecker(spec, routes)
-    scan = _Scan()
+    scan = _Scan(routes)
     errors: list[BatchError] = []
     errors_total = 0
     chunks = iter(chunks)
@@ -70,12 +74,12 @@ def scan_input(chunks: Iterable[bytes], spec: BatchSpec, routes: ModelRoutes) ->
         if scan.requests >= spec.max_requests:
             scan.requests += 1
             break  # the batch fails for them all
-        custom_id, error, upstream = checker.check(line)
-        if error:
+        checked = checker.check(line)
+        if checked.error:
             errors_total += 1
             if len(errors) < MAX_ERRORS:
-                errors.append(error)
-        scan.add(line, custom_id, upstream)
+                errors.append(checked.error)
+        scan.add(line, checked)
     if not scan.requests:
         message = "The input file is empty. Please ensure that the batch contains at least one request."
         return Scanned(failed([BatchError(code="empty_file", message=message)]))
@@ -88,21 +92,19 @@ def scan_input(chunks: Iterable[bytes], spec: BatchSpec, routes: ModelRoutes) ->
             more = f"{last.message} (The first {len(errors)} of {errors_total} errors are listed.)"
             errors[-1] = last.model_copy(update={"message": more})
         return Scanned(failed(errors, errors_total))
-    shards = scan.cut()
+    shards, labels, order = scan.cut()
+    upstreams = [routes.name(index) for index in scan.upstreams]
     result = ValidateResult(
         model=checker.only_model,
         total=scan.requests,
         finished_at=int(time.time()),
         shards=shards,
-        upstreams=[routes.name(index) for index in scan.upstreams],
-        labels=scan.labels(shards),
+        upstreams=upstreams,
+        labels=labels,
+        has_order=bool(order),
     )
-    cut = Cut(input="", lines=scan.lines_digest(), shards=result.shards, upstreams=result.upstreams, models={}, rest=0)
-    if len(scan.upstreams) > 1:
-        numbers = {index: number for number, index in enumerate(scan.upstreams)}
-        models = {model: numbers[index] for model, index in checker.models.items()}
-        cut = cut._replace(models=models, rest=numbers.get(routes.default_upstream, 0))
-    return Scanned(result, cut)
+    digest = hashlib.sha256(order).hexdigest()[:32] if order else ""
+    return Scanned(result, Cut("", scan.lines_digest(), shards, upstreams, digest), order)
 
 
 def _limit_errors(requests: int, embedding_inputs: int, spec: BatchSpec) -> list[BatchError]:
@@ -116,47 +118,48 @@ def _limit_errors(requests: int, embedding_inputs: int, spec: BatchSpec) -> list
     return errors
 
 
+class _Group(NamedTuple):
+    """Requests that are to be a shard."""
+
+    requests: array[int]
+    upstream: int
+    turn: int
+    """Groups of several upstreams take turns by this."""
+
+
 class _Scan:
     """Where the requests are. How many share a shard depends on how many there are, known only at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, routes: ModelRoutes) -> None:
         self.requests = 0
         self.end = 0
+        self._routes = routes
         self._ids: list[str] = []
         self._offsets = array("Q")
         self._lines = array("Q")
-        self._upstreams = array("H")
+        self._of_upstream: dict[int, array[int]] = {}
+        self._trees: dict[int, PrefixTree] = {}
 
-    def add(self, line: Line, label: str, upstream: int) -> None:
-        self.requests += 1
+    def add(self, line: Line, checked: CheckedLine) -> None:
         # A byte order mark is taken off the first line by its number, so it may stay inside the first shard.
         self._offsets.append(line.offset)
         self._lines.append(line.number)
-        self._upstreams.append(upstream)
+        upstream = checked.upstream
+        if upstream not in self._of_upstream:
+            self._of_upstream[upstream] = array("I")
+            if upstream in self._routes.by_prefix:
+                self._trees[upstream] = PrefixTree()
+        self._of_upstream[upstream].append(self.requests)
+        if tree := self._trees.get(upstream):
+            tree.add(checked.beginning)
+        self.requests += 1
         if self.requests <= GROUPED_REQUESTS:
-            self._ids.append(label[:LABEL_LENGTH])
+            self._ids.append(checked.custom_id[:LABEL_LENGTH])
 
     @property
     def upstreams(self) -> list[int]:
         """Places of those that the requests are for."""
-        return sorted(set(self._upstreams))
-
-    def labels(self, shards: list[Shard]) -> list[str]:
-        """What the Temporal UI calls the shards; nothing where they are too many to be looked at."""
-        if self.requests > GROUPED_REQUESTS:
-            return []
-        if self.requests <= SINGLE_REQUESTS:
-            return list(self._ids)
-        labels: list[str] = []
-        for shard in shards:
-            ends = (
-                bisect.bisect_left(self._offsets, shard.offset),
-                bisect.bisect_left(self._offsets, shard.offset + shard.length) - 1,
-            )
-            lines = "–".join(str(self._lines[end]) for end in ends)
-            ids = " … ".join(self._ids[end][:GROUP_LABEL_LENGTH] for end in ends)
-            labels.append(f"lines {lines}: {ids}")
-        return labels
+        return sorted(self._of_upstream)
 
     def lines_digest(self) -> str:
         digest = LineDigest()
@@ -164,37 +167,65 @@ class _Scan:
             digest.add(line)
         return digest.value
 
-    def cut(self) -> list[Shard]:
-        """The shards, in the order of their first lines. Those of each upstream take turns with the others' only
-        where its requests do.
-        """
-        if len(self.upstreams) == 1:
-            return list(self._cut(range(len(self._upstreams)), 0))
-        shards: list[Shard] = []
-        for number, route in enumerate(self.upstreams):
-            mine = [index for index, upstream in enumerate(self._upstreams) if upstream == route]
-            shards += self._cut(mine, number)
-        return sorted(shards, key=lambda shard: shard.first_line)
+    def cut(self) -> tuple[list[Shard], list[str], bytes]:
+        """The shards in the order in which they are sent, what the Temporal UI calls them (nothing where they are too
+        many to be looked at), and the sending order, if it is not that of the input.
 
-    def _cut(self, requests: Sequence[int], upstream: int) -> Iterator[Shard]:
+        Shards of each upstream take turns with the others' only where its requests do.
+        """
+        groups = [group for number, route in enumerate(self.upstreams) for group in self._groups(number, route)]
+        groups.sort(key=lambda group: group.turn)
+        sent = array("I")
+        for group in groups:
+            sent.extend(group.requests)
+        has_order = sent != array("I", range(self.requests))
+        shards: list[Shard] = []
+        labels: list[str] = []
+        before = 0
+        for requests, upstream, _ in groups:
+            first, last = requests[0], requests[-1]
+            offset = before * ENTRY_BYTES if has_order else self._offsets[first]
+            length = sum(map(self._length, requests))
+            shards.append(Shard(offset, length, self._lines[first], len(requests), upstream))
+            before += len(requests)
+            if self.requests <= GROUPED_REQUESTS:
+                labels.append(self._label(first, last, "…" if has_order else "–"))
+        places = (LinePlace(self._offsets[one], self._length(one), self._lines[one]) for one in sent)
+        return shards, labels, pack_places(places, len(sent)) if has_order else b""
+
+    def _label(self, first: int, last: int, to: str) -> str:
+        if self.requests <= SINGLE_REQUESTS:
+            return self._ids[first]
+        ids = " … ".join(self._ids[end][:GROUP_LABEL_LENGTH] for end in (first, last))
+        return f"lines {self._lines[first]}{to}{self._lines[last]}: {ids}"
+
+    def _groups(self, upstream: int, route: int) -> Iterator[_Group]:
         size = 1
         if self.requests > GROUPED_REQUESTS:
             size = max(MIN_SHARD_REQUESTS, math.ceil(self.requests / MAX_SHARDS))
         elif self.requests > SINGLE_REQUESTS:
             size = GROUP_REQUESTS
-        # An operator may allow inputs so large that shards of 16 MiB would be more than Temporal takes at once. The
-        # shards of each upstream may span the whole input.
-        max_bytes = max(MAX_SHARD_BYTES, math.ceil(self.end * len(self.upstreams) / MAX_SHARDS))
-        first = 0
-        for count, index in enumerate(requests, 1):
-            start = self._offsets[requests[first]]
-            is_last = count == len(requests)
+        # An operator may allow inputs so large that shards of 16 MiB would be more than Temporal takes at once.
+        max_bytes = max(MAX_SHARD_BYTES, math.ceil(self.end / MAX_SHARDS))
+        mine = self._of_upstream[route]
+        sent = self._sent(route)
+        first, length = 0, 0
+        for count, request in enumerate(sent, 1):
+            length += self._length(request)
             # The first one is small: it has a queue of its own, in which batches take turns.
             maximum = size if first else min(size, GROUP_REQUESTS)
-            if is_last or count - first == maximum or self._end(requests[count]) - start > max_bytes:
-                yield Shard(start, self._end(index) - start, self._lines[requests[first]], count - first, upstream)
-                first = count
+            if count in (len(sent), first + maximum) or length + self._length(sent[count]) > max_bytes:
+                yield _Group(sent[first:count], upstream, mine[first])
+                first, length = count, 0
 
-    def _end(self, request: int) -> int:
-        """Of a request's line, with the blank ones behind it."""
-        return self._offsets[request + 1] if request + 1 < len(self._offsets) else self.end
+    def _sent(self, route: int) -> array[int]:
+        """The requests for an upstream, in the order in which it gets them."""
+        mine, tree, order = self._of_upstream[route], self._trees.get(route), self._routes.order(route)
+        if not tree or (order == "auto" and not (self.requests > SINGLE_REQUESTS and tree.pays)):
+            return mine
+        return array("I", [mine[one] for one in tree.order()])
+
+    def _length(self, request: int) -> int:
+        """Bytes of a request's line, with the blank ones behind it."""
+        end = self._offsets[request + 1] if request + 1 < len(self._offsets) else self.end
+        return end - self._offsets[request]

@@ -19,16 +19,18 @@ from activities.records.keys import (
     file_prefix,
     input_key,
     kept_prefix,
+    orders_prefix,
     record_key,
     webhook_key,
 )
 from activities.records.object_index import PURPOSES, IndexEntry, drop_entries, file_index, index_entries, index_key
 from activities.records.read_ahead import read_ahead
 from activities.records.reminders import PREFIX, DueKind, Reminder
+from activities.records.sending_order import ENTRY_BYTES, LinePlace, unpack_places
 from activities.records.shard_keys import answers_prefixes
 from activities.store.object_store import ObjectNotFoundError, ObjectStore
 from workflows.contract import MESSAGES_ENDPOINT
-from workflows.types import BatchRecord, BatchSpec, BatchStatus
+from workflows.types import BatchRecord, BatchSpec, BatchStatus, Shard
 
 PUBLISHED_SECONDS: Final = 24 * 3600
 """After which content that has no record yet will get none."""
@@ -280,11 +282,18 @@ class Catalog:
         self.save_final(bare)
         self.store.delete(*_batch_index(spec))
 
-    def save_cut(self, tenant: str, batch_id: str, cut: Cut) -> None:
+    def save_cut(self, tenant: str, batch_id: str, cut: Cut, order: bytes = b"") -> None:
+        if order:
+            self.store.put(orders_prefix(tenant, batch_id) + cut.digest, order)
         self.store.put(cuts_prefix(tenant, batch_id) + cut.digest, cut.dump())
 
     def get_cut(self, tenant: str, batch_id: str, digest: str) -> Cut:
         return load_cut(self.store.get(cuts_prefix(tenant, batch_id) + digest))
+
+    def get_places(self, tenant: str, batch_id: str, digest: str, shard: Shard) -> list[LinePlace]:
+        """Where the requests of a shard are in the input, as they are sent, in a cut that has an order of its own."""
+        key = orders_prefix(tenant, batch_id) + digest
+        return unpack_places(b"".join(self.store.stream(key, shard.offset, shard.requests * ENTRY_BYTES)))
 
     def cuts(self, tenant: str, batch_id: str) -> list[str]:
         """Digests of all cuts of a batch's input. A cut is here before its first shard is run."""
@@ -297,7 +306,8 @@ class Catalog:
         # can mistake what is deleted next for what was never answered.
         self.store.delete(input_key(tenant, batch_id))
         self.store.delete_prefix(cuts_prefix(tenant, batch_id))
-        for prefix in (*answers_prefixes(tenant, batch_id), kept_prefix(tenant, batch_id)):
+        of_run = (*answers_prefixes(tenant, batch_id), orders_prefix(tenant, batch_id), kept_prefix(tenant, batch_id))
+        for prefix in of_run:
             self.store.delete_prefix(prefix)
 
     def delete_feed(self, tenant: str, batch_id: str) -> None:

@@ -21,10 +21,9 @@ class Cut(NamedTuple):
     shards: list[Shard]
     upstreams: list[str]
     """Names; :attr:`Shard.upstream` is an index into this list."""
-    models: dict[str, int]
-    """Where there are several upstreams: by the model that a request names, the index of its upstream …"""
-    rest: int
-    """… and the index for requests that name none."""
+    order: str = ""
+    """Digest of the order in which the requests are sent (:mod:`activities.records.sending_order`); empty where it is
+    that of the input."""
 
     @property
     def total(self) -> int:
@@ -35,14 +34,7 @@ class Cut(NamedTuple):
     def digest(self) -> str:
         return hashlib.sha256(self.dump()).hexdigest()[:32]
 
-    def upstream(self, model: str | None) -> int:
-        """The index of the upstream that a request for this model is for. It was decided when the input was checked:
-        what an engine lists may be different when a shard runs.
-        """
-        return self.models.get(model, self.rest) if model is not None else self.rest
-
     def dump(self) -> bytes:
-        # Not by pydantic: half of a surrogate pair may stand in a model's name.
         return json.dumps(self._asdict(), sort_keys=True, separators=(",", ":")).encode()
 
 

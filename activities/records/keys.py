@@ -16,6 +16,7 @@ This module derives all keys but those of :mod:`activities.records.create_notes`
     batches/<tenant>/<batch id>/retries/<number>  :mod:`activities.records.retries`
     batches/<tenant>/<batch id>/webhook.json      of its own: its address and secret are in no other place
     batches/<tenant>/<batch id>/cuts/<cut>        its shards; usually one, more after a reset with other routes
+    batches/<tenant>/<batch id>/orders/<cut>      where it is not sent in input order: its requests as they are sent
     batches/<tenant>/<batch id>/parts/<cut>/<shard>/<attempt>-<n>
     batches/<tenant>/<batch id>/results/<cut>/<shard>/<attempt>
     batches/<tenant>/<batch id>/feed/<position>      numbers of committed lines, where somebody read them while it ran
@@ -64,6 +65,10 @@ def input_key(tenant: str, batch_id: str) -> str:
 
 def cuts_prefix(tenant: str, batch_id: str) -> str:
     return f"{batch_prefix(tenant, batch_id)}cuts/"
+
+
+def orders_prefix(tenant: str, batch_id: str) -> str:
+    return f"{batch_prefix(tenant, batch_id)}orders/"
 
 
 def kept_prefix(tenant: str, batch_id: str) -> str:

@@ -33,9 +33,14 @@ def part_key(shard: ShardRef, attempt: str, number: int) -> str:
     return f"{parts_prefix(shard)}{attempt}-{number:06d}"
 
 
+def results_of_cut_prefix(tenant: str, batch_id: str, cut: str) -> str:
+    """Below it is ``<shard>/<attempt>`` for each finished object."""
+    _, results = answers_prefixes(tenant, batch_id)
+    return f"{results}{cut}/"
+
+
 def results_prefix(shard: ShardRef) -> str:
-    _, results = answers_prefixes(shard.tenant, shard.batch_id)
-    return f"{results}{shard.cut}/{shard.number:06d}/"
+    return f"{results_of_cut_prefix(shard.tenant, shard.batch_id, shard.cut)}{shard.number:06d}/"
 
 
 def result_key(shard: ShardRef, attempt: str) -> str:

@@ -5,10 +5,11 @@ then cut otherwise. They are carried over by line number.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from activities.records import shard_keys
 from activities.records.catalog import Catalog
+from activities.records.cuts import Cut
 from activities.records.shard_keys import ShardRef
 from activities.results.records import RecordReader
 from activities.results.shard_log import HOLD_BYTES, Committed, RangeReader, ShardLog, look_up
@@ -16,50 +17,56 @@ from activities.store.object_store import ObjectStore
 from workflows.types import Shard, ShardResult
 
 
-def look_up_elsewhere(store: ObjectStore, ref: ShardRef, shard: Shard) -> Committed | None:
-    """What other cuts of the same input have committed of the lines of a shard, and perhaps of lines beside them;
-    ``None`` if there is no other cut.
-
-    The workflow of the batch was reset, and its input was then cut otherwise.
-    """
-    found = Committed({}, {}, {}, [], {}, [])
+def other_cuts(store: ObjectStore, tenant: str, batch_id: str, digest: str) -> Iterator[tuple[str, Cut]]:
+    """The other cuts of the same input, each with its digest."""
     files = Catalog(store)
-    others = [cut for cut in files.cuts(ref.tenant, ref.batch_id) if cut != ref.cut]
-    if not others:
-        return None
-    of_input = files.get_cut(ref.tenant, ref.batch_id, ref.cut).input
-    for digest in others:
-        cut = files.get_cut(ref.tenant, ref.batch_id, digest)
-        if cut.input != of_input:
-            continue
+    others = [cut for cut in files.cuts(tenant, batch_id) if cut != digest]
+    of_input = files.get_cut(tenant, batch_id, digest).input if others else ""
+    for other in others:
+        cut = files.get_cut(tenant, batch_id, other)
+        if cut.input == of_input:
+            yield other, cut
+
+
+def _look_up_elsewhere(
+    store: ObjectStore, ref: ShardRef, shard: Shard, lines: Collection[int], *, has_order: bool
+) -> Committed:
+    """What other cuts have committed of these lines of a shard."""
+    found = Committed({}, {}, {}, [], {}, [])
+    for digest, cut in other_cuts(store, ref.tenant, ref.batch_id, ref.cut):
         for number, other in enumerate(cut.shards):
-            if other.offset < shard.offset + shard.length and shard.offset < other.offset + other.length:
-                _take_all(store, ref._replace(cut=digest, number=number), found)
+            overlap = other.offset < shard.offset + shard.length and shard.offset < other.offset + other.length
+            if overlap or has_order or cut.order:  # a sending order may have put the lines into any shard
+                _take(store, ref._replace(cut=digest, number=number), found, lines)
     return found
 
 
-def _take_all(store: ObjectStore, shard: ShardRef, found: Committed) -> None:
+def _take(store: ObjectStore, shard: ShardRef, found: Committed, lines: Collection[int]) -> None:
     committed = look_up(store, shard)
     if isinstance(committed, ShardResult):
         key = shard_keys.result_key(shard, committed.attempt)
         reader = RecordReader(store.stream(key))
         reader.shard_head()
-        found.take(key, reader)
+        found.take(key, reader, lines)
         return
     for line, record in committed.records.items():
-        if line not in found.records:
+        if line in lines and line not in found.records:
             found.records[line], found.ranges[line] = record, committed.ranges[line]
     for line, tried in committed.tried.items():
-        found.tried[line] = tried.merged(found.tried.get(line, tried))
+        if line in lines:
+            found.tried[line] = tried.merged(found.tried.get(line, tried))
     found.waits.extend(committed.waits)
 
 
-async def carry_over(store: ObjectStore, ref: ShardRef, shard: Shard, log: ShardLog, lines: Collection[int]) -> None:
-    """Commit to the log of a shard, as answers of its own cut, what other cuts have committed of these lines."""
-    found = await asyncio.to_thread(look_up_elsewhere, store, ref, shard)
-    if found is None:
-        return
-    wanted = sorted(line for line in found.records if line in lines)
+async def carry_over(
+    store: ObjectStore, ref: ShardRef, shard: Shard, log: ShardLog, lines: Collection[int], *, has_order: bool = False
+) -> None:
+    """Commit to the log of a shard, as answers of its own cut, what other cuts have committed of these lines.
+
+    Args: ``has_order`` as :attr:`workflows.types.RunRequestsInput.has_order`.
+    """
+    found = await asyncio.to_thread(_look_up_elsewhere, store, ref, shard, lines, has_order=has_order)
+    wanted = sorted(found.records)
     reader = RangeReader(store, (found.ranges[line] for line in wanted))
     size = 0
     for line in wanted:
@@ -71,7 +78,7 @@ async def carry_over(store: ObjectStore, ref: ShardRef, shard: Shard, log: Shard
             await log.commit()
             size = 0
     for line, tried in found.tried.items():
-        if line in lines and line not in found.records:
+        if line not in found.records:
             log.note_tries(line, tried)
     log.waits.take_over(found.waits)
     await log.commit()

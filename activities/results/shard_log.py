@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -104,8 +104,11 @@ class Committed:
         found, record = self.ranges[line], self.records[line]
         return ByteRange(found.key, found.offset + len(record.head), record.length)
 
-    def take(self, key: str, reader: RecordReader) -> None:
+    def take(self, key: str, reader: RecordReader, lines: Collection[int] | None = None) -> None:
+        """Args: ``lines`` are those that are of interest, if not all are."""
         for record in reader.records():
+            if lines is not None and record.line not in lines:
+                continue
             # Two attempts may both have had an answer, if one of them was thought dead. The first counts.
             if record.line not in self.records:
                 self.records[record.line] = record
@@ -142,9 +145,10 @@ class RangeReader:
     parts are read whole, and the last of them kept.
     """
 
-    def __init__(self, store: ObjectStore, ranges: Iterable[ByteRange]) -> None:
-        """Args: ``ranges`` are all that will be read."""
+    def __init__(self, store: ObjectStore, ranges: Iterable[ByteRange], keep_bytes: int | None = None) -> None:
+        """Args: ``ranges`` are all that will be read, ``keep_bytes`` how much of parts is held in memory."""
         self._store = store
+        self._keep_bytes = KEEP_BYTES if keep_bytes is None else keep_bytes
         self._sizes: dict[str, int] = {}
         for span in ranges:
             self._sizes[span.key] = max(span.offset + span.length, self._sizes.get(span.key, 0))
@@ -152,12 +156,12 @@ class RangeReader:
         """The one that was read last comes last."""
 
     def read(self, span: ByteRange) -> Iterator[bytes]:
-        if self._sizes[span.key] > KEEP_BYTES // 2:
+        if self._sizes[span.key] > self._keep_bytes // 2:
             return self._store.stream(span.key, span.offset, span.length)
         data = self._kept.pop(span.key, None)
         if data is None:
             data = self._store.get(span.key)
-            while self._kept and sum(map(len, self._kept.values())) + len(data) > KEEP_BYTES:
+            while self._kept and sum(map(len, self._kept.values())) + len(data) > self._keep_bytes:
                 del self._kept[next(iter(self._kept))]
         self._kept[span.key] = data
         return iter((data[span.offset : span.offset + span.length],))

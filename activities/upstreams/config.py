@@ -71,6 +71,10 @@ InFlight = Annotated[int | Literal["auto"], PlainValidator(_in_flight)]
 """Requests sent at once; ``auto`` is as many as prove worth it."""
 
 
+Order = Literal["auto", "prefix", "input"]
+"""In which the requests of a batch are sent: sorted by how they begin, or as in the input; ``auto`` where it pays."""
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -112,6 +116,7 @@ class _Entry(_Model):
     timeout: Annotated[float, Field(gt=0)] | None = None
     max_in_flight: InFlight | None = None
     auto_in_flight_ceiling: Annotated[int, Field(ge=1, le=MAX_IN_FLIGHT)] | None = None
+    order: Order | None = None
     interactive_headroom: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     body: Annotated[dict[str, Any], AfterValidator(_added_members)] = {}
     dialect: Annotated[str, AfterValidator(_known_dialect)] = "plain"
@@ -156,6 +161,7 @@ class Upstream(BaseModel):
     max_in_flight: InFlight = "auto"
     """For each replica and worker process."""
     auto_in_flight_ceiling: int = 1024
+    order: Order = "auto"
     interactive_headroom: float = 0.0
     """The share of its capacity that is left to its other clients."""
     body: Mapping[str, Any] = {}
@@ -243,6 +249,7 @@ class _Reader:
             max_answer_bytes=defaults.max_answer_bytes,
             max_in_flight=entry.max_in_flight or defaults.max_in_flight,
             auto_in_flight_ceiling=entry.auto_in_flight_ceiling or defaults.auto_in_flight_ceiling,
+            order=entry.order or defaults.order,
             interactive_headroom=entry.interactive_headroom,
             body=entry.body,
             dialect=entry.dialect,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from activities.upstreams.client import InferenceClient, UpstreamUnavailableError
-from activities.upstreams.config import Upstream, is_pattern
+from activities.upstreams.config import Order, Upstream, is_pattern
 from activities.upstreams.dialects import DIALECTS
 from activities.upstreams.dialects.dialect import Members, Refusal
 from activities.upstreams.waits import upstream_label
@@ -44,6 +44,8 @@ class ModelRoutes:
             if _is_asked(upstream)
         ]
         self._default_upstream = self._listed[0][0] if self._listed else 0
+        self.by_prefix = frozenset(index for index, upstream in enumerate(upstreams) if upstream.order != "input")
+        """Upstreams that may be sent requests in another order than that of the input."""
 
     def find(self, model: str) -> int | None:
         """The index of the upstream that takes a model, ``None`` if none does.
@@ -81,6 +83,9 @@ class ModelRoutes:
 
     def name(self, index: int) -> str:
         return self._upstreams[index].name
+
+    def order(self, index: int) -> Order:
+        return self._upstreams[index].order
 
     def refusal(self, index: int, endpoint: str, body: Members) -> Refusal | None:
         """What the upstream would refuse a request for."""

@@ -108,6 +108,14 @@ def counts_of(batch: Batch) -> tuple[int, int, int]:
     return (counts.total or 0, counts.completed or 0, counts.failed or 0) if counts else (0, 0, 0)
 
 
+def tokens_used(batch: Batch) -> str:
+    """What the requests of a batch have cost; empty where that is not known."""
+    usage = batch.usage
+    if not usage or not usage.input_tokens:
+        return ""
+    return f"{usage.input_tokens} in ({usage.input_tokens_details.cached_tokens} cached), {usage.output_tokens} out"
+
+
 def outcome(batch: Batch) -> str:
     """How many requests came to what, as one sentence."""
     total, completed, failed = counts_of(batch)
@@ -148,6 +156,7 @@ def details(batch: Batch) -> list[str]:
         ("progress", ", ".join(filter(None, getting_on))),
         *(("shared", _shared(upstream)) for upstream in progress.get("shared_upstreams") or ()),
         ("waiting", waiting_reason(batch).removeprefix("Waiting: ")),
+        ("tokens", tokens_used(batch)),
         ("endpoint", batch.endpoint),
         ("model", batch.model),
         ("created", clock(batch.created_at)),

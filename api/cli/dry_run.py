@@ -45,7 +45,7 @@ def check(path: Path, name: str, endpoint: str, window: str) -> tuple[list[str],
     )
     if (size := path.stat().st_size) > spec.max_input_bytes:
         return [f"{name}: the file has {size:,} bytes; a server takes {spec.max_input_bytes:,} by default"], False
-    result, _ = scan_input(_chunks(path), spec, ModelRoutes([Upstream(name="", urls=("",))], [None]))
+    result = scan_input(_chunks(path), spec, ModelRoutes([Upstream(name="", urls=("",))], [None])).result
     errors = [
         f"  line {error.line}: {error.message} ({error.code})" if error.line else f"  {error.message} ({error.code})"
         for error in result.errors

@@ -45,6 +45,8 @@ class Size:
     count: int
     latency: float
     in_flight: int
+    prefixes: int = 0
+    """Of its prompts, by which they are then sent; 0 for short prompts in input order."""
 
     @property
     def rate(self) -> float:
@@ -57,6 +59,14 @@ class Size:
 
 SINGLE: Final = Size("single", 50, 1.2, 16)
 GROUPED: Final = Size("grouped", 5000, 0.1, 64)
+BY_PREFIX: Final = Size("by prefix", 5000, 0.1, 64, prefixes=60)
+
+
+def requests_of(size: Size) -> list[dict[str, Any]]:
+    lines = requests(size.count)
+    for number, line in enumerate(lines if size.prefixes else ()):
+        line["body"]["messages"].insert(0, {"role": "system", "content": f"prefix {number % size.prefixes} " * 100})
+    return lines
 
 
 def undisturbed(names: Iterable[str], answer_bytes: int) -> dict[str, object]:
@@ -154,7 +164,7 @@ class World:
     # The batch
 
     async def upload(self, lines: list[dict[str, Any]] | None = None) -> str:
-        self.lines = requests(self.size.count) if lines is None else lines
+        self.lines = requests_of(self.size) if lines is None else lines
         return (await self.client.files.create(file=("in.jsonl", jsonl(self.lines)), purpose="batch")).id
 
     async def submit(self, lines: list[dict[str, Any]] | None = None, window: Any = "24h", key: str = "") -> None:
@@ -254,7 +264,7 @@ class World:
         self.matrix.add(
             Row(
                 group=group,
-                fault=f"{fault}, on S3" if self.s3 else fault,
+                fault=fault + (", by prefix" if self.size.prefixes else "") + (", on S3" if self.s3 else ""),
                 requests=len(self.lines),
                 lost=0,  # asserted above
                 duplicates=again.total(),

@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.conftest import MakeWorld, on_s3_too
 from tests.e2e.engine_log import SECOND
-from tests.e2e.faults import GROUPED, SINGLE, Size, signalled
+from tests.e2e.faults import BY_PREFIX, GROUPED, SINGLE, Size, signalled
 from tests.e2e.faults_table import Row
 from tests.e2e.processes import now
 from tests.integration.stack import requests, until
@@ -39,7 +39,7 @@ async def test_nothing_happens(world: MakeWorld, size: Size) -> None:
 
 
 @on_s3_too
-@pytest.mark.parametrize("size", [pytest.param(SINGLE, marks=slow), GROUPED], ids=str)
+@pytest.mark.parametrize("size", [pytest.param(SINGLE, marks=slow), GROUPED, BY_PREFIX], ids=str)
 async def test_worker_is_killed(world: MakeWorld, size: Size) -> None:
     it = await world(size)
     await it.submit()

@@ -97,7 +97,15 @@ def test_a_status_says_all_there_is(server: BatchServer, run: Run) -> None:
         ],
         "waiting_reason": "Waiting: the upstream is overloaded; next try in 3 s; the window ends in 23 h.",
     }
-    server.add("batch_1", {"status": "in_progress", "model": "m", **counts(9, 3, 1), "progress": progress})
+    usage = {
+        "input_tokens": 900,
+        "input_tokens_details": {"cached_tokens": 640},
+        "output_tokens": 70,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 970,
+    }
+    known = {"status": "in_progress", "model": "m", "usage": usage}
+    server.add("batch_1", {**known, **counts(9, 3, 1), "progress": progress})
     result = run("status", "batch_1")
     assert result.exit_code == 0
     shown = {line[:12].rstrip(): line[12:] for line in result.stdout.splitlines()}
@@ -108,6 +116,7 @@ def test_a_status_says_all_there_is(server: BatchServer, run: Run) -> None:
         'upstream "a" leaves 20 % of its capacity to other clients and is sent {"priority": 1} where a request does'
     )
     assert second in " ".join(result.stdout.split())
+    assert shown["tokens"] == "900 in (640 cached), 70 out"
     assert shown["waiting"] == "the upstream is overloaded; next try in 3 s; the window ends in 23"
     assert shown[""] == "h."
     assert "results" not in shown

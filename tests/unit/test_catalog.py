@@ -10,6 +10,7 @@ import pytest
 from activities.records import keys, shard_keys
 from activities.records.catalog import Catalog, FileRecord
 from activities.records.cuts import Cut
+from activities.records.sending_order import ENTRY_BYTES, LinePlace, joined, pack_places
 from activities.records.shard_keys import ShardRef
 from activities.store.local import LocalStore
 from activities.store.object_store import ObjectNotFoundError, StoreError
@@ -132,21 +133,36 @@ def test_batches_page_as_files_do(files: Catalog) -> None:
 
 def test_cuts_read_back(files: Catalog) -> None:
     shards = [Shard(0, 10, 1, 2), Shard(10, 5, 4, 1)]
-    cut = Cut("i", "l", shards, ["a", "b"], {"a": 0, "b\ud83d": 1}, 1)
+    cut = Cut("i", "l", shards, ["a", "b"])
     other = cut._replace(shards=shards[:1])
     for one in (cut, other):
         files.save_cut(TENANT, BATCH, one)
         assert files.get_cut(TENANT, BATCH, one.digest) == one
     assert files.cuts(TENANT, BATCH) == sorted([cut.digest, other.digest])
     assert cut.total == 3
-    assert [cut.upstream(model) for model in ("a", "b\ud83d", None)] == [0, 1, 1]
+
+
+def test_the_sending_order_of_a_cut_reads_back_shard_by_shard(files: Catalog, store: LocalStore) -> None:
+    places = [LinePlace(20, 5, 3), LinePlace(2**40, 2**33, 2**34), LinePlace(0, 20, 1)]
+    cut = Cut("i", "l", [], ["a"], order="digest")
+    files.save_cut(TENANT, BATCH, cut, pack_places(places, len(places)))
+    for first, count in ((0, 3), (0, 2), (2, 1)):
+        shard = Shard(first * ENTRY_BYTES, 1, 1, count)
+        assert files.get_places(TENANT, BATCH, cut.digest, shard) == places[first : first + count]
+    assert files.cuts(TENANT, BATCH) == [cut.digest]
+
+
+def test_requests_that_touch_each_other_are_read_at_once() -> None:
+    places = [LinePlace(0, 5, 1), LinePlace(5, 5, 2), LinePlace(10, 1, 9), LinePlace(12, 3, 11), LinePlace(9, 3, 10)]
+    assert list(joined(places)) == [LinePlace(0, 11, 1), LinePlace(12, 3, 11), LinePlace(9, 3, 10)]
+    assert list(joined([])) == []
 
 
 def test_leftovers_go_and_the_records_stay(files: Catalog, store: LocalStore) -> None:
     spec = make_spec()
     files.create_batch(spec)
     files.save_final(BatchRecord(spec=spec, status=BatchStatus()))
-    files.save_cut(TENANT, BATCH, Cut("", "", [], [], {}, 0))
+    files.save_cut(TENANT, BATCH, Cut("", "", [], []), b"order")
     for key in (
         keys.input_key(TENANT, BATCH),
         shard_keys.part_key(SHARD, "000001-a", 0),

@@ -140,7 +140,7 @@ async def test_the_waits_of_a_finished_shard_are_found_where_its_end_was_not_rep
 async def test_the_waits_of_another_cut_are_carried_over(tmp_path: Path) -> None:
     store = ShakyStore(str(tmp_path))
     shard = Shard(0, 10, 1, 2)
-    cuts = [Cut("input", lines, [shard], ["default"], {}, 2) for lines in ("first", "second")]
+    cuts = [Cut("input", lines, [shard], ["default"]) for lines in ("first", "second")]
     for cut in cuts:
         Catalog(store).save_cut(TENANT, BATCH, cut)
     first, second = (ShardLog(store, ShardRef(TENANT, BATCH, cut.digest, 0), "000001-a") for cut in cuts)

@@ -11,9 +11,11 @@ import pytest
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities import heartbeats
+from activities.input.jsonl import read_lines
 from activities.records import keys, shard_keys
 from activities.records.catalog import Catalog
 from activities.records.cuts import Cut
+from activities.records.sending_order import ENTRY_BYTES, LinePlace, pack_places
 from activities.results import commits
 from activities.results.shard_log import Tries
 from activities.upstreams.answers import Answer, Verdict
@@ -255,20 +257,36 @@ async def test_the_reason_to_wait_names_an_upstream_that_has_a_name(worker: Shar
     assert later.message == error.message
 
 
-async def test_a_shard_of_a_mixed_batch_sends_its_own_requests_only(worker: ShardWorker) -> None:
-    lines = [request_line(n, model="even" if n % 2 == 0 else "odd") for n in range(1, 11)]
-    lines.append(request_line(11, model=...))
-    worker.store.put(keys.input_key(TENANT, BATCH), b"".join(lines))
-    cut = Cut("", "", [], ["odd", "even"], {"even": 1, "odd": 0}, rest=1)
-    Catalog(worker.store).save_cut(TENANT, BATCH, cut)
-    shard = Shard(0, len(b"".join(lines)), 1, 6, 1)
+async def test_a_shard_of_a_batch_with_a_sending_order_sends_its_own_requests_in_that_order(tmp_path: Path) -> None:
+    worker = ShardWorker(tmp_path, 11, in_flight=1)
+    lines = list(read_lines(worker.store.stream(keys.input_key(TENANT, BATCH)), 1 << 20))
+    mine = [10, 2, 11, 4, 6, 8]
+    places = [LinePlace(line.offset, line.length, number) for number in mine for line in lines if line.number == number]
+    cut = Cut("", "", [], ["default"], order="digest")
+    # Behind the entry of another shard.
+    Catalog(worker.store).save_cut(TENANT, BATCH, cut, pack_places([LinePlace(0, 1, 1), *places], 7))
+    task: dict[str, Any] = {"shard": Shard(ENTRY_BYTES, 1000, 10, 6), "cut": cut.digest, "has_order": True}
     worker.engine.fail([4], refusal(503))
-    with pytest.raises(ApplicationError, match="1 of 6 requests to retry"):
-        await worker.run(shard=shard, cut=cut.digest, is_mixed=True)
+    with pytest.raises(ApplicationError, match="of 6 requests to retry"):
+        await worker.run(**task)
+    assert worker.engine.sent == mine
     worker.pass_pause()
-    result = await worker.run(attempt=2, shard=shard, cut=cut.digest, is_mixed=True)
-    assert sorted(worker.engine.sent) == [2, 4, 4, 6, 8, 10, 11]
-    assert [line for line, _, _ in worker.lines(result, cut=cut.digest)] == [2, 4, 6, 8, 10, 11]
+    result = await worker.run(attempt=2, **task)
+    assert worker.engine.sent == [*mine, 4]
+    assert [line for line, _, _ in worker.lines(result, cut=cut.digest)] == sorted(mine)
+
+
+async def test_a_request_that_is_too_long_to_hold_is_refused_in_a_sending_order_too(tmp_path: Path) -> None:
+    worker = ShardWorker(tmp_path, 0)
+    content = b"\xef\xbb\xbf" + request_line(1) + request_line(2, text="x" * 5000) + request_line(3)
+    worker.store.put(keys.input_key(TENANT, BATCH), content)
+    lines = list(read_lines([content], 1 << 20))
+    places = [LinePlace(line.offset, line.length, line.number) for line in reversed(lines)]
+    cut = Cut("", "", [], ["default"], order="digest")
+    Catalog(worker.store).save_cut(TENANT, BATCH, cut, pack_places(places, 3))
+    result = await worker.run(shard=Shard(0, len(content), 3, 3), cut=cut.digest, has_order=True, max_line_bytes=1000)
+    found = [(line, kind) for line, kind, _ in worker.lines(result, cut=cut.digest)]
+    assert found == [(1, "output"), (2, "error"), (3, "output")]
 
 
 # A worker that is lost

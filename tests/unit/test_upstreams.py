@@ -29,6 +29,7 @@ key_file = "{key_file}"
 models = ["meta/llama-3.1-8b", "nvidia/*"]
 timeout = 1200
 max_in_flight = 16
+order = "prefix"
 dialect = "nim"
 interactive_headroom = 0.2
 body = {{ priority = 100, extra = {{ deep = [1.0, true, "é"] }} }}
@@ -79,6 +80,13 @@ def test_all_that_a_file_may_say(tmp_path: Path, full: str) -> None:
         7,
     )
     assert not default.is_only
+
+
+def test_the_order_is_that_of_the_settings_unless_the_file_says_another(tmp_path: Path, full: str) -> None:
+    assert [upstream.order for upstream in load(tmp_path, full)] == ["prefix", "auto", "auto"]
+    assert [upstream.order for upstream in load(tmp_path, full, order="input")] == ["prefix", "input", "input"]
+    with pytest.raises(SettingsFileError, match=r"order"):
+        load(tmp_path, full.replace('order = "prefix"', 'order = "shuffled"'))
 
 
 def test_secrets_do_not_show(tmp_path: Path, full: str) -> None:

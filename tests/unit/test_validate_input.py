@@ -8,10 +8,10 @@ import gzip
 import json
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
@@ -20,18 +20,20 @@ from temporalio.exceptions import ApplicationError
 
 from activities.input import scan as scan_rules
 from activities.input.jsonl import read_lines
-from activities.input.scan import LABEL_LENGTH, MAX_ERRORS, MAX_SHARD_BYTES, scan_input
+from activities.input.scan import LABEL_LENGTH, MAX_ERRORS, MAX_SHARD_BYTES, Scanned, scan_input
 from activities.input.scan_process import ScanProcesses
 from activities.records import keys
 from activities.records.catalog import Catalog
+from activities.records.sending_order import ENTRY_BYTES, LinePlace, unpack_places
 from activities.store.local import LocalStore
 from activities.store.object_store import StoreError
-from activities.upstreams.config import Upstream
+from activities.upstreams.config import Order, Upstream
 from activities.upstreams.routes import ModelRoutes
 from activities.validate_input import ValidateInput
 from tests.fakes.worker import (
     BATCH,
     FILE,
+    ONLY_UPSTREAM,
     TENANT,
     FakeEngine,
     activity_environment,
@@ -418,37 +420,140 @@ def mixed(*models: str) -> bytes:
     return b"".join(request_line(number, model=model) for number, model in enumerate(models, 1))
 
 
+def sent_lines(scanned: Scanned) -> list[list[LinePlace]]:
+    """Where the requests of each shard are, in a batch that has a sending order."""
+    places = unpack_places(scanned.order)
+    first = [shard.offset // ENTRY_BYTES for shard in scanned.result.shards]
+    return [places[start : start + shard.requests] for start, shard in zip(first, scanned.result.shards, strict=True)]
+
+
 def test_each_shard_is_for_one_upstream_and_each_request_in_one_shard() -> None:
     content = b"\n" + mixed(*["c", "a", "c", "c"] * 400)
-    result, cut = scan_input([content], make_spec(), TWO)
-    assert (result.upstreams, result.total, result.model) == (["a", "c"], 1600, None)
+    scanned = scan_input([content], make_spec(), TWO)
+    result, cut = scanned.result, scanned.cut
+    assert (result.upstreams, result.total, result.model, result.has_order) == (["a", "c"], 1600, None, True)
     assert cut
-    assert (cut.shards, cut.models, cut.rest) == (result.shards, {"c": 1, "a": 0}, 0)
+    assert (cut.shards, bool(cut.order)) == (result.shards, True)
     assert [shard.first_line for shard in result.shards] == sorted(shard.first_line for shard in result.shards)
     assert sum(shard.requests for shard in result.shards) == 1600
+    assert sum(shard.length for shard in result.shards) == len(content) - 1
     seen: list[int] = []
-    for shard in result.shards:
-        assert shard.requests <= 100
-        data = content[shard.offset : shard.offset + shard.length]
-        mine = [
-            line.number
-            for line in read_lines([data], MAX_LINE_BYTES, first_line=shard.first_line)
-            if line.data and json.loads(line.data)["body"]["model"] == result.upstreams[shard.upstream]
-        ]
-        assert len(mine) == shard.requests
-        seen += mine
+    for shard, places in zip(result.shards, sent_lines(scanned), strict=True):
+        assert (shard.requests <= 100, shard.first_line) == (True, places[0].line)
+        for place in places:
+            line = json.loads(content[place.offset : place.offset + place.length])
+            assert line["body"]["model"] == result.upstreams[shard.upstream]
+            assert line["custom_id"] == f"r{place.line - 1}"
+            seen.append(place.line)
     assert sorted(seen) == list(range(2, 1602))
+
+
+def test_upstreams_whose_requests_do_not_lie_across_each_other_need_no_order() -> None:
+    scanned = scan_input([mixed(*["a"] * 100, *["c"] * 100)], make_spec(), TWO)
+    assert (scanned.order, scanned.result.has_order, scanned.result.upstreams) == (b"", False, ["a", "c"])
+    assert {shard.upstream for shard in scanned.result.shards} == {0, 1}
+
+
+# By prefix
+
+
+def with_order(order: Order) -> ModelRoutes:
+    return ModelRoutes([ONLY_UPSTREAM.model_copy(update={"order": order})], [None])
+
+
+def prompts(numbers: Iterable[int], prefixes: int) -> bytes:
+    """Requests that take turns between so many long prefixes, each with a question of its own."""
+    return b"".join(
+        request_line(n, messages=[{"role": "user", "content": f"{n % prefixes} " * 500 + f"question {n}"}])
+        for n in numbers
+    )
+
+
+ALL: Final = range(600)
+BY_PREFIX: Final = sorted(ALL, key=lambda n: n % 30)
+
+
+@pytest.mark.parametrize("order", ["auto", "prefix"])
+def test_requests_that_begin_alike_are_sent_one_after_the_other(order: Order) -> None:
+    scanned = scan_input([prompts(ALL, 30)], make_spec(), with_order(order))
+    assert scanned.result.has_order
+    sent = [place.line - 1 for places in sent_lines(scanned) for place in places]
+    assert sorted(sent) == list(range(600))
+    assert sent == BY_PREFIX
+    first, second, *_ = scanned.result.labels
+    assert first == f"lines 1…{sent[31] + 1}: r0 … r{sent[31]}"
+    assert second.startswith(f"lines {sent[32] + 1}…")
+    again = scan_input([prompts(ALL, 30)], make_spec(), with_order(order))
+    assert (again.cut, again.order) == (scanned.cut, scanned.order)
+
+
+@pytest.mark.parametrize(
+    ("order", "content"),
+    [
+        ("input", prompts(ALL, 30)),
+        ("auto", prompts(ALL, 1)),
+        ("prefix", prompts(ALL, 1)),
+        ("auto", prompts(ALL, 600)),
+        ("prefix", prompts(ALL, 600)),
+        ("auto", prompts(range(50), 5)),
+        ("auto", prompts(BY_PREFIX, 30)),
+        ("prefix", prompts(BY_PREFIX, 30)),
+        ("auto", lines(600)),
+    ],
+    ids=["off", "one", "one?", "none in common", "none in common?", "few", "sorted", "sorted?", "short"],
+)
+def test_where_another_order_brings_nothing_the_input_is_sent_as_it_is(order: Order, content: bytes) -> None:
+    scanned = scan_input([content], make_spec(), with_order(order))
+    assert (scanned.result.errors, scanned.order, scanned.result.has_order) == ([], b"", False)
+
+
+def test_each_upstream_has_an_order_of_its_own() -> None:
+    upstreams = [
+        Upstream(name="a", urls=("http://e/v1",), models=("a",), order="prefix"),
+        Upstream(name="b", urls=("http://e/v1",), models=("b",), order="input"),
+    ]
+    content = b"".join(
+        request_line(n, model="ab"[n % 2], messages=[{"role": "user", "content": f"{n % 6} " * 500}])
+        for n in range(120)
+    )
+    scanned = scan_input([content], make_spec(), ModelRoutes(upstreams, [None, None]))
+    by_upstream: dict[int, list[int]] = {0: [], 1: []}
+    for shard, places in zip(scanned.result.shards, sent_lines(scanned), strict=True):
+        by_upstream[shard.upstream] += [place.line - 1 for place in places]
+    assert by_upstream[0] == [n for rest in (0, 2, 4) for n in range(rest, 120, 6)]
+    assert by_upstream[1] == list(range(1, 120, 2))
+    assert [shard.upstream for shard in scanned.result.shards] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"])
+def test_prefixes_are_seen_wherever_a_prompt_may_begin(endpoint: str) -> None:
+    def line(n: int) -> bytes:
+        text = f"{n % 3} " * 500
+        bodies: dict[str, dict[str, Any]] = {
+            "/v1/chat/completions": {"tools": [{"name": text}], "messages": [{"role": "user", "content": f"q {n}"}]},
+            "/v1/completions": {"prompt": text + f"q {n}"},
+            "/v1/responses": {"input": f"q {n}", "instructions": text},
+            "/v1/messages": {"messages": [], "system": text, "max_tokens": 5},
+        }
+        body = bodies[endpoint]
+        request = {"custom_id": f"r{n}", "method": "POST", "url": endpoint, "body": {"model": "m", **body}}
+        return json.dumps(request).encode() + b"\n"
+
+    scanned = scan_input([b"".join(map(line, range(90)))], make_spec(endpoint=endpoint), with_order("auto"))
+    sent = [(place.line - 1) % 3 for places in sent_lines(scanned) for place in places]
+    assert sent == sorted(sent)
 
 
 def test_large_inputs_for_many_upstreams_are_not_too_many_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_rules, "MAX_SHARD_BYTES", 1000)
     monkeypatch.setattr(scan_rules, "MAX_SHARDS", 20)
-    result, _ = scan_input([mixed(*["a", "b", "c"] * 400)], make_spec(), TWO)
+    result = scan_input([mixed(*["a", "b", "c"] * 400)], make_spec(), TWO).result
     assert len(result.shards) <= 2 * 20 + 3
 
 
 def test_single_requests_are_shards_in_input_order() -> None:
-    result, _ = scan_input([mixed("a", "b", "a")], make_spec(), TWO)
+    result = scan_input([mixed("a", "b", "a")], make_spec(), TWO).result
+    assert not result.has_order
     assert [(shard.first_line, shard.requests, shard.upstream) for shard in result.shards] == [
         (1, 1, 0),
         (2, 1, 1),
@@ -458,16 +563,16 @@ def test_single_requests_are_shards_in_input_order() -> None:
 
 
 def test_a_batch_for_one_of_several_is_not_mixed() -> None:
-    result, _ = scan_input([mixed("b", "b")], make_spec(), TWO)
+    result = scan_input([mixed("b", "b")], make_spec(), TWO).result
     assert (result.upstreams, result.model) == (["b"], "b")
     assert {shard.upstream for shard in result.shards} == {0}
 
 
 def test_an_unknown_model_that_may_pass_goes_to_the_first_that_takes_any() -> None:
     any_model = ModelRoutes([TWO_UPSTREAMS[0], Upstream(name="any", urls=("http://e/v1",))], [None, frozenset({"x"})])
-    result, _ = scan_input([mixed("z")], make_spec(unknown_model="line"), any_model)
+    result = scan_input([mixed("z")], make_spec(unknown_model="line"), any_model).result
     assert (result.errors, result.upstreams) == ([], ["any"])
-    refused, _ = scan_input([mixed("z")], make_spec(), any_model)
+    refused = scan_input([mixed("z")], make_spec(), any_model).result
     assert [error.code for error in refused.errors] == ["model_not_found"]
 
 
@@ -477,7 +582,7 @@ def test_what_the_engine_would_refuse_is_refused_here() -> None:
     )
     good = [request_line(1, top_k=5), request_line(2, top_k=-1), request_line(3, model="b", top_k=0)]
     assert not scan_input(good, make_spec(), nim).result.errors
-    result, _ = scan_input([*good, request_line(4, top_k=0)], make_spec(), nim)
+    result = scan_input([*good, request_line(4, top_k=0)], make_spec(), nim).result
     assert [(error.code, error.param, error.line) for error in result.errors] == [("invalid_value", "body.top_k", 4)]
 
 

@@ -19,6 +19,7 @@ from activities.input.scan_process import ScanProcesses
 from activities.records import keys, shard_keys
 from activities.records.catalog import Catalog
 from activities.records.shard_keys import ShardRef
+from activities.results import merged_lines
 from activities.results.output_lines import OutputLines
 from activities.results.shard_log import ShardLog
 from activities.results.tries import Tries
@@ -29,6 +30,7 @@ from activities.validate_input import ValidateInput
 from activities.write_files import WriteFiles
 from tests.fakes.worker import (
     BATCH,
+    ONLY_UPSTREAM,
     TENANT,
     FakeEngine,
     FakeRuns,
@@ -79,17 +81,26 @@ class Batch:
         self.attempts: list[str | None] = []
         self.total = 0
         self.cut = ""
+        self.upstream = ONLY_UPSTREAM
 
     async def begin(self, requests: int, content: bytes | None = None) -> None:
         self.store.delete(keys.input_key(TENANT, BATCH))
         save_input(self.store, content or b"".join(request_line(n) for n in range(1, requests + 1)))
+        await self.validate()
+        self.files.delete_file(TENANT, SPEC.input_file_id)
+
+    async def validate(self) -> None:
         environment, _ = activity_environment()
+        engine = FakeEngine(upstream=self.upstream)
         result = await environment.run(
-            ValidateInput(self.store, [FakeEngine().client], ScanProcesses(1)).validate_input, SPEC
+            ValidateInput(self.store, [engine.client], ScanProcesses(1)).validate_input, SPEC
         )
         self.shards, self.total, self.cut = result.shards, result.total, result.cut
         self.attempts = [None] * len(result.shards)
-        self.files.delete_file(TENANT, SPEC.input_file_id)
+
+    def places(self, shard: int) -> list[int]:
+        """Line numbers of the requests of a shard, in a batch that has a sending order."""
+        return [place.line for place in self.files.get_places(TENANT, BATCH, self.cut, self.shards[shard])]
 
     def log(self, shard: int, attempt: str = "000001-a") -> ShardLog:
         return ShardLog(self.store, ShardRef(TENANT, BATCH, self.cut, shard), attempt)
@@ -484,6 +495,113 @@ async def test_the_deepest_line_that_is_accepted_can_be_read_again(batch: Batch)
     await batch.begin(1, nested(good))
     status = await batch.write(BatchPhase.EXPIRED, MissingReason.EXPIRED)
     assert batch.ids(status.error_file_id) == ["r1"]
+
+
+LONG_TEXTS = ["one prompt " * 100, "another prompt " * 100, "a third prompt " * 100]
+
+
+def taking_turns_of_prefixes(count: int) -> bytes:
+    return b"".join(
+        request_line(n, messages=[{"role": "user", "content": f"{LONG_TEXTS[n % 3]} {n}"}]) for n in range(1, count + 1)
+    )
+
+
+class TestInPrefixOrder:
+    """Shards of which each has lines from all over the input."""
+
+    @pytest.fixture
+    async def batch(self, batch: Batch) -> Batch:
+        await batch.begin(300, b"\n" + taking_turns_of_prefixes(300))
+        places = [batch.places(index) for index in range(len(batch.shards))]
+        assert any(numbers != list(range(numbers[0], numbers[-1] + 1)) for numbers in places)
+        assert sorted(line for numbers in places for line in numbers) == list(range(2, 302))
+        return batch
+
+    async def finish(self, batch: Batch, shard: int) -> None:
+        log = batch.log(shard)
+        assert await log.load() is None
+        for number in batch.places(shard):
+            log.add(number, "output", LINES.success(number, b'"r%d"' % (number - 1), completion(number)), Usage())
+        await log.commit()
+        batch.attempts[shard] = (await log.finish()).attempt
+
+    async def commit(self, batch: Batch, shard: int, lines: list[int]) -> None:
+        log = batch.log(shard)
+        for number in lines:
+            log.add(number, "error", LINES.error(number, b'"r%d"' % (number - 1), refusal(400)))
+            await log.commit()
+
+    async def test_the_files_are_in_input_order(self, batch: Batch) -> None:
+        for shard in reversed(range(len(batch.shards))):
+            await self.finish(batch, shard)
+        status = await batch.write()
+        assert status.counts == Counts(total=300, completed=300)
+        assert batch.ids(status.output_file_id) == [f"r{n}" for n in range(1, 301)]
+        assert batch.left() == RECORDS
+
+    async def test_finished_shards_and_stopped_ones_and_such_as_never_began(self, batch: Batch) -> None:
+        await self.finish(batch, 3)
+        some = batch.places(5)[::3]
+        await self.commit(batch, 5, some)
+        done = batch.places(3)
+        status = await batch.write(BatchPhase.CANCELLED, MissingReason.CANCELLED)
+        assert status.counts == Counts(
+            total=300, completed=len(done), failed=300 - len(done), unanswered=300 - len(done) - len(some)
+        )
+        assert batch.ids(status.output_file_id) == [f"r{n - 1}" for n in sorted(done)]
+        assert batch.ids(status.error_file_id) == [f"r{n}" for n in range(1, 301) if n + 1 not in done]
+        codes = [json.loads(line)["error"] for line in batch.content(status.error_file_id).splitlines()]
+        assert sum(error["code"] == "batch_cancelled" for error in codes) == 300 - len(done) - len(some)
+
+    async def test_answers_of_another_order_count(self, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+        await self.finish(batch, 0)
+        done = batch.places(0)
+        await self.commit(batch, 4, batch.places(4)[:2])
+        refused = batch.places(4)[:2]
+        monkeypatch.setattr(batch, "upstream", Upstream(name="default", urls=("http://e/v1",), order="input"))
+        before = batch.cut
+        await batch.validate()
+        assert batch.cut != before
+        log = batch.log(0)
+        again = next(number for number in range(2, 34) if number in done)
+        log.add(again, "error", LINES.error(again, b'"r%d"' % (again - 1), refusal(400)))
+        await log.commit()  # of its own cut, so it counts
+        status = await batch.write(BatchPhase.CANCELLED, MissingReason.CANCELLED)
+        assert batch.ids(status.output_file_id) == [f"r{n - 1}" for n in sorted(done) if n != again]
+        errors = [json.loads(line) for line in batch.content(status.error_file_id).splitlines()]
+        assert [line["custom_id"] for line in errors if line["response"]] == [
+            f"r{n - 1}" for n in sorted([*refused, again])
+        ]
+        assert status.counts.unanswered == 300 - len(done) - len(refused)
+
+    async def test_an_object_that_vanished_is_as_a_shard_that_never_finished(self, batch: Batch) -> None:
+        for shard in range(len(batch.shards)):
+            await self.finish(batch, shard)
+        batch.store.delete(shard_keys.result_key(ShardRef(TENANT, BATCH, batch.cut, 1), "000001-a"))
+        status = await batch.write()
+        assert status.counts.unanswered == batch.shards[1].requests
+
+    async def test_what_is_held_in_memory_is_bounded(self, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+        text = b"x" * 100_000
+        for shard in range(len(batch.shards)):
+            log = batch.log(shard)
+            for number in batch.places(shard):
+                answer = completion(number)
+                large = Answer(answer.verdict, 200, b'{"text":"%b"}' % text, "", answer.usage)
+                log.add(number, "output", LINES.success(number, b'"r"', large), Usage())
+                await log.commit()
+            if shard % 2:
+                batch.attempts[shard] = (await log.finish()).attempt
+        monkeypatch.setattr(merged_lines, "READ_BYTES", 3_000_000)
+        tracemalloc.start()
+        try:
+            status = await batch.write()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert status.counts.completed == 300
+        assert len(batch.content(status.output_file_id)) > 30_000_000
+        assert peak < 10_000_000
 
 
 class MixedBatch:

@@ -1,0 +1,184 @@
+"""The result lines of a batch in input order, put together from what is committed of its shards."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Final, NamedTuple
+
+from activities.heartbeats import StopFlag
+from activities.input.jsonl import read_lines, request_of
+from activities.records import keys, shard_keys
+from activities.records.catalog import Catalog
+from activities.records.shard_keys import ShardRef
+from activities.results.other_cuts import other_cuts
+from activities.results.output_lines import OutputLines
+from activities.results.records import RecordReader
+from activities.results.shard_log import Committed, RangeReader, look_up
+from activities.store.object_store import ObjectStore
+from workflows.end_types import WriteFilesInput
+from workflows.events import PastWait
+from workflows.ids import ResultKind
+from workflows.types import Shard, Usage
+
+READ_BYTES: Final = 32 << 20
+"""Of all shards together that are held in memory, where each may have the next line."""
+
+
+class ResultLine(NamedTuple):
+    number: int
+    kind: ResultKind
+    usage: Usage
+    data: Iterator[bytes]
+    """Take it before the next line."""
+    is_unanswered: bool = False
+    is_kept: bool = False
+    """Whether it is the first batch's, taken over by a retry."""
+    gives_way: bool = False
+    """Whether a result of the same line that comes before it replaces it."""
+
+
+def merged_by_line(sources: Iterable[Iterator[ResultLine]]) -> Iterator[ResultLine]:
+    """The lines of sources that are each in input order. Of one line, those of earlier sources come first."""
+    last = 0
+    for line in heapq.merge(*sources, key=lambda line: line.number):
+        if not (line.gives_way and line.number == last):
+            yield line
+        last = line.number
+
+
+class _Source(NamedTuple):
+    """A shard, and the attempt whose object counts, if it is known to have one."""
+
+    ref: ShardRef
+    shard: Shard
+    attempt: str | None
+    is_heard: bool
+    """Whether the workflow has its result."""
+    is_of_other_cut: bool = False
+
+
+class MergedLines:
+    """Of one batch. All calls block.
+
+    Raises:
+        ObjectNotFoundError: an object has vanished. Either somebody has ended the batch, or another attempt at a shard
+            has ended it, and the next merge finds its object.
+    """
+
+    def __init__(self, store: ObjectStore, task: WriteFilesInput, digest: str, stop: StopFlag) -> None:
+        """Args: ``digest`` is that of the cut whose shards are merged."""
+        self._store = store
+        self._task = task
+        self._digest = digest
+        self._stop = stop
+        self._input_key = keys.input_key(task.spec.tenant, task.spec.batch_id)
+        self.cut = Catalog(store).get_cut(task.spec.tenant, task.spec.batch_id, digest)
+        self.waits: list[PastWait] = []
+        """Of shards whose results the workflow does not have; complete when all lines are read."""
+
+    def lines(self) -> Iterator[ResultLine]:
+        """A line for each request: its committed result, of this cut or else of another, or one that says why it has
+        none.
+        """
+        sources = self._sources()
+        all_finished = all(source.attempt for source in sources)
+        others = [] if all_finished else self._sources_of_other_cuts()
+        if not self.cut.order and not others:
+            return chain.from_iterable(map(self._of_shard, sources))
+        # Any shard may have the next line. So all are read side by side, each in small pieces: connections that wait
+        # for their turn would be cut by the server, and whole chunks of hundreds of shards would not fit into memory.
+        read_bytes = READ_BYTES // (len(sources) + len(others))
+        answers = merged_by_line([self._committed(source, read_bytes) for source in (*sources, *others)])
+        return answers if all_finished else self._filled(answers, 0, None, 1)
+
+    def _sources(self) -> list[_Source]:
+        task, found = self._task, dict[int, list[str]]()
+        prefix = shard_keys.results_of_cut_prefix(task.spec.tenant, task.spec.batch_id, self._digest)
+        for key in self._store.list(prefix):
+            number, attempt = key.removeprefix(prefix).split("/")
+            found.setdefault(int(number), []).append(attempt)
+        sources: list[_Source] = []
+        for index, shard in enumerate(self.cut.shards):
+            ref = ShardRef(task.spec.tenant, task.spec.batch_id, self._digest, index)
+            heard = task.attempts[index] if task.cut and index < len(task.attempts) else None
+            attempts = found.get(index, [None])
+            is_heard = heard is not None and heard in attempts
+            # If the object that is to count is gone, the shard is as one that never finished.
+            sources.append(_Source(ref, shard, heard if is_heard else attempts[0], is_heard))
+        return sources
+
+    def _sources_of_other_cuts(self) -> list[_Source]:
+        tenant, batch_id = self._task.spec.tenant, self._task.spec.batch_id
+        return [
+            _Source(ShardRef(tenant, batch_id, digest, number), shard, None, is_heard=False, is_of_other_cut=True)
+            for digest, cut in other_cuts(self._store, tenant, batch_id, self._digest)
+            for number, shard in enumerate(cut.shards)
+        ]
+
+    def _of_shard(self, source: _Source) -> Iterator[ResultLine]:
+        """The lines of a shard that is a run of input lines."""
+        self._stop.check()
+        lines, shard = self._committed(source), source.shard
+        return lines if source.attempt else self._filled(lines, shard.offset, shard.length, shard.first_line)
+
+    def _committed(self, source: _Source, read_bytes: int | None = None) -> Iterator[ResultLine]:
+        """What is committed of a shard.
+
+        Args: ``read_bytes`` of it may be in memory at a time, if fewer than the store reads at once.
+        """
+        attempt = source.attempt
+        if not attempt:
+            found = look_up(self._store, source.ref)
+            if isinstance(found, Committed):
+                if not source.is_of_other_cut:
+                    self.waits += found.waits
+                yield from self._of_parts(source, found, read_bytes)
+                return
+            attempt = found.attempt
+        key = shard_keys.result_key(source.ref, attempt)
+        reader = RecordReader(self._pieces(key, read_bytes) if read_bytes else self._store.stream(key))
+        reader.shard_head()
+        for record in reader.records():
+            yield ResultLine(record.line, record.kind, record.usage, reader.line(), gives_way=source.is_of_other_cut)
+        if not (source.is_heard or source.is_of_other_cut):
+            self.waits += reader.waits
+
+    def _of_parts(self, source: _Source, found: Committed, keep_bytes: int | None) -> Iterator[ResultLine]:
+        """A part may vanish here, when an attempt that was thought dead ends the shard after all."""
+        reader = RangeReader(self._store, found.ranges.values(), keep_bytes)
+        for number, record in sorted(found.records.items()):
+            data = reader.read(found.body(number))
+            yield ResultLine(number, record.kind, record.usage, data, gives_way=source.is_of_other_cut)
+
+    def _pieces(self, key: str, size: int) -> Iterator[bytes]:
+        offset = 0
+        while piece := b"".join(self._store.stream(key, offset, size)):
+            yield piece
+            offset += len(piece)
+            if len(piece) < size:
+                return
+
+    def _filled(
+        self, lines: Iterator[ResultLine], offset: int, length: int | None, first_line: int
+    ) -> Iterator[ResultLine]:
+        """The lines, and one for each request of a part of the input that has none among them."""
+        spec, output = self._task.spec, OutputLines(self._task.spec.batch_id)
+        line = next(
+            lines, None
+        )  # and all shards are looked up. An input that is there now was there then, and they too.
+        chunks = self._store.stream(self._input_key, offset, length)
+        for request in read_lines(chunks, spec.max_line_bytes, first_line=first_line):
+            has_result = False
+            while line and line.number <= request.number:
+                has_result |= line.number == request.number
+                yield line
+                line = next(lines, None)
+            if not has_result:
+                custom_id = bytes(request_of(request).custom_id)
+                missing = output.missing(request.number, custom_id, self._task.missing)
+                yield ResultLine(request.number, "error", Usage(), iter([missing]), is_unanswered=True)
+        while line:
+            yield line
+            line = next(lines, None)
