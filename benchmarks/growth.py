@@ -84,9 +84,9 @@ async def many_open(batches: int, latency: float) -> None:
         after = stack.usage()
     cpu = {name: 1000 * (after[name].cpu_seconds - before[name].cpu_seconds) / total for name in after}
     text = (
-        f"{batches:,} batches of {OF_A_BATCH}, engine of {latency:g} s: {seconds:.1f} s until the last has ended (created "
-        f"within {created:.1f} s), one batch of {total:,} {one.seconds:.1f} s; a status is {statistics.median(ages):.2f} s "
-        f"old (median of {len(ages):,}), worst {max(ages):.2f} s; CPU ms a request: "
+        f"{batches:,} batches of {OF_A_BATCH}, engine of {latency:g} s: {seconds:.1f} s until the last has ended "
+        f"(created within {created:.1f} s), one batch of {total:,} {one.seconds:.1f} s; a status is "
+        f"{statistics.median(ages):.2f} s old (median of {len(ages):,}), worst {max(ages):.2f} s; CPU ms a request: "
         + ", ".join(f"{name} {ms:.2f} ({1000 * one.cpu[name] / total:.2f})" for name, ms in cpu.items())
     )
     memory = {name: usage.largest_mb for name, usage in after.items()}

@@ -43,7 +43,8 @@ async def _measure(setting: int | Literal["auto"], count: int, rounds: int) -> N
     text = (
         f"{count} × 20 ms, {setting} in flight: {seconds:.3f} s (median of {rounds}; the first {runs[0].seconds:.3f}, "
         f"the best {min(run.seconds for run in runs):.3f}), {count / seconds:.0f}/s, ideal {ideal:.3f} s; CPU ms a "
-        f"request: worker {_cpu(runs, 'worker'):.2f}, Temporal {_cpu(runs, 'temporal'):.2f}, API {_cpu(runs, 'api'):.2f}"
+        f"request: worker {_cpu(runs, 'worker'):.2f}, Temporal {_cpu(runs, 'temporal'):.2f}, "
+        f"API {_cpu(runs, 'api'):.2f}"
     )
     target = f"{ideal / LIMITS[count]:.2f}: {LIMITS[count]} s"
     report(f"P10 {count}, {setting}", ideal / seconds, target, text, runs=[asdict(run) for run in runs], ideal=ideal)
