@@ -113,7 +113,7 @@ class _Batches(_Group):
     completion_windows: str = Field(
         "24h", description="Completion windows that clients may request, separated by commas: `5s,1h,24h`, for example."
     )
-    max_requests: int = Field(50_000, ge=1, le=1_000_000, description="Maximum number of requests in one batch.")
+    max_requests: int = Field(50_000, ge=1, description="Maximum number of requests in one batch.")
     max_line_bytes: int = Field(
         64 << 20,
         ge=1024,
@@ -127,7 +127,6 @@ class _Batches(_Group):
     max_message_requests: int = Field(
         100_000,
         ge=1,
-        le=1_000_000,
         description="Maximum number of requests in one batch of Anthropic's Message Batches.",
     )
     max_message_bytes: int = Field(

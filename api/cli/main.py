@@ -49,17 +49,35 @@ def load_settings(**given: object) -> Settings:
         raise click.ClickException(name + first["msg"].removeprefix("Value error, ")) from None
 
 
-def run(settings: Settings, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a process until it ends; what keeps it from starting is one line for the user."""
+MakeLoop = Callable[[], asyncio.AbstractEventLoop]
+
+
+def run(settings: Settings, start: Callable[[], Coroutine[Any, Any, None]], make_loop: MakeLoop | None = None) -> None:
+    """Run a process until it ends; what keeps it from starting is one line for the user.
+
+    Args: ``make_loop`` makes its event loop, by default asyncio's.
+    """
     from api.http.server import PortTakenError
     from api.processes.run import StartError
 
     configure_logging(settings.log_format)
     os.umask(0o077)  # whatever a server writes is for its owner alone
     try:
-        asyncio.run(start())
+        with asyncio.Runner(loop_factory=make_loop) as runner:
+            runner.run(start())
     except (StartError, EmbeddedTemporalError, PortTakenError) as error:
         raise click.ClickException(str(error)) from None
+
+
+def uvloop_if_installed() -> MakeLoop | None:
+    """For a worker: a tenth less CPU for each request. Not for the API: when no more files can be opened, uvloop closes
+    new connections without a word, where asyncio lets them wait and the log says why.
+    """
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 def say(text: str) -> None:
@@ -191,7 +209,7 @@ def worker(max_in_flight: str | None, processes: int, lifeline: int | None) -> N
     if processes > 1:
         run(settings, lambda: run_workers(settings, processes, say))
     else:
-        run(settings, lambda: run_worker(settings, say, lifeline))
+        run(settings, lambda: run_worker(settings, say, lifeline), uvloop_if_installed())
 
 
 for client_command in CLIENT_COMMANDS:

@@ -42,6 +42,7 @@ from api.dev.temporal_server import EmbeddedTemporal
 from api.gateway.temporal import TemporalGateway
 from api.http.codec_server import codec_listener, codec_server
 from api.http.server import listen, listen_on, raise_open_files, serve
+from api.processes.collector import spare_what_has_started
 from api.processes.workers import WorkerStartError, run_worker_processes
 from api.tenants.keys import KeyFile
 
@@ -235,6 +236,7 @@ async def run_worker(settings: Settings, say: Say, lifeline: int | None = None) 
             worker = BatchWorker(client, settings, store, inference)
             in_flight = sum(upstream.most_in_flight * len(upstream.urls) for upstream in upstreams)
             raise_open_files()
+            spare_what_has_started()
             say(f"Everbatch worker on task queue {settings.task_queue}, up to {in_flight} requests in flight")
             await worker.run(stop, stop.at_once)
 
@@ -336,6 +338,7 @@ async def _serve_api(
     upstreams = [proxy.upstream for proxy in inference]
     gateway = TemporalGateway(client, store, settings.task_queue, address, upstreams)
     app = create_app(settings, gateway, store, inference, keys)
+    spare_what_has_started()
     serving = [serve(app, listener, stop, settings.max_connections)]
     with contextlib.ExitStack() as stack:
         if address := settings.api_metrics_address:

@@ -19,3 +19,13 @@ async def test_five_requests_behind_two_thousand(stack: MakeStack) -> None:
     assert finished.batch.completed_at
     assert small.batch.completed_at
     assert finished.batch.completed_at >= small.batch.completed_at
+
+
+async def test_shards_start_in_the_order_of_the_file(stack: MakeStack) -> None:
+    it = await stack(max_in_flight=1)
+    await it.finished(await it.submit(requests(1920)))
+    sent = list(it.engine.counters().received)
+    # The first shard has a queue of its own, and takes turns with the second.
+    began = sorted(range(1, 60), key=lambda shard: sent.index(f"r-{32 * shard}"))
+    # Polls that are out together may bring neighbours in either order.
+    assert max(abs(shard - place) for place, shard in enumerate(began, 1)) <= 3, began

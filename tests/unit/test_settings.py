@@ -147,3 +147,8 @@ def test_the_documentation_names_no_setting_that_does_not_exist(path: Path) -> N
 def test_misspelt_variables_are_named() -> None:
     given = {"EVERBATCH_STORE": "s", "everbatch_task_queue": "q", "EVERBATCH_STROE": "s", "TEMPORAL_ADDRESS": "a"}
     assert unknown_variables(given | {"EVERBATCH_X": "x"}) == {"EVERBATCH_STROE": "EVERBATCH_STORE", "EVERBATCH_X": ""}
+
+
+def test_how_many_requests_a_batch_may_have_is_for_the_operator_to_say() -> None:
+    both = settings(max_requests=1_000_000_000, max_message_requests=1_000_000_000)
+    assert (both.max_requests, both.max_message_requests) == (1_000_000_000, 1_000_000_000)
