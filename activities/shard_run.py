@@ -79,7 +79,7 @@ class ShardRun:
         self._turn = turn
         self._queues: list[WaitingRequests] = []  # one for each model
         self._sending: dict[asyncio.Task[None], Flight] = {}
-        self._judging: set[asyncio.Task[None]] = set()  # requests that failed, and whose fault is not decided yet
+        self._judging: set[asyncio.Task[None]] = set()  # requests whose failures are not judged yet
         self._is_stopped = False
         self._is_cancelled = False
         self._fails_alone = False
@@ -92,7 +92,7 @@ class ShardRun:
         before = last_progress()
         self._losses = before.losses
         log.committed = (before.completed, before.failed)  # until the log is loaded
-        # Heartbeats begin here, not with the first request, so that a store that hangs does not look like a lost worker.
+        # Heartbeats begin here, not with the first request: a store that hangs must not look like a lost worker.
         self.heartbeat = ShardHeartbeat(self._progress, self._stop_sending)
 
     async def run(self, requests: dict[int, ShardRequest]) -> ShardResult:
@@ -200,9 +200,8 @@ class ShardRun:
         raise asyncio.CancelledError
 
     async def _in_flight_has_ended(self) -> bool:
-        """Let a paused shard finish its requests in flight, which have already cost the engine work, and send no more.
-
-        Returns ``False`` if the batch is cancelled, or the worker's drain timeout passes, before they have ended.
+        """Let the requests in flight of a paused shard end, as they are paid for, and send no more. Returns whether
+        they have ended, which may be cut short by a cancellation of the batch or the worker's drain timeout.
         """
         self._stop_sending()
         try:

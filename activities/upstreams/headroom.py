@@ -1,4 +1,4 @@
-"""Finds a level that leaves a share of an upstream's capacity to its other clients: people who call the engine directly.
+"""Finds a level that leaves a share of an upstream's capacity to other clients: people who call the engine directly.
 
 If the engine reports its queue, its capacity is the number of requests that it runs when others begin to wait. All
 requests in the engine, from Everbatch and other clients, are kept below ``1 - headroom`` of that, so the next one finds
@@ -87,7 +87,7 @@ class HeadroomLevel(InFlightLevel):
         self.value = float(max(1, int(min(value, self._ceiling) + 1e-6)))
 
     def cut(self, value: float) -> None:
-        """Lower the level because the upstream refused requests or timed out. ``value`` is what it takes from everyone."""
+        """Lower the level after a refusal or timeout. Args: ``value`` is what the upstream takes from all clients."""
         super().cut(max(1.0, value * self._ours))
         self._capacity = value if math.isinf(self._capacity) else self._capacity
         self._hold(self.value)

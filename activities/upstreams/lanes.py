@@ -156,7 +156,7 @@ class Lane(Gate):
 
     @property
     def has_room(self) -> bool:
-        # The place of a refused request stays free until the refusal is judged, unless no others are left to judge it by.
+        # The place of a refused request stays free until the refusal is judged, unless no other request is in flight.
         return super().has_room and (not self.in_flight or self.in_flight + len(self.unreported) < int(self.limit))
 
     def heed(self, refusal: Refusal) -> float:
@@ -269,7 +269,7 @@ class Replica(Gate):
 
     @property
     def has_room(self) -> bool:
-        return self.in_flight < int(self.adaptive.limit) and self.paused_until <= self._clock()  # models have limits of their own
+        return self.in_flight < int(self.adaptive.limit) and self.paused_until <= self._clock()  # models have their own
 
     @property
     def pause_for_all(self) -> float:
@@ -280,7 +280,7 @@ class Replica(Gate):
         return max(self.pause_left, pause)
 
     def pause_for(self, model: str, batch_id: str) -> float:
-        """Return the seconds until a request of this batch for this model may be sent to this replica."""
+        """Return the seconds until a request of this batch for this model may be sent here."""
         lane = self.lanes.get(model)
         return max(self.pause_for_all, lane.pause_for(batch_id) if lane else 0.0)
 
