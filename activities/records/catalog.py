@@ -69,7 +69,7 @@ class FileRecord(BaseModel):
 
     @property
     def first_look(self) -> int:
-        """Unix time in seconds of the janitor's first look: its expiry or, if earlier, its latest publication."""
+        """Unix time in seconds at which the janitor first inspects it: when it expires or must have been published."""
         published = self.created_ms // 1000 + PUBLISHED_SECONDS
         return published if self.expires_at is None else min(self.expires_at, published)
 
@@ -136,7 +136,7 @@ class Catalog:
         return True
 
     def delete_expired_file(self, tenant: str, file_id: str) -> bool:
-        """Delete a file that has expired, and remains of one without a record. Returns whether there was content."""
+        """Delete a file that has expired, has no record or was deleted a day ago. Returns whether it had content."""
         record = self.find_file(tenant, file_id)
         if record:
             return record.is_expired(self._clock()) and self.replace_file(tenant, record)
@@ -188,7 +188,7 @@ class Catalog:
     def list_files(
         self, tenant: str, *, after: IndexEntry | None, ascending: bool = False, purpose: str | None = None
     ) -> Iterator[FileRecord]:
-        """Yield files created before ``after``, the newest first; if ``ascending``, those created later, oldest first."""
+        """Yield files created before ``after``, newest first; if ``ascending``, those after it, oldest first."""
 
         def read(entry: IndexEntry) -> FileRecord | None:
             record = self.find_file(tenant, entry.id)  # None if it was deleted since it was listed
