@@ -176,7 +176,7 @@ class BatchWorker:
         self._webhook_worker = self._worker_of_webhooks(store)
 
     def _workers_of_upstream(self, store: ObjectStore, inference: InferenceClient) -> list[Worker]:
-        """Create the workers of an upstream, with their own limiter and task queues: upstreams must not delay others."""
+        """Create the workers of an upstream. Each upstream has its own limiter and queues, to not delay others."""
         upstream = inference.upstream
         limiter = Limiter(
             upstream.most_in_flight,
