@@ -35,7 +35,7 @@ from workflows.types import RunRequestsInput, ShardProgress, ShardResult
 from workflows.waits import EndsBy, Wait, WaitKind, pause_wait, worker_wait
 
 COSTLY_SENDS: Final = 2
-"""Maximum number of sends of a request whose answers cost the engine its work but cannot be used."""
+"""Maximum number of times that a request is sent whose answers take the engine's full work but cannot be used."""
 
 LOSSES: Final = 2
 """Number of attempts at a shard lost with their workers from which its requests are sent one at a time."""
@@ -118,7 +118,7 @@ class ShardRun:
 
     async def _send(self) -> None:
         if activity.info().attempt > 1:
-            self.heartbeat.beat()  # without a heartbeat, the loss of this attempt would go unnoticed
+            self.heartbeat.beat()  # without a heartbeat, a loss of this attempt would go unnoticed
         if await self.heartbeat.is_forgotten() or self._is_stopped:
             return
         if self._convict() or self._losses < LOSSES:
@@ -148,7 +148,7 @@ class ShardRun:
     # Requests that may crash workers
 
     def _convict(self) -> bool:
-        """Write an error line for each request that lost its worker each time it was sent alone.
+        """Write an error line for each request that was the only suspect in ``LOSSES_ALONE`` losses of workers.
 
         Returns whether there is one. If so, the other requests are no longer suspected.
         """
@@ -250,7 +250,7 @@ class ShardRun:
         seconds = retry_delay(self._most_tried, pause, self._task.max_attempts if self._fails_alone else None)
         if self._limiter.draining:
             seconds = AT_ONCE
-        if not pause and wait.kind is not WaitKind.STORE:  # others are answered, so these end as error lines at last
+        if not pause and wait.kind is not WaitKind.STORE:  # others are answered, so these will be error lines
             wait = wait.model_copy(update={"ends_by": EndsBy.ITSELF})
         return try_again(self._task, self._log.done, wait, seconds)
 
@@ -286,7 +286,7 @@ class ShardRun:
                     self._commits.hold(answer.held)
                 elif answer.held:
                     answer.held.release()
-        except Exception as error:  # a bug of ours: end the attempt with it instead of losing it in a task
+        except Exception as error:  # a bug: end the attempt with it instead of losing it in a task
             self._bug = error
             self._stop_sending()
 

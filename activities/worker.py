@@ -87,7 +87,7 @@ POLL_GRACE_VARIABLE: Final = "TEMPORAL_POLL_SHUTDOWN_INTERRUPT_WAIT_MS"
 """The SDK has no option for this, but reads this environment variable when a worker starts to run."""
 
 SETTLE: Final = timedelta(milliseconds=300)
-"""Time between the last shard result and the end of the workflow worker, which runs the resulting workflow task in it.
+"""Time between the last shard result and the stop of the workflow worker, in which it runs the resulting workflow task.
 
 A workflow task that is lost with a poll only times out after ten seconds.
 """

@@ -36,10 +36,10 @@ with workflow.unsafe.imports_passed_through():
 T = TypeVar("T")
 
 MEMO_STEPS = 10
-"""Number of times that a batch writes its counts to the workflow memo, where they can be read without a worker."""
+"""Number of times that finished shards update the counts in the memo, which can be read without a worker."""
 
 MEMO_SECONDS = 60.0
-"""Seconds after which the next finished shard writes the memo even if the next of these steps is not reached."""
+"""Seconds since the last update after which the next finished shard updates the memo in any case."""
 
 _END_TIMES: Final = {
     BatchPhase.COMPLETED: "completed_at",
@@ -137,12 +137,12 @@ class BatchWorkflow:
         return BatchPhase.FAILED if self._status.errors else BatchPhase.COMPLETED, MissingReason.FAILED
 
     async def _stop(self, work: asyncio.Task[None]) -> None:
-        """Cancel the work and wait until it has ended: shards commit the answers that they have before they end."""
+        """Cancel the work and wait until it has ended: running shards first commit the answers that they have."""
         self._stopping = True
         work.cancel()
         await self._until_done(work)
         if not work.cancelled():
-            work.exception()  # retrieve it: the outcome depends on the stop, not on this
+            work.exception()  # marked as retrieved: the stop decides the outcome
 
     async def _done(self, step: Coroutine[Any, Any, T]) -> T:
         """Return the result of a step that continues even if the run is cancelled in the meantime."""

@@ -56,7 +56,7 @@ class BatchSpec(Model, NestedSettings):
     created_ms: int
     """Unix time in milliseconds, because seconds are too coarse to sort a list of batches by."""
     digest: str
-    """Digest of the create parameters except the file. Repeated creates have the same digest, and the same file."""
+    """Digest of the create parameters except the file. Together they tell a repeated create from a conflicting one."""
     input_sha256: str = ""
     """SHA-256 of the input file's content, if an idempotency key covers it; empty if unknown."""
     metadata: dict[str, str] | None = None

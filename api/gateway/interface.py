@@ -71,7 +71,7 @@ class Progress(BaseModel):
     eta_seconds: int | None = None
     in_flight: int | None = None
     in_flight_limit: int | None = None
-    """The current maximum of requests in flight: for each upstream that of the slowest worker, added up."""
+    """The current maximum number of requests in flight: the sum, over upstreams, of the lowest limit of a worker."""
     shared_upstreams: list[SharedUpstream] = []
     """The upstreams of unfinished requests of the batch whose settings protect other clients."""
     waiting: Waiting | None = None

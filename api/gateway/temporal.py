@@ -114,7 +114,7 @@ class TemporalGateway:
         return self._telling(view.record, view.progress, [ReportedWait(error.wait)])
 
     async def view(self, record: BatchRecord) -> BatchView:
-        """Uses the first available of: final record, workflow, Temporal's description of it, last known record."""
+        """Use the first available of: final record, workflow, Temporal's description of it, last known record."""
         return await self._look(record, self._view_running)
 
     async def glances(self, records: Sequence[BatchRecord]) -> list[BatchView]:
