@@ -18,7 +18,7 @@ BLOCK_BYTES: Final = 512
 MAX_BYTES: Final = 64 * BLOCK_BYTES
 """Maximum bytes of a request that are compared."""
 MAX_NODES: Final = 1 << 17
-"""Maximum size of the tree, about 15 MB. Beginnings that appear later are not distinguished."""
+"""Maximum number of nodes of the tree, about 15 MB. Beginnings that appear later are not distinguished."""
 WORTH: Final = 0.1
 """Minimum share of the requests that must benefit for the input order to be given up."""
 

@@ -1,6 +1,6 @@
 """Parses request lines that are clearly valid with a single call of the decoder.
 
-Most lines of most inputs are. All other lines are checked, with their errors, by
+These are most lines of most inputs. All other lines are checked, with their errors, by
 :mod:`activities.input.request_rules`, which takes five times as long.
 """
 

@@ -113,7 +113,7 @@ class Catalog:
 
     def drop_file(self, tenant: str, record: FileRecord) -> None:
         """Delete a file that no client has seen yet, even if parts of it are missing."""
-        # A crash between the steps leaves unreachable content, but no record without content.
+        # A crash between the steps leaves unreachable content, but no entry without a record or record without content.
         self.store.delete(index_key(tenant, file_index(record.purpose), record.index_entry))
         self.store.delete(record_key(tenant, record.id))
         self.store.delete(content_key(tenant, record.id))

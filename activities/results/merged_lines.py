@@ -36,7 +36,7 @@ class ResultLine(NamedTuple):
     is_kept: bool = False
     """Whether a retry takes it over from the batch that it retries."""
     gives_way: bool = False
-    """Whether it is dropped if another source has a result of the same line."""
+    """Whether it is dropped if an earlier source has a result of the same line."""
 
 
 def merged_by_line(sources: Iterable[Iterator[ResultLine]]) -> Iterator[ResultLine]:

@@ -23,8 +23,8 @@ from activities.upstreams.level import CACHE_FULL, LAST_STEP, QUEUE, InFlightLev
 FIRST: Final = 4
 """First level. Until the first report, excess requests wait ahead of the other clients' requests."""
 STEP: Final = 1.5
-"""Factor between two levels that are compared in the climb from there. It is smaller than that of the base class,
-because requests above the capacity wait ahead of those of others."""
+"""Factor between two levels that are compared in the climb from there. If the engine reports its queue, smaller steps
+are enough. Large steps harm others: requests above the capacity wait ahead of theirs."""
 
 PROBE_STEP: Final = 1.1
 """Factor by which the assumed capacity is raised with each report of a probe, until requests wait."""

@@ -273,8 +273,8 @@ class Replica(Gate):
 
     @property
     def pause_for_all(self) -> float:
-        """Seconds until a request for any model may be sent. If two or more models are paused and none is not, the
-        pause applies to all models.
+        """Seconds until a request for any model may be sent. If at least two models are known and all of them are
+        paused, models that are not known yet wait too.
         """
         pause = min(lane.pause_left for lane in self.lanes.values()) if len(self.lanes) > 1 else 0.0
         return max(self.pause_left, pause)
