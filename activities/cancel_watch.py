@@ -1,4 +1,4 @@
-"""Tells running shards that their batch is cancelled, sooner than the SDK's heartbeats do."""
+"""Notifies running shards of the cancellation of their batch, sooner than the SDK's heartbeats would."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from temporalio.service import RPCError
 from workflows.types import ShardProgress
 
 ASK_SECONDS: Final = 0.4
-"""Between two questions about one run …"""
+"""Minimum seconds between two questions to Temporal about one run."""
 EACH_SECONDS: Final = 0.05
-"""… and so long for each run, so that many make no load: of 30 and more, the SDK's heartbeats tell sooner."""
+"""Seconds per run between two questions, to bound the load. From 30 runs on, the SDK's heartbeats are sooner."""
 CALL_LIMIT: Final = timedelta(seconds=2)
 
 
@@ -31,11 +31,11 @@ class _Shard:
 
 
 class CancelWatch:
-    """Of one worker process, on its event loop.
+    """Watches the runs of one worker process, on its event loop.
 
-    Word of a cancel comes with the answer to a heartbeat, of which the SDK sends one in 1.5 s: for so long an engine
-    would go on generating for nobody. So Temporal is asked here about one shard of each run, by a heartbeat beside the
-    SDK's, and all shards of a run that is cancelled are told.
+    An activity learns of a cancellation from the answer to a heartbeat. The SDK sends one every 1.5 s, and until then
+    an engine would generate for nobody. So this class sends additional heartbeats, for one shard of each run, and
+    notifies all shards of a cancelled run.
     """
 
     def __init__(self, client: Client) -> None:
@@ -47,14 +47,14 @@ class CancelWatch:
     async def watched(
         self, run_id: str, task_token: bytes, progress: Callable[[], ShardProgress], on_cancel: Callable[[], None]
     ) -> AsyncGenerator[None]:
-        """Around the running of a shard.
+        """Watch a shard while it runs.
 
-        Args: ``run_id`` is its workflow's; ``on_cancel`` is called, perhaps more than once, when that is cancelled.
+        Args: ``run_id`` is the run of its workflow; ``on_cancel`` is called, perhaps repeatedly, if that is cancelled.
         """
         shard = _Shard(task_token, progress, on_cancel)
         self._runs.setdefault(run_id, []).append(shard)
         if self._watching is None or self._watching.done():
-            # In a context of its own, not the activity's.
+            # It needs a context of its own instead of the activity's.
             self._watching = asyncio.get_running_loop().create_task(self._watch(), context=Context())
         try:
             yield
@@ -62,11 +62,11 @@ class CancelWatch:
             self._runs[run_id].remove(shard)
             if not self._runs[run_id]:
                 del self._runs[run_id]
-            async with shard.asking:  # a heartbeat that is on its way must not overwrite the shard's last one
+            async with shard.asking:  # a heartbeat that is still on its way must not overwrite the shard's last one
                 pass
 
     def tell(self, run_id: str) -> None:
-        """The run is cancelled."""
+        """Notify all shards of a run that it is cancelled."""
         for shard in list(self._runs.get(run_id, ())):
             shard.on_cancel()
 
@@ -78,7 +78,7 @@ class CancelWatch:
     async def _look(self, run_id: str) -> None:
         if shards := self._runs.get(run_id):
             shard = shards.pop(0)
-            shards.append(shard)  # another one next time, should this one be lost
+            shards.append(shard)  # ask about another one next time, in case this one is lost
             if await self._is_cancelled(shard):
                 self.tell(run_id)
 
@@ -90,5 +90,5 @@ class CancelWatch:
             except AsyncActivityCancelledError as error:
                 return error.details is not None and error.details.cancel_requested
             except RPCError:
-                pass  # what that means is for the SDK's own heartbeats to find out
+                pass  # the SDK's own heartbeats handle errors
         return False

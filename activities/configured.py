@@ -1,4 +1,4 @@
-"""The parts that the settings describe: the object store and the upstreams."""
+"""Creates what the settings describe: the object store and the upstreams."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _S3 = re.compile(r"s3://([^/@:?#]+)(?:/([^?#]*?))?/?")
 
 
 def load_upstreams(settings: Settings) -> list[Upstream]:
-    """The upstreams of the file, or else the one of the settings; none where neither is set.
+    """Return the upstreams of the file, or the one of the settings, or none if neither is set.
 
     Raises:
-        SettingsFileError: the file cannot be used, or the settings name an upstream besides.
+        SettingsFileError: the file cannot be used, or the settings name an upstream in addition to it.
     """
     only = Upstream(
         name=DEFAULT_UPSTREAM,
@@ -50,16 +50,16 @@ def load_upstreams(settings: Settings) -> list[Upstream]:
 
 
 def open_store(settings: Settings) -> ObjectStore:
-    """The store that ``EVERBATCH_STORE`` names. Nothing is read or written yet: the store may still be down.
+    """Return the store that ``EVERBATCH_STORE`` names. It is not accessed yet, so it may still be down.
 
     Raises:
-        ValueError: there is no store of such an address, or a setting that it needs is missing.
+        ValueError: the address is not valid, or a setting that the store needs is missing.
     """
     address = settings.store_address
     if not settings.store_is_remote:
         return LocalStore(address)
     match = _S3.fullmatch(address)
-    if not match:  # not repeated here: somebody may have put a password into it
+    if not match:  # the message does not repeat the address: it may contain a password
         raise ValueError("EVERBATCH_STORE is neither a directory nor of the form s3://bucket or s3://bucket/prefix")
     client = _connected(settings, "EVERBATCH_STORE is on S3")
     try:
@@ -69,10 +69,10 @@ def open_store(settings: Settings) -> ObjectStore:
 
 
 def open_inputs(settings: Settings) -> S3Inputs | None:
-    """Where inputs that are not uploaded are read; ``None`` where there may be none.
+    """Return the reader of inputs that are not uploaded, or ``None`` if these are not allowed.
 
     Raises:
-        ValueError: a setting that it needs is missing.
+        ValueError: a required setting is missing.
     """
     return S3Inputs(_connected(settings, "EVERBATCH_INPUT_PREFIXES is set")) if settings.prefixes else None
 
@@ -89,7 +89,7 @@ def _connected(settings: Settings, why: str) -> Minio:
 
 
 def log_until_ready(store: ObjectStore) -> None:
-    """Log why the store cannot be used, and when it can be. Blocks until then; nothing else waits for it."""
+    """Log why the store cannot be used, and when it is available. Blocks until then, so run it in a thread."""
     logged = ""
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Heartbeats of running shards, and of other long activities, which may block in a thread."""
+"""Sends the heartbeats of running shards and of other long activities, which may run blocking work in a thread."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from temporalio.service import RPCError, RPCStatusCode
 from workflows.types import ShardProgress
 
 BEAT_SECONDS: Final = 1.0
-"""Between two heartbeats of an activity, a shard or other."""
+"""Seconds between two heartbeats of an activity."""
 HEARTBEAT_THROTTLE: Final = timedelta(seconds=1.5)
-"""Between two that the SDK sends to Temporal; with each comes word of a cancel or a pause."""
+"""Time between two heartbeats that the SDK sends to Temporal. Their answers report a cancellation or a pause."""
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class StoppedError(Exception):
 
 
 class StopFlag:
-    """Tells work in a thread that its activity was cancelled."""
+    """Stops work in a thread when its activity is cancelled."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -39,7 +39,7 @@ class StopFlag:
         self._event.set()
 
     def check(self) -> None:
-        """Call it at every step of a long loop.
+        """To be called in each step of a long loop.
 
         Raises:
             StoppedError: the activity was cancelled.
@@ -49,7 +49,7 @@ class StopFlag:
 
 
 async def run_in_thread(work: Callable[[StopFlag], T]) -> T:
-    """Run blocking work off the event loop. When the activity is cancelled, the work has stopped before this ends."""
+    """Run blocking work in a thread, with heartbeats. If the activity is cancelled, wait until the work has stopped."""
     flag = StopFlag()
     task = asyncio.ensure_future(asyncio.to_thread(work, flag))
     try:
@@ -57,12 +57,12 @@ async def run_in_thread(work: Callable[[StopFlag], T]) -> T:
     except asyncio.CancelledError:
         flag.set()
         await asyncio.wait({task})
-        task.exception()  # StoppedError, or what came first; either way the cancel is the news
+        task.exception()  # StoppedError or an earlier error: the cancellation supersedes both
         raise
 
 
 async def run_beside_heartbeats(work: Coroutine[Any, Any, T]) -> T:
-    """Await something that may take longer than an activity may be silent."""
+    """Await work that may take longer than the heartbeat timeout, with heartbeats."""
     task = asyncio.create_task(work)
     try:
         return await _with_heartbeats(task)
@@ -79,10 +79,10 @@ async def _with_heartbeats(task: asyncio.Future[T]) -> T:
 
 
 def _longest_silence(timeout: timedelta | None) -> float:
-    """Seconds between two beats after which Temporal may have stopped waiting.
+    """Return the seconds between two beats from which Temporal may have timed out the activity.
 
-    It counts from the last heartbeat that it got, which may be older than the last beat: by what the SDK holds back,
-    and by the way there, for which this grants a second.
+    Temporal counts from the last heartbeat that it received, which may be older than the last beat: by the SDK's
+    throttling, and by the network delay, for which this allows one second.
     """
     if timeout is None:
         return float("inf")
@@ -91,28 +91,28 @@ def _longest_silence(timeout: timedelta | None) -> float:
 
 
 def last_progress() -> ShardProgress:
-    """What the attempts before this one have said last, with this one counted as lost if they have not ended."""
+    """Return the last heartbeat of the earlier attempts, and count the previous attempt as lost if it did not end."""
     info = activity.info()
     if not info.heartbeat_details:
         return ShardProgress(losses=int(info.attempt > 1))
     with contextlib.suppress(ValidationError):
         said = ShardProgress.model_validate(info.heartbeat_details[0])
         return said if said.has_ended else said.model_copy(update={"losses": said.losses + 1})
-    return ShardProgress()  # another version of the worker has said it
+    return ShardProgress()  # from another version of the worker
 
 
 class ShardHeartbeat:
-    """Beats from its start to :meth:`stop`; made inside the activity, on its event loop."""
+    """Beats from its creation to :meth:`stop`. Create it inside the activity, on its event loop."""
 
     def __init__(self, progress: Callable[[], ShardProgress], on_lapse: Callable[[], None]) -> None:
-        """Args: ``on_lapse`` is called when the process was suspended for so long that it counts as dead."""
+        """Args: ``on_lapse`` is called if the process was suspended for so long that it counts as lost."""
         self._progress = progress
         self._on_lapse = on_lapse
         self._loop = asyncio.get_running_loop()
         self._beat_at = self._loop.time()
         info = activity.info()
         self._longest_silence = _longest_silence(info.heartbeat_timeout)
-        # With the task already in hand the process may have been suspended.
+        # The process may have been suspended after it received the task.
         self._began_late = (datetime.now(UTC) - info.started_time).total_seconds() > self._longest_silence
         self.lapsed = False
         self.has_ended = False
@@ -126,14 +126,14 @@ class ShardHeartbeat:
         self._timer.cancel()
 
     def end(self) -> None:
-        """Stop with a last word, which stays with the activity while it waits for its next attempt."""
+        """Stop, with a last heartbeat that stays visible while the activity waits for its next attempt."""
         self.stop()
         self.has_ended = True
         self.beat()
 
     def has_lapsed(self) -> bool:
-        """Whether the process was suspended for so long that its shards run elsewhere. Ask before each request: what
-        was suspended in the middle of a step goes on with that, before any timer.
+        """Return whether the process was suspended for so long that its shards run elsewhere. Check this before each
+        request: after a suspension, the interrupted step continues before any timer runs.
         """
         if self._loop.time() - self._beat_at > self._longest_silence:
             self.lapsed = True
@@ -141,16 +141,16 @@ class ShardHeartbeat:
         return self.lapsed
 
     async def is_forgotten(self) -> bool:
-        """Whether Temporal gave up this attempt before it began.
+        """Return whether Temporal timed out this attempt before it began.
 
-        Temporal is asked only where the clocks say so: they may differ, and each question costs both sides.
+        Temporal is only asked if the clocks suggest it: they may differ, but asking costs time on both sides.
         """
         if self._began_late:
             handle = activity.client().get_async_activity_handle(task_token=activity.info().task_token)
             try:
                 await handle.heartbeat(self._progress())
             except AsyncActivityCancelledError:
-                pass  # the SDK hears of that too
+                pass  # the SDK learns of that too
             except RPCError as error:
                 self.lapsed = error.status is RPCStatusCode.NOT_FOUND
         return self.lapsed

@@ -1,4 +1,4 @@
-"""What all shards share that run in one worker process."""
+"""The state that all shards of one worker process share."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from activities.upstreams.answer_budget import AnswerBudget
 
 
 class Process:
-    """Of whatever upstream the shards are."""
+    """The state that is shared by the shards of all upstreams."""
 
     def __init__(self, max_input_bytes: int, cancels: CancelWatch) -> None:
         self.inputs = AnswerBudget(max_input_bytes)
-        """Of memory, for the requests of the shards."""
+        """The memory budget for the requests of the shards."""
         self.cancels = cancels
         self.first_answers = FirstAnswersOfBatches()
         self.suspect = asyncio.Lock()
-        """Held while a request is sent that may be what takes workers down."""
+        """Held while a request is sent that is suspected to crash workers."""

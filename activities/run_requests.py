@@ -1,4 +1,4 @@
-"""The activity that runs a shard: takes up what is committed of it, and sends what is not."""
+"""The activity that runs a shard: it loads the committed answers and sends the other requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from workflows.waits import worker_wait
 
 
 class RunRequests(RunRequestsStub):
-    """One for each upstream and kind of task queue."""
+    """The activity for one upstream and one of its task queues."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class RunRequests(RunRequestsStub):
         metrics: RequestMetrics,
         process: Process,
     ) -> None:
-        """Args: ``commit_interval`` is how long an answer may wait for others, in seconds."""
+        """Args: ``commit_interval`` is the maximum time in seconds that an answer waits to be committed with others."""
         self._store = store
         self._client = client
         self._limiter = limiter
@@ -69,7 +69,7 @@ class RunRequests(RunRequestsStub):
             result = await self._run(task, shard, log, run)
         except StoreError as error:
             run.heartbeat.end()
-            # Nothing is lost: answers wait in memory as long as their attempt lives.
+            # No answer is lost: while an attempt lives, its answers stay in memory until they are stored.
             raise store_failure(error, timedelta(seconds=commits.STORE_RETRY_SECONDS)) from None
         except BaseException:
             run.heartbeat.end()
@@ -78,7 +78,7 @@ class RunRequests(RunRequestsStub):
         return result
 
     async def _run(self, task: RunRequestsInput, shard: ShardRef, log: ShardLog, run: ShardRun) -> ShardResult:
-        if self._limiter.draining:  # it answered one of the last polls
+        if self._limiter.draining:  # the task came with one of the last polls
             raise try_again(task, 0, worker_wait("is stopping"), AT_ONCE)
         if result := await log.load():
             return result
@@ -90,7 +90,7 @@ class RunRequests(RunRequestsStub):
                 return await run.run(requests)
 
     def _turn(self, task: RunRequestsInput) -> str:
-        """Whose turn its requests take. All small batches of a tenant take one, or they would outnumber other tenants'
-        large ones.
+        """Return the key under which its requests take turns. All small batches of a tenant share one, because their
+        number would otherwise put the large batches of other tenants at a disadvantage.
         """
         return f"{task.tenant}/first" if isinstance(self._room, Antechamber) else task.batch_id

@@ -1,7 +1,7 @@
-"""The settings of every process, read once at start from ``EVERBATCH_*`` variables.
+"""The settings of all processes, read once at start from ``EVERBATCH_*`` environment variables.
 
-Temporal's address and credentials are not here: they come from the Temporal SDK's own ``TEMPORAL_*``
-variables and profiles.
+Temporal's address and credentials are not among them: they come from the Temporal SDK's own ``TEMPORAL_*`` variables
+and profiles.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PREFIX = "EVERBATCH_"
 
 
 class _Group(BaseSettings):
-    """The docstring of each group is its heading in ``docs/settings.md`` (`make docs`)."""
+    """A group of settings. Its docstring is its heading in ``docs/settings.md`` (``make docs``)."""
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore")
 
@@ -345,7 +345,7 @@ class Settings(_Storage, _Upstreams, _Batches, _Api, _Temporal, _Webhooks, _Work
         parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(not_a_url(value))
-        # The convention of OpenAI clients is a base that ends in /v1; a bare host is a common slip.
+        # OpenAI clients expect a base URL that ends in /v1. A bare host is a common mistake.
         return value.rstrip("/") if parts.path.strip("/") else value.rstrip("/") + "/v1"
 
     @property
@@ -366,12 +366,12 @@ class Settings(_Storage, _Upstreams, _Batches, _Api, _Temporal, _Webhooks, _Work
 
     @property
     def endpoints(self) -> list[str]:
-        """Every endpoint that a batch may use, each once."""
+        """All endpoints that a batch may use, without duplicates."""
         return list(dict.fromkeys([*ENDPOINTS, *filter(None, map(str.strip, self.extra_endpoints.split(",")))]))
 
     @property
     def prefixes(self) -> list[str]:
-        """Addresses below which inputs may be read."""
+        """Address prefixes of inputs that may be read without an upload."""
         return list(filter(None, self.input_prefixes.split(",")))
 
     @property
@@ -379,7 +379,7 @@ class Settings(_Storage, _Upstreams, _Batches, _Api, _Temporal, _Webhooks, _Work
         return timedelta(days=self.retention_days)
 
     def webhook_endpoints(self) -> Endpoints:
-        """The configured webhooks; reads the webhooks file.
+        """Read the webhooks file and return all configured webhooks.
 
         Raises:
             ValueError: the webhooks file cannot be used.

@@ -1,4 +1,4 @@
-"""One attempt at a shard: what is sent, what becomes of each answer, and how the attempt ends."""
+"""Runs one attempt at a shard: sends its requests, handles each answer, and decides how the attempt ends."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from workflows.types import RunRequestsInput, ShardProgress, ShardResult
 from workflows.waits import EndsBy, Wait, WaitKind, pause_wait, worker_wait
 
 COSTLY_SENDS: Final = 2
-"""Of a request whose answers the engine has worked out but nobody can use."""
+"""Maximum number of times that a request is sent whose answers take the engine's full work but cannot be used."""
 
 LOSSES: Final = 2
-"""Attempts of a shard lost with their workers, after which its requests go one at a time."""
+"""Number of attempts at a shard lost with their workers from which its requests are sent one at a time."""
 LOSSES_ALONE: Final = 3
-"""Of a request that was the only suspect in flight, before it becomes an error line. Not fewer: a request that nobody
-suspects yet may take two workers down beside it, and then goes one at a time too."""
+"""Number of losses with a request as the only suspect in flight from which it becomes an error line. Not fewer: another
+request that is not suspected yet may crash two workers meanwhile, before it is sent alone too."""
 
 AT_ONCE: Final = 0.001
-"""Seconds; zero would be taken for "not set"."""
+"""Seconds. Temporal would take zero for "not set"."""
 
 
 class ShardRun:
@@ -79,24 +79,24 @@ class ShardRun:
         self._turn = turn
         self._queues: list[WaitingRequests] = []  # one for each model
         self._sending: dict[asyncio.Task[None], Flight] = {}
-        self._judging: set[asyncio.Task[None]] = set()  # those that have failed, and it is not clear yet by whose fault
+        self._judging: set[asyncio.Task[None]] = set()  # requests whose failures are not judged yet
         self._is_stopped = False
         self._is_cancelled = False
         self._fails_alone = False
         self._idle = asyncio.Event()
-        self._again: Counter[Wait] = Counter()  # of those to be tried again
+        self._again: Counter[Wait] = Counter()  # of the requests to retry
         self._most_tried = 0
         self._bug: Exception | None = None
         self._wait: Wait | None = None
         self._loop = asyncio.get_running_loop()
         before = last_progress()
         self._losses = before.losses
-        log.committed = (before.completed, before.failed)  # until it is loaded
-        # From here on, not from the first request on: a store that hangs is no reason to take the worker for dead.
+        log.committed = (before.completed, before.failed)  # until the log is loaded
+        # Heartbeats begin here, not with the first request: a store that hangs must not look like a lost worker.
         self.heartbeat = ShardHeartbeat(self._progress, self._stop_sending)
 
     async def run(self, requests: dict[int, ShardRequest]) -> ShardResult:
-        """Send ``requests``, by line number: those without a committed answer."""
+        """Send ``requests``, by line number, which have no committed answer, and return the result of the shard."""
         self._requests = requests
         token = activity.info().task_token
         try:
@@ -111,14 +111,14 @@ class ShardRun:
                 if self._requests and not self._is_stopped:
                     await self._send()
             if self._is_cancelled and self._requests:
-                await activity.wait_for_cancelled()  # the SDK ends it as cancelled only once it has heard of that too
+                await activity.wait_for_cancelled()  # the SDK cancels it only once it knows of the cancellation too
             return await self._end(worker_wait("was suspended") if self.heartbeat.lapsed else None)
         except asyncio.CancelledError:
             return await self._cancelled()
 
     async def _send(self) -> None:
         if activity.info().attempt > 1:
-            self.heartbeat.beat()  # lost before its first heartbeat, this attempt would not be known to be lost
+            self.heartbeat.beat()  # without a heartbeat, a loss of this attempt would go unnoticed
         if await self.heartbeat.is_forgotten() or self._is_stopped:
             return
         if self._convict() or self._losses < LOSSES:
@@ -127,7 +127,7 @@ class ShardRun:
             await self._send_one_by_one()
 
     async def _send_all(self, lines: list[int]) -> None:
-        """Send these requests; each has ended, or waits for another attempt, when this returns."""
+        """Send these requests. When this returns, each has ended or waits for another attempt."""
         of_model: dict[str, list[int]] = {}
         for line in lines:
             of_model.setdefault(self._requests[line].model, []).append(line)
@@ -145,12 +145,12 @@ class ShardRun:
             for queue in self._queues:
                 self._limiter.leave(queue)
 
-    # Requests that may be what takes workers down
+    # Requests that may crash workers
 
     def _convict(self) -> bool:
-        """Make an error line of a request that took its worker down each time that it was sent; whether there is one.
+        """Write an error line for each request that was the only suspect in ``LOSSES_ALONE`` losses of workers.
 
-        The others are suspected no longer.
+        Returns whether there is one. If so, the other requests are no longer suspected.
         """
         guilty = [line for line in self._requests if self._log.tries(line).lost >= LOSSES_ALONE]
         for line in guilty:
@@ -194,14 +194,14 @@ class ShardRun:
         await self._drop()
         details = activity.cancellation_details()
         if self._limiter.draining or (details and details.worker_shutdown):
-            await self._log.commit()  # one try: a process that is to end cannot wait for the store
+            await self._log.commit()  # one try: a stopping process cannot wait for the store
             raise self._try_again(worker_wait("stopped"))
         await self._commits.until_stored(self._log.commit)
         raise asyncio.CancelledError
 
     async def _in_flight_has_ended(self) -> bool:
-        """Paused: nothing more is sent, but what is in flight is paid for and may end, unless the batch is cancelled
-        or the worker's time to drain is over.
+        """Let the requests in flight of a paused shard end, as they are paid for, and send no more. Returns whether
+        they have ended, which may be cut short by a cancellation of the batch or the worker's drain timeout.
         """
         self._stop_sending()
         try:
@@ -212,8 +212,8 @@ class ShardRun:
         return not (self._sending or self._is_cancelled)
 
     async def _end(self, stopped_by: Wait | None = None) -> ShardResult:
-        """Everything that was to be sent has been: commit, and finish the shard or ask for another attempt."""
-        await _cancel_all(self._judging)  # of a shard that was stopped: the next attempt will tell
+        """Commit, then finish the shard if all requests have answers, or else ask for another attempt."""
+        await _cancel_all(self._judging)  # left if the shard was stopped; the next attempt decides
         await self._commits.settle()
         if self._bug:
             await self._log.commit()
@@ -229,13 +229,13 @@ class ShardRun:
             stopped_by = worker_wait("is stopping")
         wait = self._again.most_common(1)[0][0] if self._again else self._limiter.wait
         wait = stopped_by or wait or unavailable_wait(self._upstream)
-        if self._pause() and not stopped_by:  # else others are answered
+        if self._pause() and not stopped_by:  # without a pause, others are answered
             self._log.waits.begin(wait)
         await self._commits.until_stored(self._log.commit)
         raise self._try_again(wait)
 
     async def _end_batch(self, failure: str) -> None:
-        """All requests of the batch get the same 404. Unless another worker was luckier, this ends it."""
+        """Fail the batch, as all its requests get the same 404, unless another worker has received a result."""
         if await asyncio.to_thread(has_output, self._store, self._task.tenant, self._task.batch_id):
             self._first_answers.differ = True
             return
@@ -250,12 +250,12 @@ class ShardRun:
         seconds = retry_delay(self._most_tried, pause, self._task.max_attempts if self._fails_alone else None)
         if self._limiter.draining:
             seconds = AT_ONCE
-        if not pause and wait.kind is not WaitKind.STORE:  # others are answered: these get an error line in the end
+        if not pause and wait.kind is not WaitKind.STORE:  # others are answered, so these will be error lines
             wait = wait.model_copy(update={"ends_by": EndsBy.ITSELF})
         return try_again(self._task, self._log.done, wait, seconds)
 
     def waiting(self) -> int:
-        """Requests that have not been sent."""
+        """Return the number of requests that have not been sent."""
         return sum(len(queue.pending) for queue in self._queues)
 
     # Sending
@@ -286,18 +286,18 @@ class ShardRun:
                     self._commits.hold(answer.held)
                 elif answer.held:
                     answer.held.release()
-        except Exception as error:  # a bug of ours: end the attempt with it instead of losing it in a task
+        except Exception as error:  # a bug: end the attempt with it instead of losing it in a task
             self._bug = error
             self._stop_sending()
 
     def _ended(self, flight: Flight, outcome: Outcome, answer: Answer, wait: Wait | None, failed_before: bool) -> None:
-        """It is in flight no more, though its task may go on."""
+        """Record that a request is no longer in flight, although its task may continue."""
         task = asyncio.current_task()
         assert task
         del self._sending[task]
         self._judging.add(task)
         if outcome is Outcome.ANSWERED and not answer.status:
-            outcome = Outcome.DROPPED  # it was never sent
+            outcome = Outcome.DROPPED  # the request was never sent
         work = max(1, answer.usage.output_tokens) if answer.usage else 0
         self._limiter.finished(flight, outcome, answer.retry_after, wait, failed_before=failed_before, work=work)
 
@@ -308,7 +308,7 @@ class ShardRun:
         self._check_idle()
 
     async def _is_its_fault(self, flight: Flight, outcome: Outcome, failed_before: bool) -> bool:
-        """Whether a failure is the fault of its request, as soon as that can be told."""
+        """Wait until it can be decided whether a failure is the request's own fault, and return whether it is."""
         fault = await self._limiter.fault(flight, outcome, failed_before=failed_before)
         if fault is Fault.ALONE and await self._client.is_up(flight.replica):
             self._fails_alone = True
@@ -316,7 +316,7 @@ class ShardRun:
         return fault is Fault.REQUEST
 
     def _take(self, line: int, answer: Answer, wait: Wait | None = None, *, is_its_fault: bool = False) -> None:
-        """Args: ``wait`` is what it waits for, where it is to be sent again."""
+        """Log an answer or note the request for a retry. Args: ``wait`` is the reason to wait before the retry."""
         custom_id = self._requests[line].custom_id
         if answer.status and not self._first_answers.differ and answer.verdict in (Verdict.SUCCESS, Verdict.FINAL):
             self._first_answers.add(answer)
@@ -337,14 +337,14 @@ class ShardRun:
         self._commits.soon()
 
     def _has_failed_for_good(self, line: int, answer: Answer) -> bool:
-        """Count a failure that is the request's own; whether it was one too many."""
+        """Count a failure that is the request's own fault. Returns whether it has reached the maximum."""
         allowed = min(COSTLY_SENDS, self._task.max_attempts) if answer.is_costly else self._task.max_attempts
         failed = self._log.tries(line).failed + 1
         self._log.note_tries(line, Tries(failed))
         return failed >= allowed
 
     def _withdraw(self, queue: WaitingRequests) -> None:
-        """Nothing of it is to be sent for now."""
+        """Withdraw the requests of a queue, which must not be sent for now."""
         self._is_stopped = True
         self._limiter.withdraw(queue)
         self._check_idle()
@@ -355,7 +355,7 @@ class ShardRun:
             self._withdraw(queue)
 
     def _stop_at_once(self) -> None:
-        """The batch is cancelled: close connections, so that engines stop generating."""
+        """Handle the cancellation of the batch: close connections, so that engines stop generating."""
         self._is_cancelled = True
         self._stop_sending()
         for task in [*self._sending, *self._judging]:
@@ -366,7 +366,7 @@ class ShardRun:
             self._idle.set()
 
     async def _drop(self) -> None:
-        """Drop what is in flight and put an end to committing in the background."""
+        """Drop the requests in flight and stop committing in the background."""
         self._stop_sending()
         await _cancel_all([*self._sending, *self._judging])  # closes connections, so that engines stop generating
         await self._commits.drop()

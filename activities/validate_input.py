@@ -1,4 +1,4 @@
-"""The activity that reads the input once: checks every line and cuts the file into shards."""
+"""The activity that validates the input: it reads the input once, checks every line and divides it into shards."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from workflows.waits import Wait, WaitKind
 
 ASK_AGAIN: Final = timedelta(seconds=5)
 ASK_AGAIN_AT_LAST: Final = timedelta(seconds=30)
-"""Bounds of the growing wait until upstreams that did not answer are asked again for their models, where a batch
-depends on it. Each time the input is read anew."""
+"""Bounds of the growing delay until upstreams that did not answer are asked for their models again, if a batch depends
+on that. The input is read again each time."""
 
 
 SMALL_INPUT_BYTES: Final = 1 << 20
-"""Up to so many an input is checked at once, in a thread; to hand it to another process would take longer."""
+"""Maximum size of an input that is checked in a thread, because handing it to another process would take longer."""
 
 Scan = Callable[[Iterable[bytes], BatchSpec, ModelRoutes], Scanned]
 
@@ -51,11 +51,11 @@ class ValidateInput(ValidateInputStub):
         prefixes: Sequence[str] = (),
     ) -> None:
         """Args:
-        store: the store.
-        clients: of the upstreams.
-        processes: check large inputs.
-        inputs: reads inputs that are not uploaded.
-        prefixes: addresses below which those may be.
+        store: the object store.
+        clients: the clients of the upstreams.
+        processes: the processes that check large inputs.
+        inputs: the reader of inputs that are not uploaded.
+        prefixes: the address prefixes of inputs that are not uploaded.
         """
         self._inputs = inputs
         self._prefixes = prefixes
@@ -71,7 +71,7 @@ class ValidateInput(ValidateInputStub):
     @activity.defn(name=VALIDATE_INPUT)
     async def validate_input(self, spec: BatchSpec) -> ValidateResult:
         if final := await asyncio.to_thread(self._catalog.get_final, spec.tenant, spec.batch_id):
-            # The workflow of a batch that has ended was reset.
+            # The batch has ended, and its workflow was reset.
             return ValidateResult(total=final.status.counts.total, has_ended=True)
         routes = await run_beside_heartbeats(model_routes(self._clients, any_model=spec.unknown_model == "line"))
         try:
@@ -121,8 +121,8 @@ class ValidateInput(ValidateInputStub):
         return result
 
     def _copy_input(self, spec: BatchSpec, stop: StopFlag) -> BatchError | None:
-        """Make the batch's own copy of its input, unless it has one: then its file may be gone by now."""
-        # Once more what the API does: it may have been killed between starting this run and writing its record.
+        """Make the batch's own copy of its input, unless there is one: its file may already be deleted then."""
+        # The API does this too, but may have been killed between starting this run and writing its record.
         self._catalog.create_batch(spec)
         target = keys.input_key(spec.tenant, spec.batch_id)
         with contextlib.suppress(ObjectNotFoundError):

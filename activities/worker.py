@@ -1,4 +1,4 @@
-"""The worker process: a Temporal worker for batches and files, one for each upstream, and one for webhooks."""
+"""The worker process, with Temporal workers for batches and files, control, each upstream, and webhooks."""
 
 from __future__ import annotations
 
@@ -55,41 +55,41 @@ from workflows.janitor import JanitorWorkflow
 from workflows.ready import ReadyWorkflow
 from workflows.webhook import WebhookWorkflow
 
-# The SDK's default is a hash over the code of all loaded modules: most of a second at each start.
+# The SDK's default, a hash of the code of all loaded modules, takes most of a second at each start.
 BUILD_ID: Final = f"everbatch-{version('everbatch')}"
 
 DELIVERIES: Final = 32
-"""Webhooks sent at once by one worker."""
+"""Maximum number of webhooks that one worker sends at once."""
 
 FILE_ACTIVITIES: Final = 64
-"""Inputs validated and result files written by one worker, most of them waiting: each tenant has few under way."""
+"""Maximum number of input and result file activities of one worker. Most wait: each tenant may run only a few."""
 
 SCAN_PROCESSES: Final = 2
-"""Large inputs checked at once by one worker, each of another tenant."""
+"""Maximum number of large inputs that one worker checks at once, each of a different tenant."""
 
 CONTROL_ACTIVITIES: Final = 64
 
 CACHED_WORKFLOWS: Final = 2_000
-"""More than a worker has running at once; one that falls out is replayed from its history for every step."""
+"""More than a worker runs at once, because a workflow that is evicted is replayed from its history for every step."""
 
 STICKY_PATIENCE: Final = timedelta(seconds=2)
-"""How long a workflow waits for the worker that has it in its cache before any other may take it. By default ten
-seconds, in which a batch whose worker was killed stands still, although its shards go on elsewhere."""
+"""Time after which another worker may take a workflow task from the worker that caches its workflow. With the default
+of ten seconds, a batch whose worker was killed would wait that long, although its shards continue elsewhere."""
 
 POLL_GRACE: Final = timedelta(milliseconds=500)
-"""How long the polls of a stopping worker stay open for an activity that is on its way already.
+"""Time for which a stopping worker keeps its polls open for activities that are already on their way.
 
-By default the SDK drops them at once. A task that Temporal has just answered one with then counts as started and is run
-by nobody until its heartbeat timeout, which befell one in four stops of a busy worker. Only servers that say
+By default, the SDK drops its polls at once. If Temporal has just answered one with a task, that task counts as started
+but nobody runs it until its heartbeat timeout, which happened in one of four stops of a busy worker. Only servers with
 ``worker_poll_complete_on_shutdown`` end the polls of a stopping worker themselves, and the SDK then waits for them.
 """
 POLL_GRACE_VARIABLE: Final = "TEMPORAL_POLL_SHUTDOWN_INTERRUPT_WAIT_MS"
-"""The SDK has no option for it, but reads this when a worker begins to run."""
+"""The SDK has no option for this, but reads this environment variable when a worker starts to run."""
 
 SETTLE: Final = timedelta(milliseconds=300)
-"""Between the last answer and the end of the workflow worker: the workflow task that an answer brings is done by then.
+"""Time between the last shard result and the stop of the workflow worker, in which it runs the resulting workflow task.
 
-One that is lost with a poll waits ten seconds for its timeout.
+A workflow task that is lost with a poll only times out after ten seconds.
 """
 
 
@@ -99,7 +99,7 @@ class _Identity(TypedDict, total=False):
 
 
 def _identity(settings: Settings) -> _Identity:
-    """The version of this worker's code, for Temporal."""
+    """Return the version of this worker's code as options of a Temporal worker."""
     build_id = settings.build_id or BUILD_ID
     if not settings.deployment:
         return {"build_id": build_id}
@@ -107,23 +107,23 @@ def _identity(settings: Settings) -> _Identity:
         "deployment_config": WorkerDeploymentConfig(
             version=WorkerDeploymentVersion(settings.deployment, build_id),
             use_worker_versioning=True,
-            # A batch ends on the code that it began on: at most its completion window later.
+            # A batch ends on the version on which it began, at most its completion window later.
             default_versioning_behavior=VersioningBehavior.PINNED,
         )
     }
 
 
 class BatchWorker:
-    """Polls its task queues until it is stopped: one for batches and files, one for each upstream's requests, and one
-    for webhooks.
+    """Polls its task queues until it is stopped: for batches and files, for control, two for the requests of each
+    upstream, and for webhooks.
 
-    Build it on a running event loop.
+    Create it on a running event loop.
     """
 
     def __init__(
         self, client: Client, settings: Settings, store: ObjectStore, inference: Sequence[InferenceClient]
     ) -> None:
-        """Args: ``inference`` has a client for each upstream."""
+        """Args: ``inference`` are the clients of the upstreams."""
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(STORE_THREADS, "store"))
         self._client = client
         self._settings = settings
@@ -143,8 +143,8 @@ class BatchWorker:
                 ValidateInput(store, inference, self._scans, open_inputs(settings), settings.prefixes).validate_input,
                 WriteFiles(store).write_files,
             ],
-            # The sandbox costs a millisecond or more of CPU for each activity, on the loop that inference runs on. The
-            # tests replay recorded runs in it.
+            # The sandbox takes a millisecond or more of CPU per activity, on the event loop of inference. Tests replay
+            # recorded runs in the sandbox instead.
             workflow_runner=UnsandboxedWorkflowRunner(),
             max_cached_workflows=CACHED_WORKFLOWS,
             max_concurrent_activities=FILE_ACTIVITIES,
@@ -176,7 +176,7 @@ class BatchWorker:
         self._webhook_worker = self._worker_of_webhooks(store)
 
     def _workers_of_upstream(self, store: ObjectStore, inference: InferenceClient) -> list[Worker]:
-        """With a limiter and task queues of its own, so that upstreams do not wait for each other."""
+        """Create the workers of an upstream. Each upstream has its own limiter and queues, to not delay others."""
         upstream = inference.upstream
         limiter = Limiter(
             upstream.most_in_flight,
@@ -200,7 +200,7 @@ class BatchWorker:
 
     def _inference_worker(self, queue: str, room: RoomForRequests, run_requests: RunRequests) -> Worker:
         self._rooms.append(room)
-        fixed = FixedSizeSlotSupplier(1)  # this worker has no other tasks
+        fixed = FixedSizeSlotSupplier(1)  # this worker runs activities only
         return Worker(
             self._client,
             task_queue=queue,
@@ -223,7 +223,7 @@ class BatchWorker:
         return Worker(
             self._client,
             task_queue=webhook_task_queue(self._settings.task_queue),
-            build_id=BUILD_ID,  # of no deployment: an event that is old news is told by workers of any version
+            build_id=BUILD_ID,  # without a deployment: workers of any version may deliver events
             activities=[deliver.deliver_webhook],
             max_concurrent_activities=DELIVERIES,
             disable_eager_activity_execution=True,
@@ -231,11 +231,11 @@ class BatchWorker:
         )
 
     async def run(self, stop: asyncio.Event, at_once: asyncio.Event | None = None) -> None:
-        """Work until ``stop`` is set; then let requests in flight end, within the drain timeout or until ``at_once`` is
-        set. What has not ended then is dropped, and handed back to Temporal.
+        """Run until ``stop`` is set, then let requests in flight end, until the drain timeout or ``at_once`` is set.
+        Shards that have not ended by then are cancelled and returned to Temporal.
 
         Raises:
-            Exception: a worker failed for good, for example because Temporal refuses its credentials.
+            Exception: a worker failed permanently, for example because Temporal refuses its credentials.
         """
         meter = self._client.service_client.config.runtime or Runtime.default()
         reports = [
@@ -257,7 +257,7 @@ class BatchWorker:
         for limiter in self._limiters.values():
             limiter.drain(self._settings.drain_timeout)
         dropping = asyncio.create_task(self._drop(at_once)) if at_once else None
-        # Inference first: what it hands back is then settled by a workflow worker that still runs.
+        # Inference stops first, so that the workflow worker can still handle the shards that it returns.
         await asyncio.gather(*(worker.shutdown() for worker in [*self._inference_workers, self._webhook_worker]))
         await asyncio.sleep(SETTLE.total_seconds())
         await asyncio.gather(self._control_worker.shutdown(), self._batch_worker.shutdown())
@@ -267,7 +267,7 @@ class BatchWorker:
         await asyncio.gather(*runs)
 
     async def _start(self, stop: asyncio.Event) -> list[asyncio.Task[None]]:
-        # Workflows without the grace: the SDK would take workflow tasks in that time and do nothing with them.
+        # The workflow worker gets no grace time: the SDK would take workflow tasks during it and not run them.
         os.environ.pop(POLL_GRACE_VARIABLE, None)
         runs = [asyncio.create_task(self._batch_worker.run())]
         while not (self._batch_worker.is_running or runs[0].done() or stop.is_set()):  # noqa: ASYNC110 - sets no event

@@ -30,15 +30,15 @@ from workflows.types import BatchError, BatchSpec, Counts, Usage
 log = logging.getLogger("everbatch.write_files")
 
 SETTLE_SECONDS: Final = 3.0
-"""Within which the shards of a run that was terminated hear of it and commit what is answered."""
+"""Seconds in which the shards of a terminated run learn of it and commit their answers."""
 
 MERGE_TIMES: Final = 3
-"""With another outcome than one line for each request, until the files are given up."""
+"""Number of merges without exactly one line for each request after which the files are given up."""
 
 
 class MergeError(Exception):
-    """What is committed of the batch is not one answer or none for each of its requests: objects are missing from the
-    store, or were damaged. Nothing was published.
+    """The committed answers are not at most one for each request: objects are missing or damaged. Nothing was
+    published.
     """
 
 
@@ -57,13 +57,13 @@ class WriteFiles(WriteFilesStub):
             return await run_in_thread(lambda stop: self._write(task, stop))
 
     def _was_checked(self, spec: BatchSpec) -> bool:
-        """Whether an earlier run has had the input checked."""
+        """Return whether an earlier run has validated the input."""
         return bool(self._catalog.cuts(spec.tenant, spec.batch_id))
 
     def _write(self, task: WriteFilesInput, stop: StopFlag) -> MergedFiles:
         spec = task.spec
         if final := self._catalog.get_final(spec.tenant, spec.batch_id):
-            return MergedFiles(counts=final.status.counts)  # its files are written, and its record is what counts
+            return MergedFiles(counts=final.status.counts)  # its files are written, and its final record is used
         try:
             return self._merge_again(task, stop)
         except MergeError as error:
@@ -72,8 +72,8 @@ class WriteFiles(WriteFilesStub):
             return MergedFiles(errors=[BatchError(code="results_incomplete", message=reason)])
 
     def _merge_again(self, task: WriteFilesInput, stop: StopFlag) -> MergedFiles:
-        """:meth:`_merge`, again where objects change under it: an attempt at a shard that was thought dead may end it
-        after all.
+        """Call :meth:`_merge`, repeatedly if objects change meanwhile: an attempt at a shard that seemed lost may still
+        finish it.
         """
         for _ in range(MERGE_TIMES - 1):
             with contextlib.suppress(MergeError):
@@ -81,10 +81,10 @@ class WriteFiles(WriteFilesStub):
         return self._merge(task, stop)
 
     def _merge(self, task: WriteFilesInput, stop: StopFlag) -> MergedFiles:
-        """Publish the files of a batch.
+        """Publish the result files of a batch.
 
         Raises:
-            MergeError: the lines are not one for each request.
+            MergeError: there is not exactly one line for each request.
         """
         tenant, batch_id = task.spec.tenant, task.spec.batch_id
         try:
@@ -92,19 +92,19 @@ class WriteFiles(WriteFilesStub):
                 return self._merge_cut(task, task.cut, stop)
             has_answers = self._has_answers(tenant, batch_id)
             if not has_answers and (task.is_checked or not self._was_checked(task.spec)):
-                return MergedFiles()  # no request of it was ever sent
+                return MergedFiles()  # none of its requests was ever sent
             merged = self._merge_cut(task, next(iter(self._catalog.cuts(tenant, batch_id)), "missing"), stop)
             before = self._catalog.get_batch(tenant, batch_id).status
             return merged.model_copy(update={"model": before.model, "in_progress_at": before.in_progress_at})
         except (ObjectNotFoundError, MergeError) as error:
             if self._catalog.get_final(tenant, batch_id):
-                raise StoreError("another attempt has ended the batch") from None  # and the next one finds its record
+                raise StoreError("another attempt has ended the batch") from None  # the next attempt finds its record
             if isinstance(error, MergeError):
                 raise
             raise MergeError(f"the store has no {error} any more") from None
 
     def _has_answers(self, tenant: str, batch_id: str) -> bool:
-        """Whether anything is committed of a batch, under whichever cut."""
+        """Return whether anything is committed of a batch, under any cut."""
         return any(True for prefix in shard_keys.answers_prefixes(tenant, batch_id) for _ in self._store.list(prefix))
 
     def _merge_cut(self, task: WriteFilesInput, digest: str, stop: StopFlag) -> MergedFiles:
@@ -133,7 +133,7 @@ class WriteFiles(WriteFilesStub):
             if numbers.value != cut.lines:
                 raise MergeError("the lines that have results are not the lines that are requests")
             if self._catalog.get_final(spec.tenant, spec.batch_id):
-                raise StoreError("another attempt has ended the batch")  # and the next one finds its record
+                raise StoreError("another attempt has ended the batch")  # the next attempt finds its record
             ids = files.publish(self._catalog, time.time_ns() // 1_000_000)
         return MergedFiles(
             counts=counts,
@@ -145,7 +145,7 @@ class WriteFiles(WriteFilesStub):
         )
 
     def _with_kept(self, spec: BatchSpec, lines: Iterator[ResultLine]) -> Iterator[ResultLine]:
-        """The lines of a retry, with those of the first batch that it takes over. Its own replace errors among them."""
+        """Add to a retry's own lines those that it takes over from the first batch. Its own lines replace errors."""
         return merged_by_line([lines, *(self._kept(spec, kind) for kind in KINDS)]) if spec.retry_of else lines
 
     def _kept(self, spec: BatchSpec, kind: ResultKind) -> Iterator[ResultLine]:
@@ -154,7 +154,7 @@ class WriteFiles(WriteFilesStub):
 
 
 class _ResultFiles:
-    """The two files of results while they are written. A file comes into being with its first line."""
+    """Writes the two result files. A file is created with its first line."""
 
     def __init__(self, store: ObjectStore, spec: BatchSpec, stack: ExitStack) -> None:
         self._store = store
@@ -184,13 +184,13 @@ class _ResultFiles:
             self.usage += line.usage
 
     def publish(self, files: Catalog, created_ms: int) -> dict[ResultKind, str | None]:
-        """Make the files visible; their ids, ``None`` for one that has no line."""
+        """Publish the files. Returns their ids, with ``None`` for a file without lines."""
         ids: dict[ResultKind, str | None] = {"output": None, "error": None}
         for kind, writer in self._writers.items():
             writer.commit()
             file_id = ids[kind] = self._file_id(kind)
             if published := files.find_file(self._spec.tenant, file_id):
-                # By an attempt before this one: it keeps its time, and so its place in the list.
+                # An earlier attempt has published the file: it keeps its time, and so its place in the list.
                 created_ms = published.created_ms
             record = FileRecord(
                 id=file_id,

@@ -1,4 +1,4 @@
-"""The batch workflow: validate, run the shards, write the files, whatever happens in between."""
+"""The batch workflow: it validates the input, runs the shards and writes the result files, even if it is cancelled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from temporalio import workflow
 from temporalio.common import Priority
 from temporalio.exceptions import ActivityError, ApplicationError, ApplicationErrorCategory, is_cancelled_exception
 
-# Pure modules: loading them once for all runs, not once a run, is safe and saves milliseconds of each start.
+# These modules are pure, so sharing them between runs is safe. Loading them for each run would cost milliseconds.
 with workflow.unsafe.imports_passed_through():
     from workflows import contract, steps
     from workflows.details import batch_details, end_reason, shard_summary
@@ -36,10 +36,10 @@ with workflow.unsafe.imports_passed_through():
 T = TypeVar("T")
 
 MEMO_STEPS = 10
-"""How often in its life a run writes its counts where they can be read without a worker …"""
+"""Number of times that finished shards update the counts in the memo, which can be read without a worker."""
 
 MEMO_SECONDS = 60.0
-"""… or when it finishes a shard after this time, if that comes first."""
+"""Seconds since the last update after which the next finished shard updates the memo in any case."""
 
 _END_TIMES: Final = {
     BatchPhase.COMPLETED: "completed_at",
@@ -56,7 +56,7 @@ class BatchWorkflow:
         self._spec = spec
         self._status = BatchStatus()
         self._cancel_requested = False
-        self._run_is_cancelled = False  # by Temporal, which alone lets a run end as Canceled
+        self._run_is_cancelled = False  # by Temporal: a run can only end as Canceled if Temporal cancelled it
         self._stopping = False
         self._is_checked = False
         self._shards_scheduled = False
@@ -65,17 +65,17 @@ class BatchWorkflow:
         self._cut = ""
         self._has_order = False
         self._attempts: list[str | None] = []
-        self._requests = 0  # to be sent
+        self._requests = 0  # number of requests to send
         self._tally = Tally()
         self._memo_at = 0.0
 
     @workflow.run
     async def run(self, spec: BatchSpec) -> BatchStatus:
-        """Returns the final status of a batch that has completed.
+        """Run a batch to its end and return its final status if it completed.
 
         Raises:
             CancelledError: the batch is cancelled.
-            ApplicationError: it failed or expired; the message says why in one line.
+            ApplicationError: the batch failed or expired; the message gives the reason in one line.
         """
         self._describe()
         work = asyncio.create_task(self._work())
@@ -110,15 +110,15 @@ class BatchWorkflow:
             self._update(paused_at=None, rate_since=workflow.time(), rate_done=None)
             self._note(EventType.RESUMED, f"Resumed {who(by)}.")
 
-    # The way of a batch
+    # The phases of a batch
 
     async def _wait_for(self, work: asyncio.Task[None]) -> tuple[BatchPhase, MissingReason]:
-        """Wait until the work is done, cancelled or out of time; it has ended when this returns."""
-        # Counted from the create call, so that a start that waited for Temporal does not move the end.
+        """Wait until the work is done, cancelled or out of time. In each case it has ended when this returns."""
+        # The window begins with the create call, so a start that was delayed by Temporal does not move its end.
         window = self._spec.created_ms / 1000 + self._spec.window_seconds - workflow.time()
         try:
             if window <= 0 and not self._cancel_requested:
-                raise TimeoutError  # a timer this short fires when the work is done, if it is little
+                raise TimeoutError  # a small batch might be done before the shortest timer fires
             await workflow.wait_condition(
                 lambda: work.done() or self._cancel_requested,
                 timeout=timedelta(seconds=max(window, 0.001)),
@@ -133,19 +133,19 @@ class BatchWorkflow:
             self._set_phase(BatchPhase.CANCELLING)
             await self._stop(work)
             return BatchPhase.CANCELLED, MissingReason.CANCELLED
-        work.result()  # a bug of ours fails the workflow task, which waits for mended code, and not the batch
+        work.result()  # a bug fails not the batch but the workflow task, which is retried until the code is fixed
         return BatchPhase.FAILED if self._status.errors else BatchPhase.COMPLETED, MissingReason.FAILED
 
     async def _stop(self, work: asyncio.Task[None]) -> None:
-        """Cancel what runs and wait for it: the shards commit what is answered before they end."""
+        """Cancel the work and wait until it has ended: running shards first commit the answers that they have."""
         self._stopping = True
         work.cancel()
         await self._until_done(work)
         if not work.cancelled():
-            work.exception()  # that it was stopped is the news
+            work.exception()  # marked as retrieved: the stop decides the outcome
 
     async def _done(self, step: Coroutine[Any, Any, T]) -> T:
-        """The result of a step that goes on also when the run is cancelled in the meantime."""
+        """Return the result of a step that continues even if the run is cancelled in the meantime."""
         task = asyncio.create_task(step)
         await self._until_done(task)
         return task.result()
@@ -158,7 +158,7 @@ class BatchWorkflow:
                 self._cancelled_by_temporal()
 
     def _cancelled_by_temporal(self) -> None:
-        """The API asks for a cancel in this way too, as do Temporal's UI and CLI."""
+        """Handle a cancellation of the run, which the API, Temporal's UI and its CLI can all request."""
         self._run_is_cancelled = True
         self.cancel(workflow.cancellation_reason())
 
@@ -175,9 +175,9 @@ class BatchWorkflow:
             error = BatchError(code="server_error", message="The input could not be validated.")
             result = ValidateResult(errors=[error], errors_total=1)
         if result.has_ended:
-            return  # the other activities find the final record too
+            return  # the remaining activities find the final record too
         if self._stopping:
-            return  # it was to be cancelled, but ended of itself; that swallows the cancel of this task
+            return  # validation ended before its cancellation arrived, and this task's cancellation was lost
         if result.errors:
             self._update(errors=result.errors, errors_total=result.errors_total)
             return
@@ -202,8 +202,8 @@ class BatchWorkflow:
         await self._run_shards(result.shards, result.labels)
 
     async def _run_shards(self, shards: list[Shard], labels: list[str]) -> None:
-        """Run all shards, a window of them at a time: who runs next is for Temporal to say, by fairness between those
-        that are queued. So a workflow task has little to do, however large the batch is.
+        """Run all shards, with at most a window of them scheduled at once, so that workflow tasks stay small however
+        large the batch is. Of the scheduled ones, Temporal's task queue fairness decides which runs next.
         """
         window, following = first_window(shards), 0
         first_of = {shard.upstream: index for index, shard in reversed(list(enumerate(shards)))}
@@ -222,9 +222,9 @@ class BatchWorkflow:
             while following < len(shards) or running:
                 await workflow.wait_condition(lambda: may_start() or any(task.done() for task in running.values()))
                 for index in [index for index, task in running.items() if task.done()]:
-                    running.pop(index).result()  # a bug of ours
+                    running.pop(index).result()  # raises only on a bug
                     window = min(window + 1, MAX_SHARDS)
-                if self._status.errors:  # a shard has found that the rest is not worth sending
+                if self._status.errors:  # a shard has found that sending the other requests is pointless
                     return await stop()
                 while may_start():
                     shard, index = shards[following], following
@@ -237,7 +237,7 @@ class BatchWorkflow:
             raise
 
     async def _pause_and_resume(self) -> None:
-        """Keep Temporal's pausing of the shards as the signals want it. The completion window runs on meanwhile."""
+        """Pause and unpause the shard activities to match the signals. The completion window is not extended."""
         while True:
             await workflow.wait_condition(
                 lambda: self._shards_scheduled and self._shards_paused != (self._status.paused_at is not None)
@@ -266,7 +266,7 @@ class BatchWorkflow:
                 ),
                 task_queue=contract.first_task_queue(queue) if is_first else queue,
                 activity_id=f"line-{shard.first_line}" if shard.requests == 1 else f"shard-{index}",
-                # One attempt may take as long as the batch: heartbeats tell whether its worker lives.
+                # An attempt may last as long as the batch; a lost worker is detected by its missing heartbeats.
                 start_to_close_timeout=timedelta(seconds=self._spec.window_seconds + 3600),
                 heartbeat_timeout=timedelta(seconds=self._spec.heartbeat_timeout),
                 retry_policy=contract.SHARD_RETRY,
@@ -298,7 +298,7 @@ class BatchWorkflow:
     # The end
 
     async def _merge(self, outcome: BatchPhase, missing: MissingReason) -> bool:
-        """Write the result files; whether that could be done."""
+        """Write the result files. Returns whether that succeeded."""
         if self._status.counts.total:
             self._update(finalizing_at=self._now())
             self._set_phase(BatchPhase.CANCELLING if outcome is BatchPhase.CANCELLED else BatchPhase.FINALIZING)
@@ -327,10 +327,10 @@ class BatchWorkflow:
         return True
 
     def _decide(self, outcome: BatchPhase) -> None:
-        """What the batch ends as, once and for all.
+        """Decide the outcome of the batch, which does not change afterwards.
 
-        Whoever cancels it looks at the search attribute: as long as it names no outcome and no workflow task is under
-        way, the next one takes the cancel in before it comes here.
+        A canceller reads the search attribute: while that shows no outcome and no workflow task is running, the next
+        workflow task handles the cancellation before it can reach this decision.
         """
         if self._cancel_requested:
             outcome = BatchPhase.CANCELLED
@@ -345,24 +345,24 @@ class BatchWorkflow:
             spec=self._spec, status=status, keep_answers=keep_answers, run_is_cancelled=run_is_cancelled
         )
         decided, self._status = self._status.outcome, await self._done(steps.close_batch(task))
-        if self._status.phase is not decided:  # it had ended before its workflow was reset
+        if self._status.phase is not decided:  # the batch had already ended before its workflow was reset
             self._show(self._status.phase)
         self._write_memo()
         self._describe()
 
     async def _end(self) -> BatchStatus:
-        """End the run so that Temporal shows the outcome."""
+        """End the run in the way that makes Temporal show the outcome."""
         phase = self._status.phase
         if phase is BatchPhase.CANCELLED:
             if not self._run_is_cancelled:
-                await workflow.wait_condition(lambda: False)  # until Temporal cancels it, as ``close_batch`` has asked
+                await workflow.wait_condition(lambda: False)  # until Temporal cancels it, as ``close_batch`` requested
             raise asyncio.CancelledError
         if phase is not BatchPhase.COMPLETED:
             reason = end_reason(self._spec, self._status)
             raise ApplicationError(reason, type=f"Batch{phase.capitalize()}", category=ApplicationErrorCategory.BENIGN)
         return self._status
 
-    # What is seen from outside
+    # State that is visible from outside
 
     def _update(self, **changes: object) -> None:
         self._status = self._status.model_copy(update=changes)

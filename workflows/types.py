@@ -1,7 +1,7 @@
-"""The models that cross Temporal: one in, one out, for each workflow, activity, signal and query.
+"""The inputs and results of the workflows, activities, signals and queries, as they pass through Temporal.
 
-References, counts and short bounded texts only; request and response bodies never. Fields are added with
-defaults and never renamed: histories of running batches hold these shapes.
+They hold references, counts and short bounded texts, and never request or response bodies. New fields need defaults and
+fields are never renamed, because the histories of running batches contain these models.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TERMINAL_PHASES = frozenset({BatchPhase.COMPLETED, BatchPhase.FAILED, BatchPhase
 
 
 class BatchSpec(Model, NestedSettings):
-    """Everything that a run depends on. Workflow code reads no settings, so limits and rules are recorded here."""
+    """Everything that a run depends on, including limits and rules: workflow code cannot read settings."""
 
     NESTED = SETTINGS_OF_SPEC
 
@@ -51,44 +51,44 @@ class BatchSpec(Model, NestedSettings):
     input_file_id: str
     endpoint: str
     completion_window: str
-    """As the client wrote it, for example ``24h``."""
+    """The completion window as the client wrote it, for example ``24h``."""
     window_seconds: int
     created_ms: int
-    """Unix time in milliseconds. Seconds are not enough to order a list by."""
+    """Unix time in milliseconds, because seconds are too coarse to sort a list of batches by."""
     digest: str
-    """Of the create parameters but the file; with the file's, tells a repeated create from a conflicting one."""
+    """Digest of the create parameters except the file. Together they tell a repeated create from a conflicting one."""
     input_sha256: str = ""
-    """Of the input file's content, where an idempotency key stands for it; empty where it is not known."""
+    """SHA-256 of the input file's content, if an idempotency key covers it; empty if unknown."""
     metadata: dict[str, str] | None = None
     output_expires_after: int = 30 * 24 * 3600
     """Lifetime of the result files in seconds, counted from their creation."""
     max_requests: int = 50_000
     max_input_bytes: int = 209_715_200
     max_line_bytes: int = 64 << 20
-    """A request in a longer line is not sent: it becomes an error line."""
+    """Maximum length of an input line. A request in a longer line is not sent and becomes an error line."""
     max_attempts: int = 5
-    """Counted failures after which one request becomes an error line."""
+    """Number of counted failures after which a request becomes an error line."""
     unknown_model: Literal["batch", "line"] = "batch"
     mixed_models: bool = True
     strict_error_lines: bool = False
-    """Whether the error line of an HTTP answer leaves ``error`` null, as OpenAI's does."""
+    """Whether ``error`` is null in the error line of a request that got an HTTP response, as in OpenAI's files."""
     heartbeat_timeout: float = 10.0
-    """Seconds of silence after which an activity's worker counts as dead."""
+    """Seconds without a heartbeat after which an activity's worker is considered lost."""
     inference_task_queue: str = "everbatch-inference"
     counts_towards_limits: bool = False
-    """Whether its tenant's running batches are counted, for the tenant's limits and its share."""
+    """Whether the tenant's running batches are counted, for its limits and for its share."""
     max_queued_requests: int | None = None
-    """In all running batches of the tenant together."""
+    """Maximum number of requests in all running batches of the tenant together."""
     fairness_weight: float = 1.0
-    """Of its tenant, whose running batches share it."""
+    """The tenant's weight, which its running batches share."""
     webhooks: list[str] = []
-    """Names of the endpoints that hear of its end."""
+    """Names of the endpoints that are notified when the batch ends."""
     retry_of: str = ""
     """The batch whose failed requests this one sends again, and whose other lines it takes over."""
     retry_codes: list[str] = []
-    """Of their errors; none stand for all."""
+    """Error codes of the requests to send again; empty means all failed requests."""
     inline_requests: int = 0
-    """How many requests its create held itself; its input file was made of them and is deleted with it."""
+    """Number of requests in the create call itself. The input file made of them is deleted with the batch."""
 
     @property
     def created_at(self) -> int:
@@ -99,7 +99,7 @@ class BatchSpec(Model, NestedSettings):
         return self.created_at + self.window_seconds
 
     def asks_for_the_same_as(self, other: BatchSpec) -> bool:
-        """Whether two creates under one idempotency key are one: by what the input file holds, where that is known."""
+        """Return whether two creates are the same. Input files are compared by content, or by id if that is unknown."""
         if self.digest != other.digest:
             return False
         if self.input_sha256 and other.input_sha256:
@@ -108,7 +108,7 @@ class BatchSpec(Model, NestedSettings):
 
 
 class Usage(Model):
-    """Tokens, in the names of the OpenAI batch object."""
+    """Token counts, named as in the OpenAI batch object."""
 
     input_tokens: int = 0
     cached_tokens: int = 0
@@ -129,7 +129,7 @@ class Counts(Model):
     completed: int = 0
     failed: int = 0
     unanswered: int = 0
-    """Of the failed ones, those that had no answer when the batch ended. Known from its end on."""
+    """Number of the failed requests that had no answer when the batch ended. Only known once it has ended."""
 
 
 class BatchError(Model):
@@ -142,55 +142,55 @@ class BatchError(Model):
 
 
 class Shard(NamedTuple):
-    """Requests that one activity works through, all of them for one upstream. Crosses Temporal as an array of numbers.
+    """Requests that one activity runs, all for one upstream. Serialized for Temporal as an array of numbers.
 
-    They are a run of input lines, or, in a batch that is not sent in input order, a run of entries of its sending order
-    (:mod:`activities.records.sending_order`).
+    A shard is a range of input lines or, if the batch is not sent in input order, a range of entries of its sending
+    order (:mod:`activities.records.sending_order`).
     """
 
     offset: int
-    """Bytes from the start of the input, or of the sending order."""
+    """Start in bytes, from the start of the input or of the sending order."""
     length: int
-    """Bytes of its lines in the input, including their ends."""
+    """Total bytes of its lines in the input, including their line ends."""
     first_line: int
-    """Physical line number of the request that is sent first, from 1."""
+    """Physical line number, from 1, of the request that is sent first."""
     requests: int
-    """Lines that are requests of this shard; blank lines are not."""
+    """Number of requests in the shard. Blank lines are not counted."""
     upstream: int = 0
-    """Its index in :attr:`ValidateResult.upstreams`."""
+    """Index of its upstream in :attr:`ValidateResult.upstreams`."""
 
 
 class ValidateResult(Model):
-    """Either ``errors`` (and nothing was made) or the shards."""
+    """The shards of a valid batch, or the ``errors`` of an invalid one."""
 
     errors: list[BatchError] = []
     errors_total: int = 0
-    """All that were found; ``errors`` holds the first hundred."""
+    """Number of errors found; ``errors`` has the first hundred of them."""
     model: str | None = None
-    """The one model that all requests name, if they do."""
+    """The model, if all requests name the same one."""
     total: int = 0
-    """Requests to be sent."""
+    """Number of requests to send."""
     kept: Counts = Counts()
-    """Those that a retry takes over from the first batch, with what became of them."""
+    """Counts of the requests whose results a retry takes over from the batch that it retries."""
     kept_errors: list[ErrorCount] = []
     finished_at: int = 0
-    """Unix seconds."""
+    """Unix time in seconds."""
     shards: list[Shard] = []
     upstreams: list[str] = []
-    """Names of the upstreams that the shards are for; none stand for the default one."""
+    """Names of the upstreams that the shards are for; empty means the default upstream."""
     cut: str = ""
-    """Digest that names these shards: what is committed of them lies under it."""
+    """Digest that identifies this division into shards. Their committed results are stored under it."""
     labels: list[str] = []
-    """One per shard, for people, where the batch is not too large: a request by its ``custom_id``, a group by its lines
-    and their first and last, cut."""
+    """A label for each shard, for people, or empty if the batch is large: the ``custom_id`` of a single request, or the
+    line range and the first and last ``custom_id`` of several, shortened."""
     has_order: bool = False
-    """Whether the batch has a sending order, which its shards are runs of. Else they are runs of input lines."""
+    """Whether the shards are ranges of a sending order rather than of the input."""
     has_ended: bool = False
-    """Whether the batch has ended already, in a run of its workflow that was reset. Then nothing else was done."""
+    """Whether the batch had already ended, in a run of its workflow that was reset. Then nothing else was done."""
 
     @property
     def counts(self) -> Counts:
-        """Of the batch, before anything is sent."""
+        """The counts of the batch before any request is sent."""
         return self.kept.model_copy(update={"total": self.kept.total + self.total})
 
 
@@ -199,61 +199,61 @@ class RunRequestsInput(Model):
     tenant: str
     endpoint: str
     index: int
-    """Of the shard, from 0."""
+    """Index of the shard, from 0."""
     model: str = ""
-    """Of all requests of the batch; empty where there are several."""
+    """The model of all requests of the batch; empty if they name several."""
     shard: Shard
     max_attempts: int
     max_line_bytes: int = 64 << 20
     strict_error_lines: bool = False
     cut: str = ""
-    """As :attr:`ValidateResult.cut`."""
+    """See :attr:`ValidateResult.cut`."""
     has_order: bool = False
-    """As :attr:`ValidateResult.has_order`."""
+    """See :attr:`ValidateResult.has_order`."""
 
 
 class ShardResult(Model):
-    """The object that counts: ``results/<cut>/<shard>/<attempt>``."""
+    """The result of a finished shard, whose answers are in ``results/<cut>/<shard>/<attempt>``."""
 
     attempt: str
-    """Empty where the batch had ended already and nothing was done."""
+    """Empty if the batch had already ended, so that nothing was done."""
     completed: int
     failed: int
     usage: Usage = Usage()
     failures: str = ""
-    """Why requests failed in the attempt that finished the shard, the most frequent reason first."""
+    """Reasons for which requests failed in the attempt that finished the shard, the most frequent one first."""
     errors: list[ErrorCount] = []
     waits: list[PastWait] = []
 
 
 class ShardProgress(Model):
-    """What a running shard says in its heartbeats. They outlive the worker that sent them, so every field has a
-    default.
+    """The heartbeat details of a running shard. They may be read by another version than that of the worker that sent
+    them, so every field has a default.
     """
 
     completed: int = 0
-    """Committed; as ``failed``."""
+    """Number of committed requests, like ``failed``."""
     failed: int = 0
     in_flight: int = 0
     limit: int | None = None
-    """How many requests its worker sends the upstream at once just now."""
+    """Maximum number of requests that its worker currently sends to the upstream at once."""
     wait: Wait | None = None
-    """What its answers wait for, to be stored, or its requests, to be sent or answered."""
+    """The reason why its answers cannot be stored, or why its requests are not sent or answered."""
     has_ended: bool = False
-    """Whether this is the last word of its attempt. Where it is missing, the attempt was lost with its worker."""
+    """Whether this is the last heartbeat of its attempt. An attempt without one was lost with its worker."""
     losses: int = 0
-    """Attempts before this one that were lost so."""
+    """Number of earlier attempts that were lost with their workers."""
     errors: list[ErrorCount] = []
-    """Committed."""
+    """Errors of the committed requests."""
     waits: list[PastWait] = []
     done_at: float | None = None
-    """Unix time of the last commit."""
+    """Unix time of the last commit, in seconds."""
     oldest_seconds: float = 0.0
-    """For which the oldest of its requests has been in flight."""
+    """Seconds for which its oldest request in flight has been in flight."""
 
 
 class MissingReason(StrEnum):
-    """Why requests without an answer have none. The values are the codes of their error lines."""
+    """Why requests got no answer. The values are the codes of their error lines."""
 
     EXPIRED = "batch_expired"
     CANCELLED = "batch_cancelled"
@@ -267,25 +267,25 @@ class PauseShardsInput(Model):
 
 class DeleteExpiredInput(Model):
     limit: int = 10_000
-    """Objects looked at in one attempt."""
+    """Maximum number of objects that one attempt inspects."""
 
 
 class DeleteExpiredResult(Model):
-    """What the janitor did; also the result of its workflow, then of all its activities."""
+    """What one activity of the janitor did or, as the result of its workflow, what all of them did."""
 
     files: int = 0
-    """Deleted, because they have expired or nobody can name them; as ``uploads``."""
+    """Number of files deleted because they expired or because nothing refers to them. The same for ``uploads``."""
     uploads: int = 0
     batches: int = 0
-    """Whose leftovers are gone. Their records stay."""
+    """Number of batches whose leftovers were deleted. Their records stay."""
     closed: int = 0
-    """Whose workflow was terminated or lost, and which now end as cancelled with the answers that they have."""
+    """Number of batches with a terminated or lost workflow, which now end as cancelled with the answers they have."""
     kept: int = 0
-    """Looked at and not due yet."""
+    """Number of objects that were inspected but are not due yet."""
     failed: int = 0
-    """That could not be looked at; the log of the worker says why. They come again in an hour."""
+    """Number of objects that could not be inspected; the worker logs the reason. They are retried in an hour."""
     more: bool = False
-    """Whether the limit was reached before the end."""
+    """Whether the limit was reached before all objects were inspected."""
 
     def __add__(self, other: DeleteExpiredResult) -> DeleteExpiredResult:
         return DeleteExpiredResult(
@@ -300,20 +300,20 @@ class DeleteExpiredResult(Model):
 
 
 class BatchStatus(Model):
-    """Answer of the ``status`` query, result of the workflow, and part of the record in the store."""
+    """The status of a batch: the answer to the ``status`` query, the result of the workflow, and part of the record."""
 
     phase: BatchPhase = BatchPhase.VALIDATING
-    """Terminal in the final record only."""
+    """Only terminal in the final record."""
     outcome: BatchPhase | None = None
-    """The terminal phase, once it is decided: from then on a cancel comes too late."""
+    """The terminal phase, once it is decided. From then on it is too late to cancel the batch."""
     counts: Counts = Counts()
-    """Requests of finished shards; those of running shards are in their heartbeats."""
+    """Counts of finished shards. Those of running shards are in their heartbeats."""
     usage: Usage = Usage()
     model: str | None = None
     errors: list[BatchError] = []
     errors_total: int = 0
     error_summary: list[ErrorCount] = []
-    """Of the failed requests that are counted."""
+    """Errors of the failed requests in ``counts``."""
     history: History = History()
     output_file_id: str | None = None
     error_file_id: str | None = None
@@ -325,28 +325,28 @@ class BatchStatus(Model):
     cancelling_at: int | None = None
     cancelled_at: int | None = None
     paused_at: int | None = None
-    """Since when the batch is paused, if it is."""
+    """Unix time in seconds since which the batch is paused, if it is."""
     finished_shards: str = ""
-    """As ranges, for example ``0-16,18``, so that a caller counts each shard once."""
+    """Indexes as ranges, for example ``0-16,18``, so that a reader of heartbeats counts each shard once."""
     shards_total: int = 0
     rate_since: float | None = None
-    """Unix time at which its requests were begun, or begun again after a pause …"""
+    """Unix time in seconds at which the batch began to send requests, or resumed after a pause."""
     rate_done: int | None = None
-    """… and how many were done then. Not known after a pause, as running shards tell it a while later."""
+    """Number of requests finished at ``rate_since``. Unknown after a pause, because heartbeats arrive later."""
     rate_at: float | None = None
-    """When the last of its shards was finished, in Unix time."""
+    """Unix time in seconds at which the most recent shard was finished."""
 
     @property
     def ended_at(self) -> int | None:
-        """When it came to its terminal state, if it has."""
+        """Unix time in seconds at which the batch reached its terminal phase, if it has."""
         return self.completed_at or self.failed_at or self.expired_at or self.cancelled_at
 
 
 class BatchMemo(Model):
-    """What can be read of a run while no worker is up. Kept coarse: each change is an event."""
+    """The status of a run that can be read without a worker. Rarely updated, because each update is a history event."""
 
     written_at: int
-    """Unix seconds. What finished since then is not in the counts."""
+    """Unix time in seconds. Shards that finished later are not in the counts."""
     phase: BatchPhase
     counts: Counts
     in_progress_at: int | None = None
@@ -365,7 +365,7 @@ class BatchMemo(Model):
         return cls(written_at=written_at, **{name: getattr(status, name) for name in cls._of_status()})
 
     def over(self, status: BatchStatus) -> BatchStatus:
-        """A status with what this knows in its place, but for a cancel that only the status knows of."""
+        """Return ``status`` updated with this memo, except that ``cancelling_at`` stays if only ``status`` has it."""
         known = {name: getattr(self, name) for name in self._of_status()}
         return status.model_copy(update=known | {"cancelling_at": self.cancelling_at or status.cancelling_at})
 
@@ -375,13 +375,13 @@ class BatchMemo(Model):
 
 
 class BatchRecord(Model):
-    """The store's record of a batch: used while Temporal is down, and after its retention period."""
+    """The store's record of a batch, which is used while Temporal is down and after Temporal's retention period."""
 
     spec: BatchSpec
     status: BatchStatus
     error_messages: dict[str, str] = {}
-    """Of each code in the error summary of a batch that has ended, one. They never enter Temporal."""
+    """One message for each error code of a batch that has ended. These never enter Temporal."""
     keep_leftovers_until: int | None = None
-    """Unix seconds. The objects of a run stay so long if its result files could not be written from them."""
+    """Unix time in seconds until which the objects of a run are kept, if its result files could not be written."""
     deleted_at: int | None = None
-    """Unix seconds. What is left of a deleted batch is this record, so that nothing brings the batch back."""
+    """Unix time in seconds. The record of a deleted batch stays, so that nothing can recreate the batch."""

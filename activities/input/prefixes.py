@@ -1,7 +1,7 @@
-"""Which requests of a batch begin alike, so that they can be sent one after the other.
+"""Orders the requests of a batch by their beginnings, so that requests with a common prefix are sent together.
 
-Engines keep what they have computed of the beginnings of prompts. That pays while it is in their cache: of many
-prefixes in random order each is computed again and again, of the same in turn each is computed once.
+Engines cache what they have computed for the prefixes of prompts, as long as there is room. If requests with many
+prefixes are sent in random order, each prefix is computed again and again; in this order, each is computed once.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from zlib import crc32
 import msgspec
 
 BLOCK_BYTES: Final = 512
-"""Texts are compared in blocks, of some hundred tokens: to compute fewer again costs an engine little."""
+"""Texts are compared in blocks of a hundred tokens or more: recomputing fewer costs an engine little."""
 MAX_BYTES: Final = 64 * BLOCK_BYTES
-"""Of a request that are looked at. Beyond, requests count as alike."""
+"""Maximum bytes of a request that are compared."""
 MAX_NODES: Final = 1 << 17
-"""Of the tree, about 15 MB. Beginnings that first come after so many are not told apart."""
+"""Maximum number of nodes of the tree, about 15 MB. Beginnings that appear later are not distinguished."""
 WORTH: Final = 0.1
-"""Share of the requests that must profit from another order than that of the input for it to be left."""
+"""Minimum share of the requests that must benefit for the input order to be given up."""
 
 
 class Beginning(Protocol):
-    """The members of a body that a prompt is made of, in the order in which templates put them into it."""
+    """The members of a body that make up the prompt, in the order in which chat templates insert them."""
 
     tools: msgspec.Raw
     instructions: msgspec.Raw
@@ -35,21 +35,21 @@ class Beginning(Protocol):
 
 
 def beginning(model: str, body: Beginning) -> bytes:
-    """What two requests have in common at the start is likely to be a common prefix of their prompts."""
+    """Return a text that begins as the prompt does: a common prefix of two is likely one of their prompts."""
     parts = (body.tools, body.instructions, body.system, body.messages, body.prompt, body.input)
     return b"".join((model.encode(), *parts))[:MAX_BYTES]
 
 
 class PrefixTree:
-    """The beginnings of requests. A path of blocks leads to each node, and each request adds one node at most: so
-    memory is some bytes for each request, and what many have in common is known as deep as it goes.
+    """A tree of the beginnings of requests, with a block of text per edge. Each request adds at most one node, so
+    memory is small and constant per request, and prefixes that many requests share are known to any depth.
     """
 
     def __init__(self) -> None:
         self._children: dict[int, int] = {}
         self._parents = array("I", [0])
         self._nodes = array("I")  # where each request ends
-        self._path: list[int] = []  # of the last one
+        self._path: list[int] = []  # of the last request
         self._profiting = 0
 
     def add(self, text: bytes) -> None:
@@ -57,7 +57,7 @@ class PrefixTree:
         new: int | None = None
         find = self._children.get
         for start in range(0, len(text) - BLOCK_BYTES + 1, BLOCK_BYTES):
-            # Blocks of one digest count as equal. Requests that only seem to begin alike are sent all the same.
+            # Blocks with the same digest count as equal. A collision only affects the order.
             step = node << 32 | crc32(text[start : start + BLOCK_BYTES])
             if (child := find(step)) is None:
                 new = step
@@ -74,17 +74,17 @@ class PrefixTree:
 
     @property
     def pays(self) -> bool:
-        """Whether enough requests begin as an earlier one, and not as the one right before them."""
+        """Whether enough requests share a prefix with an earlier request other than the one right before them."""
         return self._profiting >= WORTH * len(self._nodes)
 
     def order(self) -> Iterable[int]:
-        """The requests, counted from 0, in an order in which those that begin alike follow on each other. Where no
-        other begins as they do, they stay in the order in which they were added.
+        """Return the requests, counted from 0, in an order in which those with a common beginning are adjacent.
+        Otherwise they stay in the order in which they were added.
         """
         sizes = array("I", bytes(4 * len(self._parents)))
         for node in self._nodes:
             sizes[node] += 1
-        # Of a node, its own requests come first, then those of its children, which have higher numbers than it has.
+        # A node's own requests come first, then those of its children, whose numbers are higher than that of the node.
         starts, following = array("I", bytes(4 * len(sizes))), array("I", sizes)
         for node in range(len(sizes) - 1, 0, -1):
             sizes[self._parents[node]] += sizes[node]

@@ -1,7 +1,7 @@
-"""Request lines that are beyond doubt, read by one call of the decoder.
+"""Parses request lines that are clearly valid with a single call of the decoder.
 
-Most lines of most inputs are. What any other line is, and what is wrong with it, is for
-:mod:`activities.input.request_rules` to say, which looks closer and takes five times as long.
+These are most lines of most inputs. All other lines are checked, with their errors, by
+:mod:`activities.input.request_rules`, which takes five times as long.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 from activities.raw_json import MAX_DEPTH, decode_repaired
 
 MAX_BYTES: Final = 20_000
-"""Of a line that cannot hold too many members for a look at them to be needed."""
+"""Maximum size of a line whose members need not be counted, because it cannot have too many."""
 
 
 class QuickBody(msgspec.Struct, gc=False):
@@ -39,7 +39,7 @@ _decode = msgspec.json.Decoder(QuickLine).decode
 
 
 def quick_line(data: bytes) -> QuickLine | None:
-    """A request line as it stands; ``None`` unless it is plain that it is one."""
+    """Return the request in a line, or ``None`` if the line needs a closer check."""
     if len(data) > MAX_BYTES:
         return None
     if len(data) > MAX_DEPTH and data.count(b"[") + data.count(b"{") > MAX_DEPTH:

@@ -1,4 +1,4 @@
-"""What a request line must be. One error per offending line: its first."""
+"""Checks the request lines of an input. Only the first error of a line is reported."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ REQUIRED_FIELDS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "/v1/moderations": (("input", "string or array"),),
     "/v1/messages": (("model", "string"), ("messages", "array"), ("max_tokens", "number")),
 }
-"""Members of the body that must be there, with their JSON types. Beyond this a body is the engine's business."""
+"""Required members of the body and their JSON types, by endpoint. The engine checks everything else."""
 
 STAND_INS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     # OpenAI: "One of "input" or "previous_response_id" or 'prompt' or 'conversation' must be provided."
     ("/v1/responses", "input"): ("prompt", "previous_response_id", "conversation"),
     ("/v1/embeddings", "input"): ("messages",),  # vLLM, for models that embed images
 }
-"""Members of the body of which one may be there instead of a required one."""
+"""Members of the body that may replace a required member."""
 
 QUOTED_LENGTH: Final = 100
-"""Of a client's text inside a message."""
+"""Maximum characters of a client's text in an error message."""
 
 
 MAX_MODEL_LENGTH: Final = 512
-"""Characters of a model's name. The names of a batch are held in memory, and the only one crosses Temporal."""
+"""Maximum characters of a model name. A batch's names are kept in memory, and a single one enters Temporal."""
 MAX_MODELS: Final = 1000
-"""In one batch."""
+"""Maximum number of models in one batch."""
 MODELS_NAMED: Final = 20
-"""Of those that are served, in the error of a model that is not."""
+"""Maximum number of available models that the error for an unknown model lists."""
 MAX_ADVISED: Final = 20
-"""Unknown models of one input that are compared with those that are served."""
+"""Maximum number of unknown models in one input for which similar available models are searched."""
 MAX_BODY_MEMBERS: Final = 10_000
 NOT_JSON: Final = "invalid_json_line"
 SHORT_ID: Final = 40
-"""Characters of a ``custom_id`` that is remembered as it is; of longer ones a digest."""
+"""Maximum characters of a ``custom_id`` that is kept in memory itself; of longer ones, a digest is kept."""
 _TYPES: Final = {b'"': "string", b"{": "object", b"[": "array", b"t": "boolean", b"f": "boolean", b"n": "null"}
 _FIRST_BYTES: Final = {"string": (b'"',), "array": (b"[",), "number": tuple(bytes([byte]) for byte in b"-0123456789")}
 _NO_STREAM: Final = frozenset({b"false", b"null", b"0", b"0.0", b'""', b"[]", b"{}"})
@@ -86,22 +86,22 @@ class _RefusedError(Exception):
 
 
 class _WrongEncodingError(_RefusedError):
-    """Said once of a file: each of its lines may have it."""
+    """Reported only once for an input, because each of its lines may have the wrong encoding."""
 
 
 class CheckedLine(NamedTuple):
     custom_id: str
-    """As far as the line has one."""
+    """The ``custom_id``, or "" if the line has no valid one."""
     error: BatchError | None
-    """What is wrong with it."""
+    """The error of the line, or ``None`` if it is valid."""
     upstream: int = 0
-    """The index of its upstream among the routes."""
+    """Index of its upstream in the routes."""
     beginning: bytes = b""
-    """Of its prompt, where its upstream may be sent those first that begin alike."""
+    """The beginning of its prompt, if its upstream may be sent requests in the order of their prefixes."""
 
 
 class LineChecker:
-    """Checks the lines of one input in order, remembering what must not repeat or differ between them."""
+    """Checks the lines of one input in order, including what must be unique or equal across lines."""
 
     def __init__(self, spec: BatchSpec, routes: ModelRoutes) -> None:
         self._endpoint = spec.endpoint
@@ -115,25 +115,25 @@ class LineChecker:
             for name, kinds in REQUIRED_FIELDS.get(spec.endpoint, ())
             if name != "model"
         ]
-        self._plain: dict[str | msgspec.UnsetType, int] = {}  # as below, where nothing else has to be asked
+        self._plain: dict[str | msgspec.UnsetType, int] = {}  # those of ``models`` that need no other check
         self._custom_ids: set[bytes | str] = set()
         self._encoding_is_named = False
         self._advised: dict[str, str] = {}
         self.models: dict[str, int] = {}
-        """Of all lines checked so far, each with its upstream's index."""
+        """The index of the upstream by model, for all lines checked so far."""
         self.embedding_inputs = 0
 
     @property
     def only_model(self) -> str | None:
-        """The model of all lines checked so far, if it is one, for people to read."""
+        """The model of all lines checked so far, if they name only one."""
         return next(iter(self.models)) if len(self.models) == 1 else None
 
     def check(self, line: Line) -> CheckedLine:
-        """Raises ``UpstreamUnavailableError``: only upstreams that do not answer could say who takes it."""
+        """Check a line. Raises ``UpstreamUnavailableError`` if its route depends on upstreams that do not answer."""
         return (line.data and self._check_quickly(line.data)) or self._check_closely(line)
 
     def _check_quickly(self, data: bytes) -> CheckedLine | None:
-        """``None`` is no verdict: only what is plainly good is found so here."""
+        """Return the result for a clearly valid line, or ``None`` if it needs a closer check."""
         request = quick_line(data)
         if request is None or request.method != "POST" or request.url not in self._urls or not request.custom_id:
             return None
@@ -165,7 +165,7 @@ class LineChecker:
             upstream, begins = self._check_body(request.body)
         except _RefusedError as refused:
             if isinstance(refused, _WrongEncodingError):
-                if self._encoding_is_named:  # once is enough for the file
+                if self._encoding_is_named:  # reported once per file
                     return CheckedLine(custom_id, None)
                 self._encoding_is_named = True
             error = BatchError(code=refused.code, message=refused.message, param=refused.param, line=line.number)
@@ -173,14 +173,14 @@ class LineChecker:
         except (UpstreamUnavailableError, MemoryError):
             raise
         except Exception as error:
-            # A bug of ours. Raised, it would have the input checked again and again until the batch expires.
+            # This is a bug. If it were raised, the input would be checked again and again until the batch expires.
             _log.exception("a line of an input cannot be checked")
             message = f"This line could not be checked, by a fault of the server ({type(error).__name__})."
             return CheckedLine(custom_id, BatchError(code="server_error", message=message, line=line.number))
         return CheckedLine(custom_id, None, upstream, begins)
 
     def _check_too_long(self, line: Line) -> CheckedLine:
-        """It is a request all the same: one that ends with an error and is not sent."""
+        """Accept a line that is too long as a request, which is not sent and becomes an error line."""
         raw = custom_id_of(line)
         custom_id = _decode_string(raw) if raw else ""
         if custom_id:
@@ -193,15 +193,15 @@ class LineChecker:
             message = f"Invalid value: '{_quoted(method)}'. Supported values are: 'POST'."
             raise _RefusedError("invalid_value", message, "method")
         url = _string(request.url, "url")
-        # Azure's clients leave the version out.
+        # Azure's clients omit the version.
         if url != self._endpoint and f"/v1{url}" != self._endpoint:
             message = f"The URL '{_quoted(url)}' does not match the batch endpoint '{self._endpoint}'."
             raise _RefusedError("invalid_url", message, "url")
 
     def _is_known(self, custom_id: str) -> bool:
-        """Whether an earlier line has this id. From now on one has."""
+        """Remember a ``custom_id``, and return whether an earlier line has it."""
         key: bytes | str = custom_id
-        if len(custom_id) > SHORT_ID:  # nothing bounds its length
+        if len(custom_id) > SHORT_ID:  # its length has no limit
             key = hashlib.blake2b(custom_id.encode(), digest_size=16).digest()
         before = len(self._custom_ids)
         self._custom_ids.add(key)
@@ -216,7 +216,7 @@ class LineChecker:
             raise _RefusedError("duplicate_custom_id", message, "custom_id")
 
     def _check_body(self, raw: msgspec.Raw) -> tuple[int, bytes]:
-        """The index of the upstream that takes it, and :attr:`CheckedLine.beginning`."""
+        """Return the index of the request's upstream, and :attr:`CheckedLine.beginning`."""
         if not raw:
             raise _missing("body")
         if _type_of(raw) != "object":
@@ -233,7 +233,7 @@ class LineChecker:
             member: msgspec.Raw = getattr(body, name)
             if _type_of(member) not in expected.split(" or "):
                 raise _wrong_type(f"body.{name}", expected, member)
-        if body.stream and bytes(body.stream) not in _NO_STREAM:  # engines take 1 and "true" for true
+        if body.stream and bytes(body.stream) not in _NO_STREAM:  # engines accept 1 and "true" as true
             prefix = "Chat Completions: " if self._endpoint == "/v1/chat/completions" else ""
             message = f"{prefix}Streaming is not supported in the Batch API."
             raise _RefusedError("streaming_unsupported", message, "body.stream")
@@ -272,7 +272,7 @@ class LineChecker:
         return upstream
 
     def _advice(self, model: str) -> str:
-        """Which models there are, and which is like this one."""
+        """Return text for an error message: the available models, and the one that is most similar."""
         if len(self._advised) >= MAX_ADVISED and model not in self._advised:
             return ""
         if model not in self._advised:
@@ -309,7 +309,7 @@ def _not_json() -> _RefusedError:
 
 
 def model_of(body: msgspec.Raw) -> str | None:
-    """The model that a valid body names, if it names one by a text."""
+    """Return the model that a valid body names, or ``None`` if it names none as a string."""
     return _model_of(_decode_body(body))
 
 
@@ -345,9 +345,9 @@ def _type_of(raw: msgspec.Raw) -> str:
 
 
 def _count_inputs(raw: msgspec.Raw, maximum: int) -> int:
-    """Inputs of an embedding request: a text or a list of tokens is one, a list of either is several.
+    """Return the number of inputs of an embedding request. A text or a list of tokens is one input.
 
-    Above ``maximum`` they are not all counted.
+    Beyond ``maximum``, the count may be too low.
     """
     if _type_of(raw) != "array":
         return 1

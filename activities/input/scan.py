@@ -1,4 +1,4 @@
-"""Reading an input once: every line is checked, and the whole is cut into shards."""
+"""Reads an input once: checks every line and divides the input into shards."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from activities.upstreams.routes import ModelRoutes
 from workflows.types import BatchError, BatchSpec, Shard, ValidateResult
 
 MAX_ERRORS: Final = 100
-"""Reported; the total is said beside them."""
+"""Maximum number of errors that are reported, together with their total."""
 
 SINGLE_REQUESTS: Final = 50
-"""Up to so many requests each is an activity of its own, for people to look at."""
+"""Maximum requests of a batch in which each is an activity of its own, for people to inspect."""
 GROUPED_REQUESTS: Final = 5_000
-"""Up to so many they run in groups that a person can still take in …"""
+"""Maximum requests of a batch with shards of ``GROUP_REQUESTS``, which a person can still inspect."""
 GROUP_REQUESTS: Final = 32
 MAX_SHARDS: Final = 500
 MIN_SHARD_REQUESTS: Final = 250
-"""… and beyond that in groups that cost little each."""
+"""Minimum requests of a shard in larger batches, so that the cost of a shard is small for each request."""
 MAX_SHARD_BYTES: Final = 16 << 20
 
 LABEL_LENGTH: Final = 100
@@ -43,23 +43,23 @@ def failed(errors: list[BatchError], total: int = 0) -> ValidateResult:
 class Scanned(NamedTuple):
     result: ValidateResult
     cut: Cut | None = None
-    """Of a good input, but for the digest of its bytes."""
+    """The cut of a valid input, without the digest of the input's bytes."""
     order: bytes = b""
-    """In which it is sent, if not in its own."""
+    """The encoded sending order, or empty if it is the input order."""
 
 
 def scan_input(chunks: Iterable[bytes], spec: BatchSpec, routes: ModelRoutes) -> Scanned:
     """Check every line of an input.
 
-    Memory does not grow with the bytes of the input, only by some tens of bytes with its requests.
+    Memory grows by some tens of bytes per request, and does not depend on the length of the requests.
 
     Args:
         chunks: the input's bytes.
-        spec: the batch, with its limits.
-        routes: which upstream takes which model.
+        spec: the batch's specification, which includes its limits.
+        routes: the routes from models to upstreams.
 
     Raises:
-        UpstreamUnavailableError: only upstreams that do not answer could say who takes a model.
+        UpstreamUnavailableError: the route of a model depends on upstreams that do not answer.
     """
     checker = LineChecker(spec, routes)
     scan = _Scan(routes)
@@ -73,7 +73,7 @@ def scan_input(chunks: Iterable[bytes], spec: BatchSpec, routes: ModelRoutes) ->
         scan.end = line.offset + line.length
         if scan.requests >= spec.max_requests:
             scan.requests += 1
-            break  # the batch fails for them all
+            break  # the batch fails for having too many requests
         checked = checker.check(line)
         if checked.error:
             errors_total += 1
@@ -119,16 +119,16 @@ def _limit_errors(requests: int, embedding_inputs: int, spec: BatchSpec) -> list
 
 
 class _Group(NamedTuple):
-    """Requests that are to be a shard."""
+    """The requests of a future shard."""
 
     requests: array[int]
     upstream: int
     turn: int
-    """Groups of several upstreams take turns by this."""
+    """Sort key by which the groups of several upstreams alternate."""
 
 
 class _Scan:
-    """Where the requests are. How many share a shard depends on how many there are, known only at the end."""
+    """Records the places of requests. The size of shards depends on their number, which is only known at the end."""
 
     def __init__(self, routes: ModelRoutes) -> None:
         self.requests = 0
@@ -141,7 +141,7 @@ class _Scan:
         self._trees: dict[int, PrefixTree] = {}
 
     def add(self, line: Line, checked: CheckedLine) -> None:
-        # A byte order mark is taken off the first line by its number, so it may stay inside the first shard.
+        # A byte order mark is removed from the line with number 1, so it may remain in the first shard.
         self._offsets.append(line.offset)
         self._lines.append(line.number)
         upstream = checked.upstream
@@ -158,7 +158,7 @@ class _Scan:
 
     @property
     def upstreams(self) -> list[int]:
-        """Places of those that the requests are for."""
+        """Indexes, in the routes, of the upstreams that the requests are for."""
         return sorted(self._of_upstream)
 
     def lines_digest(self) -> str:
@@ -168,10 +168,10 @@ class _Scan:
         return digest.value
 
     def cut(self) -> tuple[list[Shard], list[str], bytes]:
-        """The shards in the order in which they are sent, what the Temporal UI calls them (nothing where they are too
-        many to be looked at), and the sending order, if it is not that of the input.
+        """Return the shards in sending order, their labels in the Temporal UI (none if there are too many requests),
+        and the encoded sending order (empty if it is that of the input).
 
-        Shards of each upstream take turns with the others' only where its requests do.
+        Shards of different upstreams alternate only as their requests do in the input.
         """
         groups = [group for number, route in enumerate(self.upstreams) for group in self._groups(number, route)]
         groups.sort(key=lambda group: group.turn)
@@ -205,27 +205,27 @@ class _Scan:
             size = max(MIN_SHARD_REQUESTS, math.ceil(self.requests / MAX_SHARDS))
         elif self.requests > SINGLE_REQUESTS:
             size = GROUP_REQUESTS
-        # An operator may allow inputs so large that shards of 16 MiB would be more than Temporal takes at once.
+        # An operator may allow inputs so large that shards of 16 MiB would be too many for Temporal.
         max_bytes = max(MAX_SHARD_BYTES, math.ceil(self.end / MAX_SHARDS))
         mine = self._of_upstream[route]
         sent = self._sent(route)
         first, length = 0, 0
         for count, request in enumerate(sent, 1):
             length += self._length(request)
-            # The first one is small: it has a queue of its own, in which batches take turns.
+            # The first shard is small, because it has a queue of its own in which batches take turns.
             maximum = size if first else min(size, GROUP_REQUESTS)
             if count in (len(sent), first + maximum) or length + self._length(sent[count]) > max_bytes:
                 yield _Group(sent[first:count], upstream, mine[first])
                 first, length = count, 0
 
     def _sent(self, route: int) -> array[int]:
-        """The requests for an upstream, in the order in which it gets them."""
+        """Return the requests for an upstream in sending order."""
         mine, tree, order = self._of_upstream[route], self._trees.get(route), self._routes.order(route)
         if not tree or (order == "auto" and not (self.requests > SINGLE_REQUESTS and tree.pays)):
             return mine
         return array("I", [mine[one] for one in tree.order()])
 
     def _length(self, request: int) -> int:
-        """Bytes of a request's line, with the blank ones behind it."""
+        """Return the bytes of a request's line, including the blank lines that follow."""
         end = self._offsets[request + 1] if request + 1 < len(self._offsets) else self.end
         return end - self._offsets[request]

@@ -33,15 +33,15 @@ from workflows.contract import MESSAGES_ENDPOINT
 from workflows.types import BatchRecord, BatchSpec, BatchStatus, Shard
 
 PUBLISHED_SECONDS: Final = 24 * 3600
-"""After which content that has no record yet will get none."""
+"""Seconds after which content that has no record yet will never get one."""
 PLACE_SECONDS: Final = 24 * 3600
-"""That the list entry of a deleted file in the list is remembered, for a client that deletes what it lists."""
+"""Seconds for which the list position of a deleted file is kept, for clients that delete files while listing them."""
 DELETING_SECONDS: Final = 600
-"""After which a deletion that has not come to its end was cut off."""
+"""Seconds after which an unfinished deletion counts as interrupted."""
 
 _BATCHES: Final = "batches"
 _MESSAGE_BATCHES: Final = "message_batches"
-"""Of the endpoint of Anthropic's API, whose list would else be looked for among all batches."""
+"""Index of the batches of Anthropic's API, so that listing them does not read all batches."""
 
 
 class FileRecord(BaseModel):
@@ -55,13 +55,13 @@ class FileRecord(BaseModel):
     filename: str
     purpose: str
     expires_at: int | None = None
-    """Unix seconds."""
+    """Unix time in seconds."""
     lines: int | None = None
-    """Of an upload, blank ones included."""
+    """Number of lines of an uploaded file, including blank ones."""
     sha256: str = ""
-    """Of the bytes, in hex, where they came in one request."""
+    """SHA-256 of the content in hex, if it was uploaded in one request."""
     digest: str = ""
-    """Of an upload, its bytes included: what its idempotency key stands for."""
+    """Digest of an upload with an idempotency key, including its content."""
 
     @property
     def index_entry(self) -> IndexEntry:
@@ -69,7 +69,7 @@ class FileRecord(BaseModel):
 
     @property
     def first_look(self) -> int:
-        """When the janitor is to look at it, in Unix seconds: at its end, or once it must be published if ever."""
+        """Unix time in seconds at which the janitor first inspects it: when it expires or must have been published."""
         published = self.created_ms // 1000 + PUBLISHED_SECONDS
         return published if self.expires_at is None else min(self.expires_at, published)
 
@@ -81,8 +81,8 @@ class Catalog:
     """Records of files and batches in a store. All calls block.
 
     Raises:
-        ObjectNotFoundError: from the getters, for an id that is not there.
-        StoreError: from every method, when the store cannot be used.
+        ObjectNotFoundError: from the getters, if there is no object with this id.
+        StoreError: from every method, if the store cannot be used.
     """
 
     def __init__(self, store: ObjectStore, clock: Callable[[], float] = time.time) -> None:
@@ -91,10 +91,10 @@ class Catalog:
 
     # Files
 
-    # An index entry without its record is passed over, so the record, which makes a thing be there, is written last.
+    # Index entries without a record are skipped, so the record, which makes an object exist, is written last.
 
     def save_file(self, tenant: str, record: FileRecord) -> None:
-        """Publish a file whose content is in the store already."""
+        """Publish a file whose content is already in the store."""
         self.store.put(index_key(tenant, file_index(record.purpose), record.index_entry), b"")
         self.store.put(record_key(tenant, record.id), record.model_dump_json().encode())
 
@@ -102,7 +102,7 @@ class Catalog:
         return FileRecord.model_validate_json(self.store.get(record_key(tenant, file_id)))
 
     def file_entry(self, tenant: str, file_id: str) -> IndexEntry:
-        """Of a file that is there, or was within the last day."""
+        """Return the index entry of a file that exists or was deleted within the last day."""
         with contextlib.suppress(ObjectNotFoundError):
             return self.get_file(tenant, file_id).index_entry
         return IndexEntry(file_id, self._deleted(tenant, file_id)[0])
@@ -112,18 +112,18 @@ class Catalog:
             raise ObjectNotFoundError(file_id)
 
     def drop_file(self, tenant: str, record: FileRecord) -> None:
-        """Delete a file that nobody has seen yet, however much of it there is."""
-        # A crash between the steps leaves bytes nobody can name, not a name without bytes or an entry without a record.
+        """Delete a file that no client has seen yet, even if parts of it are missing."""
+        # A crash between the steps leaves unreachable content, but no entry without a record or record without content.
         self.store.delete(index_key(tenant, file_index(record.purpose), record.index_entry))
         self.store.delete(record_key(tenant, record.id))
         self.store.delete(content_key(tenant, record.id))
 
     def replace_file(self, tenant: str, record: FileRecord) -> bool:
-        """Delete a file unless another has taken its place; whether it was there.
+        """Delete a file unless another one has replaced it. Returns whether it was deleted.
 
-        An upload under the same idempotency key may put a new file in its place meanwhile. Its record is written
-        before :meth:`is_whole` looks for the mark, as the mark is before the record is looked at here; so either that
-        record is seen here and stays, or the upload sees that its file is being deleted, or was.
+        An upload with the same idempotency key may write a new file under this id meanwhile. It writes its record
+        before :meth:`is_whole` looks for the mark, and this method writes the mark before it reads the record. So
+        either this method sees the new record and keeps it, or the upload sees that its file is or was being deleted.
         """
         now = int(self._clock())
         prefix = file_prefix(tenant, record.id)
@@ -136,7 +136,7 @@ class Catalog:
         return True
 
     def delete_expired_file(self, tenant: str, file_id: str) -> bool:
-        """Delete what has expired, has no record or was deleted a day ago; whether there was a file, or content."""
+        """Delete a file that has expired, has no record or was deleted a day ago. Returns whether it had content."""
         record = self.find_file(tenant, file_id)
         if record:
             return record.is_expired(self._clock()) and self.replace_file(tenant, record)
@@ -151,14 +151,14 @@ class Catalog:
             if self.find_file(tenant, file_id):
                 return False
             if has_content:
-                if deleted_at is None:  # its publication was cut off, and when it was made is not known
+                if deleted_at is None:  # its publication was interrupted, so its creation time is unknown
                     drop_entries(self.store, tenant, file_id)
                 self.store.delete(f"{prefix}content")
             self.store.delete(f"{prefix}deleted")
         return has_content
 
     def _deleted(self, tenant: str, file_id: str) -> tuple[int, int]:
-        """Milliseconds of a deleted file's creation, and when it was deleted in Unix seconds."""
+        """Return a deleted file's time of creation, in Unix milliseconds, and of deletion, in Unix seconds."""
         created_ms, deleted_at = self.store.get(f"{file_prefix(tenant, file_id)}deleted").split()
         return int(created_ms), int(deleted_at)
 
@@ -170,13 +170,13 @@ class Catalog:
         self.store.delete(mark)
 
     def is_whole(self, tenant: str, file_id: str) -> bool:
-        """Whether a file that was just saved is safe from those who delete; see :meth:`replace_file`."""
+        """Return whether a file that was just saved is safe from concurrent deletions; see :meth:`replace_file`."""
         prefix = file_prefix(tenant, file_id)
         names = [key.removeprefix(prefix) for key in self.store.list(prefix)]
         marked_at = [int(name.split("-")[1]) for name in names if name.startswith("deleting-")]
         if any(at > self._clock() - DELETING_SECONDS for at in marked_at):
             return False
-        # Once more: who has taken its mark away has deleted the content before.
+        # List again: a deletion removes its mark only after the content.
         return f"{prefix}content" in self.store.list(prefix)
 
     def find_file(self, tenant: str, file_id: str) -> FileRecord | None:
@@ -188,11 +188,11 @@ class Catalog:
     def list_files(
         self, tenant: str, *, after: IndexEntry | None, ascending: bool = False, purpose: str | None = None
     ) -> Iterator[FileRecord]:
-        """Files created before ``after`` (behind it, where ``ascending``), newest first unless ``ascending``."""
+        """Yield files created before ``after``, newest first; if ``ascending``, those after it, oldest first."""
 
         def read(entry: IndexEntry) -> FileRecord | None:
-            record = self.find_file(tenant, entry.id)  # none where it was deleted since it was listed
-            # Of another time, the entry is left over from an earlier file of this id, or an earlier try.
+            record = self.find_file(tenant, entry.id)  # None if it was deleted since it was listed
+            # An entry with another time is left from an earlier file with this id, or an earlier attempt.
             return record if record and record.index_entry == entry else None
 
         listed = self.file_entries(tenant, after=after, ascending=ascending, purpose=purpose)
@@ -201,17 +201,17 @@ class Catalog:
     def file_entries(
         self, tenant: str, *, after: IndexEntry | None = None, ascending: bool = False, purpose: str | None = None
     ) -> Iterator[IndexEntry]:
-        """As :meth:`list_files`, without a look at their records: some may have none."""
+        """Yield the entries of :meth:`list_files` without reading records, which some may lack."""
         kinds = [file_index(known) for known in PURPOSES if purpose in (None, known)]
         return index_entries(self.store, tenant, kinds, after, ascending)
 
     # Batches
 
-    # A batch's record is three objects, each written for one moment of its life and never with other content,
-    # so that no late writer (a slow API process, a worker that was suspended) can take a batch back in time.
+    # A batch's record consists of three objects, each for one stage of its life and never written with other content,
+    # so that no late writer (a slow API process, a suspended worker) can return a batch to an earlier stage.
 
     def create_batch(self, spec: BatchSpec) -> None:
-        """Make a batch known and listed. Doing it again changes nothing."""
+        """Write the first record of a batch and list it. Idempotent."""
         for key in _batch_index(spec):
             self.store.put(key, b"")
         self._save("created.json", BatchRecord(spec=spec, status=BatchStatus()))
@@ -223,14 +223,14 @@ class Catalog:
         self._save("record.json", record)
 
     def get_final(self, tenant: str, batch_id: str) -> BatchRecord | None:
-        """The record in its terminal state, if the batch has come to it."""
+        """Return the final record, or ``None`` if the batch has not ended."""
         try:
             return self._load(tenant, batch_id, "record.json")
         except ObjectNotFoundError:
             return None
 
     def get_batch(self, tenant: str, batch_id: str) -> BatchRecord:
-        """The newest of the batch's records."""
+        """Return the newest of the batch's records."""
         for name in ("record.json", "running.json"):
             with contextlib.suppress(ObjectNotFoundError):
                 return self._load(tenant, batch_id, name)
@@ -255,16 +255,16 @@ class Catalog:
     def list_batches(
         self, tenant: str, *, after: IndexEntry | None, ascending: bool = False, messages_only: bool = False
     ) -> Iterator[BatchRecord]:
-        """As :meth:`list_files`."""
+        """Yield batches like :meth:`list_files`. Deleted batches are skipped."""
         listed = index_entries(self.store, tenant, [_MESSAGE_BATCHES if messages_only else _BATCHES], after, ascending)
         records = read_ahead(lambda entry: self.find_batch(tenant, entry.id), listed, self.store.reads_at_once)
         yield from (record for record in records if record and record.deleted_at is None)
 
     def delete_batch(self, record: BatchRecord) -> None:
-        """Delete a batch that has ended, with its files. Doing it again changes nothing.
+        """Delete a batch that has ended, and its files. Idempotent.
 
-        A record without what its client wrote stays, so that neither a late writer nor the janitor nor Temporal, which
-        remembers the run for a while, brings the batch back.
+        A record without the client's data stays, so that neither a late writer nor the janitor nor Temporal, which
+        remembers the run for a while, can recreate the batch.
         """
         spec = record.spec
         file_ids = [record.status.output_file_id, record.status.error_file_id]
@@ -291,19 +291,19 @@ class Catalog:
         return load_cut(self.store.get(cuts_prefix(tenant, batch_id) + digest))
 
     def get_places(self, tenant: str, batch_id: str, digest: str, shard: Shard) -> list[LinePlace]:
-        """Where the requests of a shard are in the input, as they are sent, in a cut that has an order of its own."""
+        """Return the places of a shard's requests in the input, in sending order. The cut must have one."""
         key = orders_prefix(tenant, batch_id) + digest
         return unpack_places(b"".join(self.store.stream(key, shard.offset, shard.requests * ENTRY_BYTES)))
 
     def cuts(self, tenant: str, batch_id: str) -> list[str]:
-        """Digests of all cuts of a batch's input. A cut is here before its first shard is run."""
+        """Return the digests of all cuts of a batch's input. A cut is saved before its first shard runs."""
         prefix = cuts_prefix(tenant, batch_id)
         return [key.removeprefix(prefix) for key in self.store.list(prefix)]
 
     def delete_leftovers(self, tenant: str, batch_id: str) -> None:
-        """Delete what only a running batch needs. The record stays."""
-        # The input first: an attempt that still writes the files needs it to take a shard for unanswered, so none
-        # can mistake what is deleted next for what was never answered.
+        """Delete the objects that only a running batch needs. The record stays."""
+        # The input goes first: an attempt that is still writing result files needs it to treat a request as unanswered,
+        # so it cannot mistake answers that are deleted next for missing ones.
         self.store.delete(input_key(tenant, batch_id))
         self.store.delete_prefix(cuts_prefix(tenant, batch_id))
         of_run = (*answers_prefixes(tenant, batch_id), orders_prefix(tenant, batch_id), kept_prefix(tenant, batch_id))
@@ -311,20 +311,20 @@ class Catalog:
             self.store.delete_prefix(prefix)
 
     def delete_feed(self, tenant: str, batch_id: str) -> None:
-        """Delete what says which lines were shown in which order. It is needed as long as the result files are."""
+        """Delete the order in which lines were shown. It is needed as long as the result files are."""
         self.store.delete_prefix(feed_prefix(tenant, batch_id))
 
-    # What is to be looked at later
+    # Reminders
 
     def remind(self, kind: DueKind, tenant: str, object_id: str, at: int) -> None:
-        """Have the janitor look at an object at a time, in Unix seconds. Write it before what it may have to delete."""
+        """Remind the janitor of an object at a Unix time in seconds. Call this before writing what it may delete."""
         self.store.put(Reminder(kind, tenant, object_id, at).key, b"")
 
     def forget(self, reminder: Reminder) -> None:
         self.store.delete(reminder.key)
 
     def due(self, now: int) -> Iterator[Reminder]:
-        """Reminders up to ``now``, oldest first. Lists no further than it is read."""
+        """Yield the reminders up to ``now``, oldest first. Keys are listed lazily."""
         for key in self.store.list(PREFIX):
             reminder = Reminder.of_key(key)
             if reminder.at > now:
@@ -333,11 +333,11 @@ class Catalog:
 
 
 def _batch_index(spec: BatchSpec) -> list[str]:
-    """The keys under which a batch is listed."""
+    """Return the index keys of a batch."""
     kinds = [_BATCHES, *([_MESSAGE_BATCHES] if spec.endpoint == MESSAGES_ENDPOINT else [])]
     return [index_key(spec.tenant, kind, IndexEntry(spec.batch_id, spec.created_ms)) for kind in kinds]
 
 
 def has_result_files(record: BatchRecord) -> bool:
-    """Whether a batch that has ended has result files."""
+    """Return whether a batch that has ended has result files."""
     return bool(record.status.output_file_id or record.status.error_file_id)

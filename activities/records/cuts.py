@@ -1,7 +1,7 @@
-"""How the input of a batch is cut into shards, and the name of such a cut.
+"""A cut: the division of a batch's input into shards, identified by its digest.
 
-A cut is made when the input is checked. A batch whose workflow was reset is checked again, perhaps with other routes,
-and may be cut otherwise: so everything that is committed lies under the digest of the cut that it answers.
+A cut is made when the input is validated. If the workflow is reset, the input is validated again, perhaps with other
+routes, and may be cut differently. So everything that is committed is stored under the digest of its cut.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class Cut(NamedTuple):
     """Digest of the line numbers of all requests (:class:`LineDigest`)."""
     shards: list[Shard]
     upstreams: list[str]
-    """Names; :attr:`Shard.upstream` is an index into this list."""
+    """Names of the upstreams. :attr:`Shard.upstream` is an index into this list."""
     order: str = ""
-    """Digest of the order in which the requests are sent (:mod:`activities.records.sending_order`); empty where it is
-    that of the input."""
+    """Digest of the order in which the requests are sent (:mod:`activities.records.sending_order`); empty if it is that
+    of the input."""
 
     @property
     def total(self) -> int:
-        """All requests of the batch."""
+        """The number of requests in the batch."""
         return sum(shard.requests for shard in self.shards)
 
     @property
@@ -44,7 +44,7 @@ def load_cut(data: bytes) -> Cut:
 
 
 class LineDigest:
-    """Digest of line numbers in their order, in bounded memory."""
+    """Computes a digest of line numbers in order, in constant memory."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()

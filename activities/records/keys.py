@@ -1,30 +1,30 @@
-"""Object keys: where everything is in the store.
+"""The keys of all objects in the store.
 
-This module derives all keys but those of :mod:`activities.records.create_notes`,
+This module derives all keys except those of :mod:`activities.records.create_notes`,
 :mod:`activities.records.keyed_files` and :mod:`activities.records.shard_keys`::
 
     files/<tenant>/<file id>/{object.json,content}
-    files/<tenant>/<file id>/deleting-<time>-<n>  while somebody deletes the file
-    files/<tenant>/<file id>/deleted              for a day: when it was created and deleted
-    keys/<tenant>/<file id>                       digest of the upload that the file's idempotency key stands for
-    creates/<tenant>/<digest>/<time>-<n>-<batch id>     of a create whose answer has not been delivered
-    batches/<tenant>/<batch id>/created.json      what the client asked for, written by the API and again by the worker
-    batches/<tenant>/<batch id>/running.json      written once the input is valid
+    files/<tenant>/<file id>/deleting-<time>-<n>  while the file is being deleted
+    files/<tenant>/<file id>/deleted              times of creation and deletion, kept for a day
+    keys/<tenant>/<file id>                       digest of the upload that used the file's idempotency key
+    creates/<tenant>/<digest>/<time>-<n>-<batch id>     a create whose response has not been delivered
+    batches/<tenant>/<batch id>/created.json      the first record, written by the API and again by the worker
+    batches/<tenant>/<batch id>/running.json      the record once the input is valid
     batches/<tenant>/<batch id>/record.json       the final record
-    batches/<tenant>/<batch id>/input             private copy: a file may be deleted while its batch runs
-    batches/<tenant>/<batch id>/kept/{output,error,counts}   of a retry: what it takes over from the first batch
+    batches/<tenant>/<batch id>/input             private copy, because a file may be deleted while its batch runs
+    batches/<tenant>/<batch id>/kept/{output,error,counts}   of a retry: the lines it takes over
     batches/<tenant>/<batch id>/retries/<number>  :mod:`activities.records.retries`
-    batches/<tenant>/<batch id>/webhook.json      of its own: its address and secret are in no other place
-    batches/<tenant>/<batch id>/cuts/<cut>        its shards; usually one, more after a reset with other routes
-    batches/<tenant>/<batch id>/orders/<cut>      where it is not sent in input order: its requests as they are sent
+    batches/<tenant>/<batch id>/webhook.json      its own webhook: the only copy of the address and secret
+    batches/<tenant>/<batch id>/cuts/<cut>        its shards; several cuts only after a reset with other routes
+    batches/<tenant>/<batch id>/orders/<cut>      the sending order, if it is not that of the input
     batches/<tenant>/<batch id>/parts/<cut>/<shard>/<attempt>-<n>
     batches/<tenant>/<batch id>/results/<cut>/<shard>/<attempt>
-    batches/<tenant>/<batch id>/feed/<position>      numbers of committed lines, where somebody read them while it ran
+    batches/<tenant>/<batch id>/feed/<position>      numbers of committed lines that were read while it ran
     uploads/<tenant>/<upload id>/{created.json,ended.json}
     uploads/<tenant>/<upload id>/parts/<part id>
-    uploads/<tenant>/<upload id>/arrived/<part id>-<bytes>-<newlines>-<open>     written behind the part
+    uploads/<tenant>/<upload id>/arrived/<part id>-<bytes>-<newlines>-<open>     written after the part
     index/<tenant>/{batches,message_batches,files/<purpose>}/<inverted time, in four folders>-<id>
-    active/<tenant>/<batch id>                    number of requests, while the batch runs; where there are tenants
+    active/<tenant>/<batch id>                    number of requests of a running batch, if there are tenants
     due/<hour>/<time>.<kind>.<tenant>.<id>        for the janitor: :mod:`activities.records.reminders`
 """
 
@@ -55,7 +55,7 @@ def upload_part_key(tenant: str, upload_id: str, part_id: str) -> str:
 
 
 def arrived_prefix(tenant: str, upload_id: str) -> str:
-    """Below it are the parts of an upload that have arrived whole."""
+    """Return the prefix of the keys of an upload's complete parts."""
     return f"{upload_prefix(tenant, upload_id)}arrived/"
 
 
@@ -112,7 +112,7 @@ def batch_prefix(tenant: str, batch_id: str) -> str:
 
 
 def checked(object_id: str) -> str:
-    # Ids come from URLs. One that could not have been made here names nothing.
+    # Ids come from URLs. An id that Everbatch could not have made belongs to no object.
     if not _ID.fullmatch(object_id):
         raise ObjectNotFoundError(object_id[:80])
     return object_id

@@ -1,8 +1,8 @@
-"""Where the requests of a batch are in its input, one behind the other as they are sent.
+"""The sending order of a batch: the places of its requests in the input, in the order in which they are sent.
 
-Only a batch has this that is not sent in input order: its requests are sorted by their prefixes, or those of several
-upstreams lie across each other. A shard of it is a run of entries, and a worker reads each request from its place. The
-input itself is not sorted: that would move all its bytes once more, and random reads of a network are as slow there.
+Only batches that are not sent in input order have one: their requests are sorted by prefix, or those of several
+upstreams are mixed in the input. A shard is a range of entries, and a worker reads each request from its place. The
+input itself is not sorted: that would copy all its bytes again, and would need the same slow random reads.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ ENTRY_BYTES: Final = _ENTRY.size
 
 
 class LinePlace(NamedTuple):
-    """Lines that follow on each other in an input: one request, or several and the blank lines between."""
+    """Consecutive lines of an input: one or more requests, with the blank lines between them."""
 
     offset: int
-    """Bytes from the start of the input."""
+    """Start in bytes, from the start of the input."""
     length: int
-    """Bytes, with the blank lines that follow."""
+    """Length in bytes, including the blank lines that follow."""
     line: int
-    """Number of the first one."""
+    """Number of the first line."""
 
 
 def pack_places(places: Iterable[LinePlace], count: int) -> bytes:
@@ -38,7 +38,7 @@ def unpack_places(data: bytes) -> list[LinePlace]:
 
 
 def joined(places: Iterable[LinePlace]) -> Iterator[LinePlace]:
-    """The same places, those that touch each other as one: so they can be read at once."""
+    """Yield the places, with adjacent ones joined so that they can be read at once."""
     last: LinePlace | None = None
     for place in places:
         if last and last.offset + last.length == place.offset:

@@ -1,4 +1,4 @@
-"""Keys of what is committed of a shard. Each carries the cut of the input and the attempt that wrote it."""
+"""The keys of a shard's committed objects. Each contains the cut of the input and the attempt that wrote it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from activities.records.keys import batch_prefix
 
 
 class ShardRef(NamedTuple):
-    """Names a shard of a batch: in a cut of its input, by its place in that cut."""
+    """Identifies a shard of a batch, by a cut of its input and its index in that cut."""
 
     tenant: str
     batch_id: str
     cut: str
     number: int
-    """From 0."""
+    """Index in the cut, from 0."""
 
 
 def answers_prefixes(tenant: str, batch_id: str) -> tuple[str, str]:
-    """Below them, in parts and in finished objects, is what is committed of a batch and not in its result files yet."""
+    """Return the prefixes of the parts and shard objects of a batch, which exist until its result files are written."""
     prefix = batch_prefix(tenant, batch_id)
     return f"{prefix}parts/", f"{prefix}results/"
 
@@ -34,7 +34,7 @@ def part_key(shard: ShardRef, attempt: str, number: int) -> str:
 
 
 def results_of_cut_prefix(tenant: str, batch_id: str, cut: str) -> str:
-    """Below it is ``<shard>/<attempt>`` for each finished object."""
+    """Return the prefix of the shard objects of a cut, which are named ``<shard>/<attempt>``."""
     _, results = answers_prefixes(tenant, batch_id)
     return f"{results}{cut}/"
 
@@ -48,14 +48,14 @@ def result_key(shard: ShardRef, attempt: str) -> str:
 
 
 def attempt_of(result_key: str) -> str:
-    """The attempt that wrote a result object."""
+    """Return the attempt that wrote a shard object."""
     return result_key.rsplit("/", 1)[1]
 
 
 def attempt_name(number: int) -> str:
-    """A name that no other attempt has.
+    """Return a name that no other attempt has.
 
-    Temporal's number alone is not enough: a shard that is scheduled anew (its batch was paused, its workflow reset)
-    counts from one again, perhaps while an attempt of before still runs somewhere.
+    Temporal's attempt number alone is not enough: if a shard is scheduled again (because its batch was paused or its
+    workflow reset), attempts count from one again, perhaps while an earlier attempt is still running somewhere.
     """
     return f"{number:06d}-{secrets.token_hex(4)}"

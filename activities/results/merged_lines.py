@@ -1,4 +1,4 @@
-"""The result lines of a batch in input order, put together from what is committed of its shards."""
+"""Merges the committed answers of a batch's shards into result lines in input order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from workflows.ids import ResultKind
 from workflows.types import Shard, Usage
 
 READ_BYTES: Final = 32 << 20
-"""Of all shards together that are held in memory, where each may have the next line."""
+"""Maximum bytes in memory of all shards together, if they are read side by side."""
 
 
 class ResultLine(NamedTuple):
@@ -31,16 +31,16 @@ class ResultLine(NamedTuple):
     kind: ResultKind
     usage: Usage
     data: Iterator[bytes]
-    """Take it before the next line."""
+    """The line in pieces. Read them before the next line is taken."""
     is_unanswered: bool = False
     is_kept: bool = False
-    """Whether it is the first batch's, taken over by a retry."""
+    """Whether a retry takes it over from the batch that it retries."""
     gives_way: bool = False
-    """Whether a result of the same line that comes before it replaces it."""
+    """Whether it is dropped if an earlier source has a result of the same line."""
 
 
 def merged_by_line(sources: Iterable[Iterator[ResultLine]]) -> Iterator[ResultLine]:
-    """The lines of sources that are each in input order. Of one line, those of earlier sources come first."""
+    """Merge sources that are each in input order. For the same line, earlier sources come first."""
     last = 0
     for line in heapq.merge(*sources, key=lambda line: line.number):
         if not (line.gives_way and line.number == last):
@@ -49,26 +49,26 @@ def merged_by_line(sources: Iterable[Iterator[ResultLine]]) -> Iterator[ResultLi
 
 
 class _Source(NamedTuple):
-    """A shard, and the attempt whose object counts, if it is known to have one."""
+    """A shard, and the attempt whose shard object is used, if there is one."""
 
     ref: ShardRef
     shard: Shard
     attempt: str | None
     is_heard: bool
-    """Whether the workflow has its result."""
+    """Whether the workflow has received the result of this attempt."""
     is_of_other_cut: bool = False
 
 
 class MergedLines:
-    """Of one batch. All calls block.
+    """The merged result lines of one batch. All calls block.
 
     Raises:
-        ObjectNotFoundError: an object has vanished. Either somebody has ended the batch, or another attempt at a shard
-            has ended it, and the next merge finds its object.
+        ObjectNotFoundError: an object was deleted meanwhile: either the batch has been ended elsewhere, or another
+            attempt has finished a shard, and the next merge finds its shard object.
     """
 
     def __init__(self, store: ObjectStore, task: WriteFilesInput, digest: str, stop: StopFlag) -> None:
-        """Args: ``digest`` is that of the cut whose shards are merged."""
+        """Args: ``digest`` is the digest of the cut whose shards are merged."""
         self._store = store
         self._task = task
         self._digest = digest
@@ -76,19 +76,19 @@ class MergedLines:
         self._input_key = keys.input_key(task.spec.tenant, task.spec.batch_id)
         self.cut = Catalog(store).get_cut(task.spec.tenant, task.spec.batch_id, digest)
         self.waits: list[PastWait] = []
-        """Of shards whose results the workflow does not have; complete when all lines are read."""
+        """Waits of shards whose results the workflow does not have. Complete once all lines are read."""
 
     def lines(self) -> Iterator[ResultLine]:
-        """A line for each request: its committed result, of this cut or else of another, or one that says why it has
-        none.
+        """Yield a line for each request: its committed result, from this cut or else another one, or an error line
+        with the reason why there is none.
         """
         sources = self._sources()
         all_finished = all(source.attempt for source in sources)
         others = [] if all_finished else self._sources_of_other_cuts()
         if not self.cut.order and not others:
             return chain.from_iterable(map(self._of_shard, sources))
-        # Any shard may have the next line. So all are read side by side, each in small pieces: connections that wait
-        # for their turn would be cut by the server, and whole chunks of hundreds of shards would not fit into memory.
+        # Any shard may have the next line, so all are read side by side in small pieces: the server would close
+        # connections that are idle meanwhile, and full chunks of hundreds of shards would not fit into memory.
         read_bytes = READ_BYTES // (len(sources) + len(others))
         answers = merged_by_line([self._committed(source, read_bytes) for source in (*sources, *others)])
         return answers if all_finished else self._filled(answers, 0, None, 1)
@@ -105,7 +105,7 @@ class MergedLines:
             heard = task.attempts[index] if task.cut and index < len(task.attempts) else None
             attempts = found.get(index, [None])
             is_heard = heard is not None and heard in attempts
-            # If the object that is to count is gone, the shard is as one that never finished.
+            # If the object of the reported attempt is gone, the shard is treated as if it had never finished.
             sources.append(_Source(ref, shard, heard if is_heard else attempts[0], is_heard))
         return sources
 
@@ -118,15 +118,15 @@ class MergedLines:
         ]
 
     def _of_shard(self, source: _Source) -> Iterator[ResultLine]:
-        """The lines of a shard that is a run of input lines."""
+        """Yield the lines of a shard that is a range of input lines."""
         self._stop.check()
         lines, shard = self._committed(source), source.shard
         return lines if source.attempt else self._filled(lines, shard.offset, shard.length, shard.first_line)
 
     def _committed(self, source: _Source, read_bytes: int | None = None) -> Iterator[ResultLine]:
-        """What is committed of a shard.
+        """Yield the committed lines of a shard.
 
-        Args: ``read_bytes`` of it may be in memory at a time, if fewer than the store reads at once.
+        Args: ``read_bytes`` is the maximum in memory at once; ``None`` for the chunks of the store.
         """
         attempt = source.attempt
         if not attempt:
@@ -146,7 +146,7 @@ class MergedLines:
             self.waits += reader.waits
 
     def _of_parts(self, source: _Source, found: Committed, keep_bytes: int | None) -> Iterator[ResultLine]:
-        """A part may vanish here, when an attempt that was thought dead ends the shard after all."""
+        """Yield lines from parts, which may be deleted meanwhile if an attempt that seemed lost finishes the shard."""
         reader = RangeReader(self._store, found.ranges.values(), keep_bytes)
         for number, record in sorted(found.records.items()):
             data = reader.read(found.body(number))
@@ -163,11 +163,11 @@ class MergedLines:
     def _filled(
         self, lines: Iterator[ResultLine], offset: int, length: int | None, first_line: int
     ) -> Iterator[ResultLine]:
-        """The lines, and one for each request of a part of the input that has none among them."""
+        """Yield ``lines``, and an error line for each request in a range of the input that has none among them."""
         spec, output = self._task.spec, OutputLines(self._task.spec.batch_id)
         line = next(
             lines, None
-        )  # and all shards are looked up. An input that is there now was there then, and they too.
+        )  # looks up all shards first: if the input still exists afterwards, so did their objects
         chunks = self._store.stream(self._input_key, offset, length)
         for request in read_lines(chunks, spec.max_line_bytes, first_line=first_line):
             has_result = False

@@ -1,5 +1,5 @@
-"""Answers that other cuts of the same input have committed: the workflow of their batch was reset, and its input was
-then cut otherwise. They are carried over by line number.
+"""Carries over, by line number, answers that were committed under other cuts of the same input. There are other cuts if
+the workflow of the batch was reset and the input was then cut differently.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from workflows.types import Shard, ShardResult
 
 
 def other_cuts(store: ObjectStore, tenant: str, batch_id: str, digest: str) -> Iterator[tuple[str, Cut]]:
-    """The other cuts of the same input, each with its digest."""
+    """Yield the other cuts of the same input, each with its digest."""
     files = Catalog(store)
     others = [cut for cut in files.cuts(tenant, batch_id) if cut != digest]
     of_input = files.get_cut(tenant, batch_id, digest).input if others else ""
@@ -31,12 +31,12 @@ def other_cuts(store: ObjectStore, tenant: str, batch_id: str, digest: str) -> I
 def _look_up_elsewhere(
     store: ObjectStore, ref: ShardRef, shard: Shard, lines: Collection[int], *, has_order: bool
 ) -> Committed:
-    """What other cuts have committed of these lines of a shard."""
+    """Return what other cuts have committed of these lines of a shard."""
     found = Committed({}, {}, {}, [], {}, [])
     for digest, cut in other_cuts(store, ref.tenant, ref.batch_id, ref.cut):
         for number, other in enumerate(cut.shards):
             overlap = other.offset < shard.offset + shard.length and shard.offset < other.offset + other.length
-            if overlap or has_order or cut.order:  # a sending order may have put the lines into any shard
+            if overlap or has_order or cut.order:  # with a sending order, any shard may have the lines
                 _take(store, ref._replace(cut=digest, number=number), found, lines)
     return found
 
@@ -61,9 +61,9 @@ def _take(store: ObjectStore, shard: ShardRef, found: Committed, lines: Collecti
 async def carry_over(
     store: ObjectStore, ref: ShardRef, shard: Shard, log: ShardLog, lines: Collection[int], *, has_order: bool = False
 ) -> None:
-    """Commit to the log of a shard, as answers of its own cut, what other cuts have committed of these lines.
+    """Commit what other cuts have committed of these lines to the log of a shard, as answers of its own cut.
 
-    Args: ``has_order`` as :attr:`workflows.types.RunRequestsInput.has_order`.
+    Args: see :attr:`workflows.types.RunRequestsInput.has_order` for ``has_order``.
     """
     found = await asyncio.to_thread(_look_up_elsewhere, store, ref, shard, lines, has_order=has_order)
     wanted = sorted(found.records)

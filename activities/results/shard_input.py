@@ -1,4 +1,4 @@
-"""The requests of a shard, as its input has them."""
+"""Reads the requests of a shard from the input."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ class ShardRequest(NamedTuple):
 
 
 def read_requests(store: ObjectStore, task: RunRequestsInput, log: ShardLog) -> dict[int, ShardRequest]:
-    """The requests of the shard that have no committed answer, by line number, in the order in which they are sent.
+    """Return the requests of the shard without a committed answer, by line number and in sending order.
+
+    Requests in lines that are too long are added to ``log`` as error lines instead.
 
     Raises:
-        ApplicationError: the batch's copy of its input is gone, and trying again brings nothing back.
+        ApplicationError: the batch's copy of its input is gone. It is not retryable.
     """
     requests: dict[int, ShardRequest] = {}
     try:

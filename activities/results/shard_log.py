@@ -1,10 +1,10 @@
-"""The answers of a shard: what is committed of them, and how an attempt adds to it. Their form in the store is that of
-:mod:`activities.results.records`.
+"""The log of a shard: the committed answers, and those that an attempt adds. :mod:`activities.results.records` defines
+the format of the objects.
 
-A result counts once it is in the store. Parts are written as answers come; the shard object replaces them at
-the end. Every object's key carries the cut of the input that it belongs to (:mod:`activities.records.cuts`) and the
-attempt that wrote it, so neither another cut nor a zombie attempt is mistaken for it or overwrites it. What another cut
-of the same input has committed is carried over by line number (:mod:`activities.results.other_cuts`).
+A result counts once it is in the store. Parts are written as answers arrive, and the shard object replaces them at the
+end. Every key contains the cut of the input (:mod:`activities.records.cuts`) and the attempt that wrote the object, so
+objects of other cuts and zombie attempts are neither confused nor overwritten. Answers committed under another cut of
+the same input are carried over by line number (:mod:`activities.results.other_cuts`).
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from workflows.ids import ResultKind
 from workflows.types import ShardResult, Usage
 
 MAX_FAILURES: Final = 3
-"""Reasons of failed requests that the result of a shard names."""
+"""Maximum number of failure reasons in the result of a shard."""
 
 HOLD_BYTES: Final = 1 << 20
-"""Committed answers that a running shard keeps in memory; beyond, they are read back from their parts. As many shards
-may run as requests may be in flight, so a worker holds 64 MiB of them at the most by default."""
+"""Maximum bytes of committed answers that a running shard keeps in memory. Others are read back from their parts. There
+may be as many running shards as requests in flight, each with this many bytes."""
 
 HEAD_BYTES: Final = 200
-"""More than the head line of a shard object."""
+"""Bytes that are certain to include the head line of a shard object."""
 
 KEEP_BYTES: Final = 2 << 20
-"""Of parts that are being read back, in memory."""
+"""Maximum bytes in memory of parts that are being read back."""
 
 _LOOK_AGAIN: Final = 3
 
 
 class ByteRange(NamedTuple):
-    """Where a committed record can be read back."""
+    """The place of a committed record in the store."""
 
     key: str
     offset: int
@@ -58,7 +58,7 @@ _NOTHING_TRIED: Final = Tries()
 
 
 def shard_heads(store: ObjectStore, prefix: str) -> Iterator[tuple[str, int, int, Usage]]:
-    """Key, completed, failed and usage of each finished object of a shard below a prefix."""
+    """Yield the key, completed and failed counts, and usage of each shard object under a prefix."""
     for key in store.list(prefix):
         head = None
         with contextlib.suppress(ObjectNotFoundError):
@@ -68,18 +68,18 @@ def shard_heads(store: ObjectStore, prefix: str) -> Iterator[tuple[str, int, int
 
 
 def find_result(store: ObjectStore, shard: ShardRef) -> ShardResult | None:
-    """The finished object of a shard, of whichever attempt; its errors and waits are not read."""
+    """Return the result from the shard object of any attempt, without errors and waits; ``None`` if there is none."""
     for key, completed, failed, usage in shard_heads(store, shard_keys.results_prefix(shard)):
         return ShardResult(attempt=shard_keys.attempt_of(key), completed=completed, failed=failed, usage=usage)
     return None
 
 
 def with_notes(store: ObjectStore, shard: ShardRef, result: ShardResult) -> ShardResult:
-    """The result of another attempt, with what its object says of its errors and waits."""
+    """Return the result of another attempt, with the errors and waits from its shard object."""
     tally = ErrorTally(shard.number)
     reader = RecordReader(store.stream(shard_keys.result_key(shard, result.attempt)))
     reader.shard_head()
-    for record in reader.records():  # after the waits
+    for record in reader.records():  # the waits come first
         if not result.failed:
             break
         if record.kind == "error":
@@ -89,27 +89,27 @@ def with_notes(store: ObjectStore, shard: ShardRef, result: ShardResult) -> Shar
 
 @dataclass(frozen=True)
 class Committed:
-    """What the objects of a shard hold."""
+    """The content of a shard's objects."""
 
     ranges: dict[int, ByteRange]
     records: dict[int, Record]
     tried: dict[int, Tries]
     parts: list[str]
     codes: dict[int, str]
-    """Of the errors."""
+    """Error codes of the failed requests."""
     waits: list[PastWait]
 
     def body(self, line: int) -> ByteRange:
-        """Where the bytes of a record's output line are."""
+        """Return the place of a record's output line."""
         found, record = self.ranges[line], self.records[line]
         return ByteRange(found.key, found.offset + len(record.head), record.length)
 
     def take(self, key: str, reader: RecordReader, lines: Collection[int] | None = None) -> None:
-        """Args: ``lines`` are those that are of interest, if not all are."""
+        """Add the content of an object. Args: ``lines`` are the lines to add; ``None`` for all."""
         for record in reader.records():
             if lines is not None and record.line not in lines:
                 continue
-            # Two attempts may both have had an answer, if one of them was thought dead. The first counts.
+            # Two attempts may both have an answer, if one of them seemed lost. The first one counts.
             if record.line not in self.records:
                 self.records[record.line] = record
                 self.ranges[record.line] = ByteRange(key, record.offset, len(record.head) + record.length)
@@ -121,10 +121,10 @@ class Committed:
 
 
 def look_up(store: ObjectStore, shard: ShardRef) -> ShardResult | Committed:
-    """What is committed of a shard: its finished object if there is one, else what its parts hold."""
+    """Return what is committed of a shard: the result of its shard object or, without one, the content of its parts."""
     for _ in range(_LOOK_AGAIN):
-        # A part that vanishes means that another attempt has finished. And the parts come first, the object
-        # second: seen the other way round, a shard that is finished in between would look as if never begun.
+        # If a part vanishes, another attempt has finished the shard. The parts are read before the shard object: in
+        # the other order, a shard that is finished in between would look as if it had never begun.
         with contextlib.suppress(ObjectNotFoundError):
             committed = _read_parts(store, shard)
             return find_result(store, shard) or committed
@@ -141,19 +141,19 @@ def _read_parts(store: ObjectStore, shard: ShardRef) -> Committed:
 class RangeReader:
     """Reads committed records back.
 
-    Each read may be a request over the network, and the records of a part are wanted soon after each other: so small
-    parts are read whole, and the last of them kept.
+    Each read may be a request over the network, and the records of a part are usually read in succession. So small
+    parts are read whole, and the most recent ones are cached.
     """
 
     def __init__(self, store: ObjectStore, ranges: Iterable[ByteRange], keep_bytes: int | None = None) -> None:
-        """Args: ``ranges`` are all that will be read, ``keep_bytes`` how much of parts is held in memory."""
+        """Args: ``ranges`` are all ranges that will be read; ``keep_bytes`` is the maximum size of the cache."""
         self._store = store
         self._keep_bytes = KEEP_BYTES if keep_bytes is None else keep_bytes
         self._sizes: dict[str, int] = {}
         for span in ranges:
             self._sizes[span.key] = max(span.offset + span.length, self._sizes.get(span.key, 0))
         self._kept: dict[str, bytes] = {}
-        """The one that was read last comes last."""
+        """Cached parts by key, the most recently read one last."""
 
     def read(self, span: ByteRange) -> Iterator[bytes]:
         if self._sizes[span.key] > self._keep_bytes // 2:
@@ -168,9 +168,9 @@ class RangeReader:
 
 
 class ShardLog:
-    """The answers of one attempt at a shard, with what earlier attempts committed.
+    """The answers of one attempt at a shard, including those that earlier attempts committed.
 
-    Lives on the event loop; one :meth:`load`, :meth:`commit` or :meth:`finish` at a time.
+    Use it on the event loop, with one :meth:`load`, :meth:`commit` or :meth:`finish` at a time.
     """
 
     def __init__(self, store: ObjectStore, shard: ShardRef, attempt: str) -> None:
@@ -190,11 +190,11 @@ class ShardLog:
         self.completed = 0
         self.failed = 0
         self.committed = (0, 0)
-        """Completed and failed, of what is in the store."""
+        """Number of completed and of failed requests in the store."""
         self._errors = ErrorTally(shard.number)
         self.committed_errors: list[ErrorCount] = []
         self.committed_at: float | None = None
-        """By this attempt, in Unix time."""
+        """Unix time in seconds of the last commit by this attempt."""
 
     @property
     def done(self) -> int:
@@ -208,7 +208,7 @@ class ShardLog:
         return line in self._records
 
     async def load(self) -> ShardResult | None:
-        """Take up what is committed; a result if the shard is finished already, an empty one if the batch has ended."""
+        """Load what is committed. Returns a result if the shard is finished, an empty one if the batch has ended."""
         committed = await asyncio.to_thread(self._look_up)
         if isinstance(committed, ShardResult):
             return committed
@@ -231,9 +231,9 @@ class ShardLog:
         return with_notes(self._store, self._shard, found) if isinstance(found, ShardResult) else found
 
     def add(self, line: int, kind: ResultKind, data: bytes, usage: Usage = NO_USAGE, reason: str = "") -> None:
-        """Take in a request's final answer. It counts from the next commit on.
+        """Add a request's final answer. It counts from the next commit on.
 
-        Args: ``reason`` says why a request failed, in words that may stand in Temporal.
+        Args: ``reason`` is why a request failed, in words that may be sent to Temporal.
         """
         if reason:
             self._failures[reason] += 1
@@ -248,20 +248,20 @@ class ShardLog:
         return self._tried.get(line, _NOTHING_TRIED)
 
     def note_tries(self, line: int, tries: Tries) -> None:
-        """Take in what was tried to get an answer, here or in another cut. It counts from the next commit on."""
+        """Add the tries of a request, in this cut or another one. They count from the next commit on."""
         tries = tries.merged(self.tries(line))
         if tries != self.tries(line):
             self._tried[line] = tries
             self._tried_changed.add(line)
 
     async def commit(self) -> None:
-        """Write what has arrived since the last commit as one part."""
+        """Write everything added since the last commit as one part."""
         pending, self._pending = self._pending, []
         tried, self._tried_changed = self._tried_changed, set()
         waited, self.waits.has_changed = self.waits.has_changed, False
         if not (pending or tried or waited):
             return
-        # A key of its own for each try: a put whose caller was cancelled goes on in its thread, and may end last.
+        # Each try needs a key of its own: if its caller is cancelled, a put continues in its thread and may end last.
         key = shard_keys.part_key(self._shard, self._attempt, self._part_number)
         self._part_number += 1
         self._parts.append(key)
@@ -287,9 +287,9 @@ class ShardLog:
             offset += len(encoded)
 
     async def finish(self) -> ShardResult:
-        """Write the shard object from all answers, then delete the parts it replaces."""
+        """Write the shard object with all answers, then delete the parts that it replaces. Returns the result."""
         result = await asyncio.to_thread(self._finish)
-        # Not left to whoever drops this object: a run is a cycle of references, and may outlive its end by minutes.
+        # Free the memory now: a run is part of a reference cycle, so it may be collected only minutes after its end.
         self._pending.clear()
         self._records.clear()
         return result
@@ -315,7 +315,7 @@ class ShardLog:
                         writer.write(piece)
                 writer.commit()
         except ObjectNotFoundError:
-            # A part went: another attempt was faster. Its object counts.
+            # A part is gone, because another attempt has finished the shard. Its object counts.
             if result := find_result(self._store, self._shard):
                 return with_notes(self._store, self._shard, result)
             raise

@@ -1,4 +1,4 @@
-"""How many requests are answered a second, lately."""
+"""Measures the recent rate of ended requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class AnswerRate:
         self._count = 0
 
     def count(self) -> None:
-        """One more has ended."""
+        """Record that a request has ended."""
         self._count += 1
         elapsed = self._clock() - self._since
         if elapsed >= WINDOW_SECONDS:

@@ -1,6 +1,6 @@
 """The HTTP client of an upstream; ``answers.py`` interprets its responses.
 
-The one module that knows which transport sends the bytes. It retries nothing: Temporal owns every retry.
+Only this module knows which HTTP library is used. It never retries: all retries are Temporal's.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ METRICS_TIMEOUT: Final = 2.0
 METRICS_BYTES: Final = 4 << 20
 
 SHORTEST_SECRET: Final = 8
-"""Characters; masking something like ``1`` would spoil answers."""
+"""Minimum characters of a secret that is masked: masking ``1``, for example, would corrupt answers."""
 
-# uvicorn, which most engines use, closes a connection after 5 s idle. Ours must be the shorter patience: a
-# request sent into a closing connection is lost, and nobody can say whether the engine has seen it.
+# uvicorn, which most engines use, closes connections that are idle for 5 s. Ours must be closed earlier: a request that
+# is sent into a closing connection is lost, and it is unknown whether the engine has received it.
 KEEP_ALIVE: Final = 4.0
 
 SMALL_ANSWER: Final = 64 << 10
-"""Bytes in an answer that the memory for answers need not be asked about."""
+"""Maximum bytes of an answer that are not counted against the memory budget for answers."""
 
 _LARGE: Final = 1 << 20
 _USER_AGENT: Final = f"everbatch/{version('everbatch')}"
@@ -58,15 +58,15 @@ class _ModelList(msgspec.Struct):
 
 
 class InferenceClient:
-    """Sends requests to one upstream. Build it on a running event loop; close it at the end."""
+    """Sends requests to one upstream. Create it on a running event loop, and close it at the end."""
 
     def __init__(self, upstream: Upstream, budget: AnswerBudget | None = None) -> None:
-        """Args: ``budget`` is what all clients of a process share; without one, answers are bounded one by one."""
+        """Args: ``budget`` is shared by all clients of a process; without one, only each single answer is bounded."""
         self.upstream = upstream
         self._budget = budget or AnswerBudget(sys.maxsize)
         self._dialect = DIALECTS[upstream.dialect]
         self._added = {name: msgspec.Raw(json.dumps(value).encode()) for name, value in upstream.body.items()}
-        # The hot path: then the body goes out as the bytes that it came as.
+        # The hot path: if so, the bytes of a body are sent unchanged.
         self._as_it_came = not (upstream.aliases or self._added or self._dialect.body or self._dialect.path_has_model)
         self._targets: dict[tuple[str, int], URL] = {}
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": _USER_AGENT}
@@ -79,7 +79,7 @@ class InferenceClient:
         self._secrets = [secret.encode() for secret in secrets if len(secret) >= SHORTEST_SECRET]
         self._session = aiohttp.ClientSession(
             headers=headers,
-            # How many go out at once is the limiter's business; a second limit here would only hide its queue.
+            # The limiter decides how many requests are sent at once. A limit here would only hide its queue.
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE, ttl_dns_cache=30),
             timeout=aiohttp.ClientTimeout(total=upstream.timeout, sock_connect=CONNECT_TIMEOUT),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -94,7 +94,7 @@ class InferenceClient:
         await self._bare_session.close()
 
     async def send(self, endpoint: str, body: bytes, replica: int = 0) -> Answer:
-        """Send a request once. Cancelling closes its connection, so that the engine stops generating."""
+        """Send a request once. Cancellation closes the connection, so that the engine stops generating."""
         model = ""
         if not self._as_it_came:
             model, body = self._in_dialect(endpoint, body)
@@ -118,10 +118,10 @@ class InferenceClient:
                 held.release()
 
     def _in_dialect(self, endpoint: str, body: bytes) -> tuple[str, bytes]:
-        """The engine's name of the model, where the path needs it, and the body as the engine wants it."""
+        """Return the engine's name of the model, or "" if the path does not have it, and the body for the engine."""
         members = raw_object(body)
         if members is None:
-            return "", body  # for the engine to refuse
+            return "", body  # the engine refuses it
         model = _text(members.get("model"))
         if (name := self.upstream.aliases.get(model)) is not None:
             model = name
@@ -139,19 +139,19 @@ class InferenceClient:
         if url is None:
             path = self._dialect.path(endpoint, model, self.upstream.api_version)
             url = URL(self.upstream.urls[replica] + path, encoded=self._dialect.path_has_model)
-            if not self._dialect.path_has_model:  # clients may name any number of models
+            if not self._dialect.path_has_model:  # the number of model names is unbounded
                 self._targets[endpoint, replica] = url
         return url
 
     def _masked(self, answer: bytes) -> bytes:
-        """Engines and proxies like to quote the key that they refuse."""
+        """Mask secrets: engines and proxies often quote the key that they refuse."""
         for secret in self._secrets:
             if secret in answer:
                 answer = answer.replace(secret, b"***")
         return answer
 
     async def is_up(self, replica: int = 0) -> bool:
-        """Whether a replica answers a question about itself: its models, asked with our key, or else its health."""
+        """Return whether a replica answers a request for its models or, if it has no such list, its health check."""
         base = self.upstream.urls[replica]
         timeout = aiohttp.ClientTimeout(total=MODEL_LIST_TIMEOUT)
         try:
@@ -165,10 +165,10 @@ class InferenceClient:
             return False
 
     async def get_metrics(self, replica: int) -> bytes | None:
-        """What a replica says of itself to Prometheus, or ``None`` where it does not.
+        """Return the Prometheus metrics of a replica, or ``None`` if it serves none.
 
-        Asked without our key and headers: they are for the API, and ``/metrics`` may be somebody else's behind the
-        same address. Only a server that asks for a key gets it.
+        The first request has no key and no configured headers: they are meant for the API, and another service may
+        serve ``/metrics`` at the same address. They are only sent to a server that answers 401.
         """
         if self._dialect.metrics_path is None:
             return None
@@ -186,7 +186,7 @@ class InferenceClient:
         return None
 
     async def ask_models(self, replica: int) -> Answer:
-        """What a replica answers when it is asked for its models."""
+        """Return a replica's answer to a request for its list of models."""
         timeout = aiohttp.ClientTimeout(total=MODEL_LIST_TIMEOUT)
         url = f"{self.upstream.urls[replica]}/models"
         try:
@@ -199,10 +199,10 @@ class InferenceClient:
             return _without_answer(error, MODEL_LIST_TIMEOUT)
 
     async def get_models_raw(self) -> tuple[int, bytes]:
-        """Status and body of the server's model list, by the first replica that answers.
+        """Return the status and body of the model list from the first replica that answers.
 
         Raises:
-            UpstreamUnavailableError: none does.
+            UpstreamUnavailableError: no replica answers.
         """
         timeout = aiohttp.ClientTimeout(total=MODEL_LIST_TIMEOUT)
         for url in self.upstream.urls:
@@ -215,7 +215,7 @@ class InferenceClient:
         raise UpstreamUnavailableError(f"the inference server at {', '.join(self.upstream.urls)} does not answer")
 
     async def list_models(self) -> frozenset[str] | None:
-        """Names of the server's models, or ``None`` where it cannot be asked: then nothing is known, not "none"."""
+        """Return the names of the server's models, or ``None`` if they are unknown, as no list could be read."""
         try:
             status, body = await self.get_models_raw()
             if status != HTTPStatus.OK:
@@ -223,15 +223,15 @@ class InferenceClient:
             names = model_names(body)
         except (UpstreamUnavailableError, ValueError):
             return None
-        # Ollama lists `name:latest` and answers to `name`.
+        # Ollama lists `name:latest` and also accepts `name`.
         return frozenset(names | {name.removesuffix(":latest") for name in names}) or None
 
 
 def model_names(body: bytes) -> set[str]:
-    """The names in a list of models.
+    """Return the names in the body of a model list.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: the body is not a model list.
     """
     try:
         return {model.id for model in msgspec.json.decode(body, type=_ModelList).data}
@@ -240,7 +240,7 @@ def model_names(body: bytes) -> set[str]:
 
 
 def _in_pieces(body: bytes) -> bytes | io.BytesIO:
-    """The body for the transport, which would write a large one at once and hold up the loop meanwhile."""
+    """Return the body for aiohttp, which would write large bytes at once and block the event loop meanwhile."""
     return body if len(body) <= _LARGE else io.BytesIO(body)
 
 
@@ -252,14 +252,14 @@ def _text(raw: msgspec.Raw | None) -> str:
 
 
 async def _read(response: aiohttp.ClientResponse, maximum: int, held: Held | None) -> bytes | None:
-    """The body, unpacked; ``None`` where it has more than ``maximum`` bytes, of which not many more are read.
+    """Return the decompressed body, or ``None`` if it exceeds ``maximum`` bytes. Reading stops soon after that.
 
-    What is more than a small answer waits for its share of the memory, and meanwhile in its connection.
+    An answer that is not small stays in its connection until ``held`` has memory for it.
     """
     is_packed = "content-encoding" in response.headers or "transfer-encoding" in response.headers
     if not is_packed and (response.content_length or maximum + 1) <= min(maximum, SMALL_ANSWER):
-        return await response.read()  # the hot path: the parser ends it at that length
-    body = io.BytesIO()  # gives its bytes away without a copy
+        return await response.read()  # the hot path: the parser stops at that length
+    body = io.BytesIO()  # returns its bytes without a copy
     async for piece in response.content.iter_any():
         if body.tell() + len(piece) > maximum:
             return None
@@ -276,13 +276,13 @@ def _too_large(status: int, maximum: int) -> Answer:
 
 
 def _no_segment(model: str) -> Answer:
-    """Of a path. Escaping does not help: servers and proxies take it as a step and would answer for something else."""
+    """Refuse a model name that is no path segment. Escaping does not help: servers resolve it to another path."""
     message = f"'{model}' is not a valid model name."
     return Answer(Verdict.FINAL, code="model_not_found", message=message, reason="a model that cannot be named")
 
 
 def _without_answer(error: Exception, timeout: float) -> Answer:
-    """Args: ``timeout`` is how long an answer was waited for, in seconds."""
+    """Classify a request without an answer. Args: ``timeout`` is the timeout that applied, in seconds."""
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return _unreachable("no connection in time")
     if isinstance(error, TimeoutError):
@@ -302,7 +302,7 @@ def _unreachable(reason: str) -> Answer:
 
 
 def _connection_reason(error: aiohttp.ClientConnectorError) -> str:
-    # Our words: an exception's own text may hold addresses and certificates.
+    # Not the exception's own text, which may contain addresses and certificates.
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "its name does not resolve"
     if isinstance(error, aiohttp.ClientSSLError) or isinstance(error.os_error, ssl.SSLError):

@@ -1,6 +1,6 @@
 """Configuration of upstreams, the inference servers to which requests are sent.
 
-See docs/upstreams.md for the file. Keys are named by reference, to a variable or a file, and are never shown.
+``docs/upstreams.md`` describes the file. It refers to keys by a variable or a file, and keys are never shown.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_IN_FLIGHT: Final = 10_000
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 OWN_MEMBERS: Final = ("model", "stream", "messages", "input", "prompt")
-"""Of a request's body, which no upstream may add: they are what the request is, or how it is answered."""
+"""Members of a request body that no upstream may add, because they are the request or the form of its answer."""
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
@@ -68,11 +68,11 @@ def _in_flight(value: Any) -> int | Literal["auto"]:
 
 
 InFlight = Annotated[int | Literal["auto"], PlainValidator(_in_flight)]
-"""Requests sent at once; ``auto`` is as many as prove worth it."""
+"""Maximum number of requests in flight; ``auto`` finds the level above which throughput does not grow."""
 
 
 Order = Literal["auto", "prefix", "input"]
-"""In which the requests of a batch are sent: sorted by how they begin, or as in the input; ``auto`` where it pays."""
+"""Order in which requests are sent: sorted by ``prefix``, as in the ``input``, or ``auto``: ``prefix`` if it helps."""
 
 
 class _Model(BaseModel):
@@ -86,7 +86,7 @@ class _Reference(_Model):
     file: str | None = None
 
     def read(self) -> SecretStr:
-        """Raises ``ValueError``: it is not there."""
+        """Return the value. Raises ``ValueError`` if it is missing or cannot be used in a header."""
         if (self.env is None) == (self.file is None):
             raise ValueError("needs either env or file")
         if self.env is not None:
@@ -104,7 +104,7 @@ class _Reference(_Model):
 
 
 class _Entry(_Model):
-    """One ``[[upstream]]`` of the file."""
+    """One ``[[upstream]]`` entry of the file."""
 
     name: Annotated[str, AfterValidator(_name)]
     url: str | None = None
@@ -149,71 +149,71 @@ class Upstream(BaseModel):
 
     name: str
     urls: tuple[str, ...]
-    """Base URLs, one for each replica, without a slash at their end."""
+    """Base URLs without a trailing slash, one for each replica."""
     key: SecretStr = SecretStr("")
     models: tuple[str, ...] = ()
-    """Names and patterns; empty where the server is asked."""
+    """Names and patterns; empty if the server is asked for its models."""
     aliases: Mapping[str, str] = {}
-    """From the name that clients use to the engine's."""
+    """The engine's name of a model by the name that clients use."""
     timeout: float = 600.0
-    """Seconds that one request may take."""
+    """Timeout of one request in seconds."""
     max_answer_bytes: int = 64 << 20
     max_in_flight: InFlight = "auto"
-    """For each replica and worker process."""
+    """Maximum number of requests in flight, for each replica and worker process."""
     auto_in_flight_ceiling: int = 1024
     order: Order = "auto"
     interactive_headroom: float = 0.0
-    """The share of its capacity that is left to its other clients."""
+    """The share of the upstream's capacity that is left to its other clients."""
     body: Mapping[str, Any] = {}
-    """Members that are added to a request's body where the client has not set them."""
+    """Members that are added to request bodies that do not set them."""
     dialect: str = "plain"
     headers: Mapping[str, SecretStr] = {}
     api_version: str = ""
     is_only: bool = False
-    """Whether it is the upstream of the settings, whose name is not shown."""
+    """Whether it is the single upstream of ``EVERBATCH_UPSTREAM_URL``, whose name is not shown."""
 
     @property
     def most_in_flight(self) -> int:
-        """Requests sent at once to each replica by one worker process, at most."""
+        """Maximum number of requests in flight to each replica from one worker process, after the headroom."""
         most = self.auto_in_flight_ceiling if self.max_in_flight == "auto" else self.max_in_flight
         return max(1, math.floor(most * (1 - self.interactive_headroom) + 1e-9))
 
     @property
     def finds_level(self) -> bool:
-        """Whether its limit begins low and finds out what the upstream is worth."""
+        """Whether its limit starts low and finds the best level."""
         return self.max_in_flight == "auto"
 
     @property
     def needs_watch(self) -> bool:
-        """Whether its limit follows from what it has to do."""
+        """Whether its limit depends on its load."""
         return self.finds_level or self.interactive_headroom > 0
 
     @property
     def lists_models(self) -> bool:
-        """Whether the server's list of models names what requests may name."""
+        """Whether the server has a list of the model names that requests may use."""
         return not DIALECTS[self.dialect].needs_models
 
     def takes(self, model: str) -> bool:
-        """Whether its settings name this model; an upstream without ``models`` has no say in it."""
+        """Return whether the settings assign this model to it, by an alias, a name or a pattern."""
         return model in self.aliases or any(
             fnmatch.fnmatchcase(model, name) if is_pattern(name) else model == name for name in self.models
         )
 
 
 def not_a_url(text: str) -> str:
-    """What is wrong with a base URL that has no host or another scheme."""
-    # `localhost:8001/v1` has the scheme `localhost`, to a parser.
+    """Return an error message for a base URL without a host or with another scheme."""
+    # A parser takes the `localhost` of `localhost:8001/v1` for the scheme.
     meant = f"; did you mean http://{text}?" if "://" not in text and text.strip("/") else ""
     return f"{text!r} is not an http:// or https:// URL{meant}"
 
 
 def is_pattern(name: str) -> bool:
-    """Whether one of ``models`` stands for several, with ``*``, ``?`` or ``[…]`` as in a shell."""
+    """Return whether an entry of ``models`` is a pattern, with ``*``, ``?`` or ``[…]`` as in a shell."""
     return any(sign in name for sign in "*?[")
 
 
 def read_upstreams(path: str, defaults: Upstream) -> list[Upstream]:
-    """The upstreams that a TOML file names; what an entry leaves out is taken from ``defaults``.
+    """Return the upstreams that a TOML file defines. Values that an entry omits are taken from ``defaults``.
 
     Raises:
         SettingsFileError: the file cannot be used.
@@ -229,7 +229,7 @@ def read_upstreams(path: str, defaults: Upstream) -> list[Upstream]:
 
 
 class _Reader:
-    """Turns one entry into an upstream; its errors name the line."""
+    """Turns one entry into an upstream. Its errors include the line number."""
 
     def __init__(self, file: TomlFile, index: int) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""What the log says of each upstream when a process starts: whether it answers, and its models."""
+"""Logs, when a process starts, whether each upstream answers and which models it has."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from activities.upstreams.waits import upstream_label, wait_after
 log = logging.getLogger("everbatch.upstreams")
 
 MAX_NAMED: Final = 10
-"""Models of one upstream."""
+"""Maximum number of models of one upstream that a log line names."""
 MAX_SHOWN: Final = 200
-"""Characters of the members that it adds to requests."""
+"""Maximum characters shown of the members that an upstream adds to requests."""
 
 
 async def log_upstreams(clients: Sequence[InferenceClient]) -> None:
-    """Log one line for each replica of each upstream. It takes as long as they take to answer."""
+    """Log one line for each replica of each upstream. Returns once all have answered or timed out."""
     replicas = ((client, replica) for client in clients for replica in range(len(client.upstream.urls)))
     await asyncio.gather(*(_log_one(client, replica) for client, replica in replicas))
 
@@ -52,14 +52,14 @@ async def _log_one(client: InferenceClient, replica: int) -> None:
 
 
 def _for_others(upstream: Upstream) -> str:
-    """What it leaves to its other clients, and adds to requests, in words."""
+    """Return, in words, what an upstream leaves to its other clients and adds to requests."""
     left = f"; {100 * upstream.interactive_headroom:g} % of its capacity is left to its other clients"
     added = f"; requests get {json.dumps(dict(upstream.body))[:MAX_SHOWN]} where they do not set it"
     return (left if upstream.interactive_headroom else "") + (added if upstream.body else "")
 
 
 def listed(names: Iterable[str]) -> str:
-    """Some of many names, in words."""
+    """Return the first names as text, with the number of the others."""
     names = list(dict.fromkeys(names))
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(name[:100] for name in names[:MAX_NAMED]) + more

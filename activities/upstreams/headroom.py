@@ -1,14 +1,14 @@
-"""A level that leaves a share of an upstream's capacity to its other clients: people who call the engine directly.
+"""Finds a level that leaves a share of an upstream's capacity to other clients: people who call the engine directly.
 
-Where the engine tells its queue, its capacity is what it runs when requests begin to wait, and all that is in it
-together, ours and others', is held below ``1 - headroom`` of that. So whoever comes next finds a free place, and each
-request of others is one less of ours. Several workers each see the requests of all and take back their own share.
+If the engine reports its queue, its capacity is the number of requests that it runs when others begin to wait. All
+requests in the engine, from Everbatch and other clients, are kept below ``1 - headroom`` of that, so the next one finds
+a free place, and each request of others takes one place of ours. Each worker sees all requests and gives up its share.
 
-Where it does not, capacity is the knee of throughput, as :mod:`activities.upstreams.level` finds it. Afterwards a
-latency that rises while ours in flight stays the same tells that others are there: the level falls in proportion, as
-that of TCP Vegas does, and is back when the latency is.
+If it does not, the capacity is the knee of throughput, which :mod:`activities.upstreams.level` finds. From then on, a
+latency that rises with the same number of our requests in flight reveals other clients: the level falls in proportion,
+as in TCP Vegas, and recovers with the latency.
 
-To look for more capacity lets requests wait for a moment. That is done seldom, and not while others are seen.
+Probing for more capacity makes requests wait for a moment. It happens rarely, and seldom while others are seen.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from activities.upstreams.engine_load import EngineLoad
 from activities.upstreams.level import CACHE_FULL, LAST_STEP, QUEUE, InFlightLevel
 
 FIRST: Final = 4
-"""In flight at first: what is too much waits before anybody's requests until the first look."""
+"""First level. Until the first report, excess requests wait ahead of the other clients' requests."""
 STEP: Final = 1.5
-"""Factor between two levels that are compared in the climb from there. Where the engine tells its queue, smaller steps
-do: what is above its capacity waits before the requests of others."""
+"""Factor between two levels that are compared in the climb from there. If the engine reports its queue, smaller steps
+are enough. Large steps harm others: requests above the capacity wait ahead of theirs."""
 
 PROBE_STEP: Final = 1.1
-"""By which the capacity is taken to be larger than it was known, once a look, until requests wait."""
+"""Factor by which the assumed capacity is raised with each report of a probe, until requests wait."""
 ALONE_SECONDS: Final = 120.0
-"""Without a request of others, before more capacity is looked for …"""
+"""Seconds without requests of others after which more capacity is probed for."""
 SHARED_SECONDS: Final = 1800.0
-"""… and with some, after requests last waited: they may be those of other workers of ours, which never go away."""
+"""Seconds since requests last waited after which it is probed for despite others, who may be our own workers."""
 
 MIN_ANSWERS: Final = 32
-"""In a measurement of the latency."""
+"""Minimum number of answers in a measurement of the latency."""
 USUAL: Final = 1.3
-"""Times the lowest latency is within what it varies by itself."""
+"""Multiple of the lowest latency that still counts as its normal variation."""
 DOWN: Final = 0.5
 UP: Final = 0.005
-"""How far the lowest latency follows one measurement that is below or above it. Up slowly: requests may have become
-longer, but others who have come must not pass for it."""
+"""Fractions by which the lowest latency moves down or up to a measurement. It rises slowly: requests may have become
+longer, but load from other clients must not be taken for that."""
 HOLDING: Final = 400
-"""Measurements before the knee is looked for again."""
+"""Number of measurements after which the knee is searched for again."""
 
 
 class HeadroomLevel(InFlightLevel):
-    """For one model on one replica. Its values are whole numbers."""
+    """The level for one model on one replica. Its values are whole numbers."""
 
     def __init__(
         self,
@@ -58,49 +58,49 @@ class HeadroomLevel(InFlightLevel):
         finds_level: bool = True,
     ) -> None:
         """Args:
-        ceiling: what is never exceeded: of a fixed number, what the headroom leaves of it.
-        clock: gives seconds.
-        timeout: after how many seconds a request is given up.
+        ceiling: the maximum level; for a fixed limit, what the headroom leaves of it.
+        clock: returns the time in seconds.
+        timeout: the timeout of a request in seconds.
         headroom: the share of the capacity that is left to others.
-        finds_level: whether the level begins low, and not at its ceiling.
+        finds_level: whether the level starts low instead of at its ceiling.
         """
         super().__init__(ceiling, clock, timeout)
         self._ours = 1 - headroom
         self._finds_level = finds_level
         self.value = float(min(FIRST, ceiling)) if finds_level else float(ceiling)
-        # Judged by the engine's queue
+        # State of the judgement by the engine's queue
         self._capacity = float("inf")
         self._was_waiting = self._was_full = False
         self._full_at = self._others_at = clock()
-        # Judged by throughput, and then by latency
+        # State of the judgement by throughput, then by latency
         self._step = STEP
         self._is_climbing = finds_level
         self._is_calibrating = False
         self._best_speed = 0.0
         self._most = self.value
-        """The level while the latency is as usual."""
+        """The level at the usual latency."""
         self._usual = 0.0
-        """Seconds of a unit of work."""
+        """The usual seconds per unit of work."""
         self._measured = 0
 
     def _set(self, value: float) -> None:
         self.value = float(max(1, int(min(value, self._ceiling) + 1e-6)))
 
     def cut(self, value: float) -> None:
-        """The upstream refused more, or let requests wait for too long: it takes no more than that from all."""
+        """Lower the level after a refusal or timeout. Args: ``value`` is what the upstream takes from all clients."""
         super().cut(max(1.0, value * self._ours))
         self._capacity = value if math.isinf(self._capacity) else self._capacity
         self._hold(self.value)
-        self._measured = HOLDING * 3 // 4  # it may have been for a moment
+        self._measured = HOLDING * 3 // 4  # the cause may have been temporary
 
     # The engine's queue
 
     def observe_load(self, load: EngineLoad, in_flight: int) -> None:
         preempted, self._preemptions = load.preemptions > self._preemptions > 0, load.preemptions
         if not in_flight or in_flight > 2 * (load.running + load.waiting):
-            return  # what it counts are not our requests
+            return  # the engine does not count our requests
         now = self._told_at = self._clock()
-        there = max(load.running + load.waiting, in_flight)  # some of ours may be on their way
+        there = max(load.running + load.waiting, in_flight)  # some of our requests may be on their way
         lasts, self._was_waiting = self._was_waiting and load.waiting >= 1, load.waiting >= 1
         is_full = preempted or lasts or load.waiting > max(1.0, QUEUE * load.running)
         if is_full:
@@ -109,7 +109,7 @@ class HeadroomLevel(InFlightLevel):
             self._others_at = now
         if is_full and not self._was_full:
             self._capacity = load.running
-        else:  # what waited for its prompt to be read, and not for a place, runs a moment later
+        else:  # requests that waited only for their prompt to be read run a moment later
             self._capacity = max(self._capacity, load.running)
         self._was_full = is_full
         spare, share = self._ours * self._capacity - there, in_flight / there
@@ -121,9 +121,9 @@ class HeadroomLevel(InFlightLevel):
                 self._raise(in_flight + more * share)
             elif now - self._others_at >= ALONE_SECONDS or now - self._full_at >= SHARED_SECONDS:
                 self._capacity *= PROBE_STEP
-        self._hold(self.value)  # should it tell no more
+        self._hold(self.value)  # for when the engine stops reporting
 
-    # Throughput, and then latency
+    # Throughput, then latency
 
     @property
     def _needed(self) -> float:
@@ -141,12 +141,12 @@ class HeadroomLevel(InFlightLevel):
             super()._judge()
             if not self._is_climbing:
                 self._is_calibrating, self._best_speed = True, 0.0
-            elif self._next < 0:  # it could not grow
+            elif self._next < 0:  # the level could not grow
                 self._hold(self.value)
 
     def _calibrate(self, in_flight: float, latency: float) -> None:
-        """From above the knee down to below it: there the latency is that of requests that do not wait, and the best
-        speed times that is the knee.
+        """Lower the level from above the knee to below it. Requests do not wait there, so the knee is the best speed
+        times the latency measured there.
         """
         self._best_speed = max(self._best_speed, in_flight / latency)
         before = self.value
@@ -169,7 +169,7 @@ class HeadroomLevel(InFlightLevel):
             self._usual = latency
         elif latency > self._usual:
             self._usual += (latency - self._usual) * UP
-        elif self.value >= self._most - 1:  # with fewer in flight the engine may be faster
+        elif self.value >= self._most - 1:  # with fewer requests in flight, the engine may be faster
             self._usual += (latency - self._usual) * DOWN
         is_usual = latency <= USUAL * self._usual
         if is_usual and self._measured >= HOLDING:

@@ -1,4 +1,4 @@
-"""What is known of an upstream's servers, and of each model on each of them: limits, pauses and failures."""
+"""The state of an upstream's replicas, and of each model on each replica: limits, pauses and failures."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from activities.upstreams.level import FIRST_STEP, InFlightLevel
 from activities.upstreams.silence import Silence
 
 TRUSTED_SECONDS: Final = 60.0
-"""Of a longer ``Retry-After``: then one request asks, and where it is refused too, the next after twice as long."""
+"""Seconds of a long ``Retry-After`` that are waited before one request probes, and twice as long after each refusal."""
 
 PROBE_SECONDS: Final = 2.0
-"""Between the first two requests that are sent beyond a level while all that is in flight hangs; then twice as long."""
+"""Seconds between the first two probes above a level while all requests in flight hang; doubled after each probe."""
 SPARE: Final = 2
-"""Requests above a level that was found, for batches that have nothing in flight. An engine of ten seconds whose
-requests all began together would let them wait for nearly as long again."""
+"""Number of requests above a found level for batches with none in flight. If an engine takes ten seconds for a request
+and all began together, such a batch would otherwise wait nearly that long."""
 
 MAX_MODELS: Final = 100
-"""Of which something is remembered while nothing is sent to them; clients may name what they like."""
+"""Number of models from which the state of idle ones is dropped: clients may name any number of models."""
 
 
 class Gate:
-    """How many requests may be in flight, and when none may be sent."""
+    """The limit of requests in flight, and a pause during which none may be sent."""
 
     def __init__(self, adaptive: AdaptiveLimit, clock: Callable[[], float]) -> None:
         self.adaptive = adaptive
@@ -51,10 +51,10 @@ class Gate:
 
 
 class ToldToWait:
-    """The batches that a model has refused with a long ``Retry-After``.
+    """The batches whose requests for a model were refused with a long ``Retry-After``.
 
-    They alone wait for that time. Other batches of the model ask for themselves, one request at a time, so that a
-    batch that is cancelled leaves no pause behind.
+    Only these batches wait for that time. Other batches probe for themselves, one request at a time, so that a
+    cancelled batch leaves no pause behind.
     """
 
     def __init__(self) -> None:
@@ -64,11 +64,11 @@ class ToldToWait:
 
     @property
     def is_unanswered(self) -> bool:
-        """Whether nothing that was sent since has been answered."""
+        """Whether no request sent since the refusal has been answered."""
         return self._rounds > 0
 
     def add(self, batch_id: str, sent_at: float, now: float, seconds: float) -> None:
-        if sent_at >= self._since:  # not of the volley that is known already
+        if sent_at >= self._since:  # not sent before an earlier refusal was known
             self._rounds = min(self._rounds + 1, 10)
             self._since = now
         until = now + min(seconds, TRUSTED_SECONDS * 2 ** (self._rounds - 1))
@@ -80,7 +80,7 @@ class ToldToWait:
             self._rounds = 0
 
     def left(self, batch_id: str, now: float) -> float:
-        """Seconds that a batch has to wait."""
+        """Return the seconds that a batch still has to wait."""
         return max(0.0, self._until.get(batch_id, now) - now)
 
     def longest_left(self, now: float) -> float:
@@ -93,7 +93,7 @@ class Refusal(NamedTuple):
     sent: Sent
     batch_id: str
     retry_after: float | None
-    """Seconds."""
+    """The ``Retry-After`` in seconds, if any."""
 
 
 class Lane(Gate):
@@ -107,8 +107,8 @@ class Lane(Gate):
         level: InFlightLevel | None = None,
         spare: int = 0,
     ) -> None:
-        """Args: ``level`` finds the limit's maximum, where that is not fixed; ``spare`` is how many requests may be in
-        flight above it, of batches that have nothing in flight.
+        """Args: ``level`` finds the limit's maximum, if that is not fixed; ``spare`` is the number of requests above
+        it that batches with none in flight may send.
         """
         super().__init__(adaptive, clock)
         self.silence = silence
@@ -117,19 +117,19 @@ class Lane(Gate):
         self.witnesses = Witnesses()
         self.told_to_wait = ToldToWait()
         self.unreported: list[Refusal] = []
-        """Refusals that may be the fault of their requests alone, so that the limit has not heard of them yet."""
+        """Refusals that are not reported to the limit yet, because they may be the fault of their requests."""
         self.was_refused = False
-        """Whether the upstream has ever refused more than was in flight."""
+        """Whether the upstream has ever refused a request as overload."""
         self._of_batch: Counter[str] = Counter()
         self._stragglers = 0
-        """Requests that hang while others are answered. A level below their number would let nothing be sent."""
+        """Number of requests that hang while others are answered. A level below it would let nothing be sent."""
         self._answered_since = float("-inf")
-        """When the latest sent of the requests that were answered was sent."""
+        """When the answered request that was sent last was sent."""
         self._probe_at = float("-inf")
         self._probe_seconds = PROBE_SECONDS
 
     def take(self, batch_id: str) -> None:
-        """A request of a batch is in flight from now on."""
+        """Record that a request of a batch is in flight from now on."""
         self.in_flight += 1
         self.silence.sent(self.in_flight)
         self._of_batch[batch_id] += 1
@@ -143,7 +143,7 @@ class Lane(Gate):
             del self._of_batch[batch_id]
 
     def has_room_for(self, batch_id: str) -> bool:
-        """As :attr:`has_room`; above a level that was found, a little for a batch that has nothing in flight."""
+        """Like :attr:`has_room`, with some more above a found level for a batch with no requests in flight."""
         if self.has_room or not self._spare or batch_id in self._of_batch:
             return self.has_room
         is_held = self.was_refused or self.adaptive.is_cut or self.told_to_wait.is_unanswered
@@ -156,11 +156,11 @@ class Lane(Gate):
 
     @property
     def has_room(self) -> bool:
-        # What a refusal leaves free is not filled before it is clear what it meant, unless nothing else could tell.
+        # The place of a refused request stays free until the refusal is judged, unless no other request is in flight.
         return super().has_room and (not self.in_flight or self.in_flight + len(self.unreported) < int(self.limit))
 
     def heed(self, refusal: Refusal) -> float:
-        """Heed a ``Retry-After``, if there is one. Returns for how many seconds nothing at all is sent."""
+        """Obey a ``Retry-After``, if there is one. Returns the seconds during which nothing at all is sent."""
         sent, batch_id, seconds = refusal
         if seconds is None:
             return 0.0
@@ -169,21 +169,21 @@ class Lane(Gate):
         return min(seconds, MAX_PAUSE)
 
     def pause_for(self, batch_id: str) -> float:
-        """Seconds until a request of this batch may be sent."""
+        """Return the seconds until a request of this batch may be sent."""
         return max(self.pause_left, self.told_to_wait.left(batch_id, self._clock()))
 
     @property
     def is_waiting(self) -> bool:
-        """Whether what is fetched for it is likely to wait."""
+        """Whether requests fetched for this model are likely to wait."""
         return self.pause_left > 0 or self.told_to_wait.longest_left(self._clock()) > 0
 
     def done(self, sent: Sent, work: float) -> None:
-        """A request was done, and still counts as in flight. Args: ``work`` is what the level goes by."""
+        """Record an answer; the request still counts as in flight. Args: ``work`` is its size in tokens, or one."""
         if not self._level:
             return
         self._answered_since = max(self._answered_since, sent.sent_at)
         self._probe_seconds = PROBE_SECONDS
-        if self.adaptive.is_back:  # rather than meeting that limit again and again
+        if self.adaptive.is_back:  # rather than hit that limit again and again
             self._level.cut(self.adaptive.limit)
             self.adaptive.allow(self._level.value)
         elif not self.adaptive.is_cut:
@@ -192,17 +192,17 @@ class Lane(Gate):
             self.adaptive.allow(self._level.value)
 
     def timed_out(self, sent: Sent) -> None:
-        """A request waited too long beside others."""
+        """Record a request that timed out beside others."""
         self.adaptive.timed_out(sent.sent_at)
         if self._level:
             self._level.cut(self.adaptive.limit)
             self.adaptive.allow(self._level.value)
 
     def observe_load(self, load: EngineLoad | None) -> None:
-        """Some time has passed. Args: ``load`` is what the engine tells of its queue, if it does."""
+        """Called at regular intervals. Args: ``load`` is the engine's report of its queue, if it makes one."""
         if not self._level:
             return
-        self._count_stragglers(self._level)  # with a level below their number, no answer would have them counted
+        self._count_stragglers(self._level)  # if the level is below their number, no answer triggers the count
         if load and not self.adaptive.is_cut:
             self._level.observe_load(load, self.in_flight)
             self.adaptive.allow(self._level.value)
@@ -213,14 +213,14 @@ class Lane(Gate):
         hanging = [one.sent_at for one in self.witnesses.in_flight if one.sent_at < old]
         self._stragglers = sum(sent_at < self._answered_since for sent_at in hanging)
         if hanging and len(hanging) == self.in_flight and now >= self._probe_at:
-            # Nothing that was sent later is answered either. One more will tell whether it is the engine that hangs.
+            # No later request is answered either. One more request shows whether the engine itself hangs.
             self._stragglers = max(self._stragglers, self.in_flight + 1 - int(self.adaptive.limit))
             self._probe_at = now + self._probe_seconds
             self._probe_seconds *= 2
 
 
 class Replica(Gate):
-    """One of an upstream's servers. Its own limit and pause follow from failures to reach it at all."""
+    """One replica of an upstream. Its own limit and pause depend only on failures to reach it."""
 
     def __init__(
         self,
@@ -232,8 +232,8 @@ class Replica(Gate):
         finds_level: bool = False,
         headroom: float = 0.0,
     ) -> None:
-        """Args: ``finds_level`` is whether each model's limit finds its own level, up to ``maximum``; ``headroom`` is
-        the share of the capacity that is left to other clients.
+        """Args: ``finds_level`` is whether a level up to ``maximum`` is found for each model; ``headroom`` is the share
+        of the capacity that is left to other clients.
         """
         super().__init__(AdaptiveLimit(maximum, clock), clock)
         self.number = number
@@ -258,7 +258,7 @@ class Replica(Gate):
         return lane
 
     def _new_level(self) -> InFlightLevel | None:
-        """Of another model; ``None`` where its limit's maximum is fixed."""
+        """Return the level for another model, or ``None`` if the maximum is fixed."""
         options = (self._maximum, self._clock, self._timeout)
         if self._headroom:
             return HeadroomLevel(*options, headroom=self._headroom, finds_level=self._finds_level)
@@ -273,14 +273,14 @@ class Replica(Gate):
 
     @property
     def pause_for_all(self) -> float:
-        """Seconds until something may be sent here, for whatever model: two that refuse, and none that answers, are
-        taken to speak for all.
+        """Seconds until a request for any model may be sent. If at least two models are known and all of them are
+        paused, models that are not known yet wait too.
         """
         pause = min(lane.pause_left for lane in self.lanes.values()) if len(self.lanes) > 1 else 0.0
         return max(self.pause_left, pause)
 
     def pause_for(self, model: str, batch_id: str) -> float:
-        """Seconds until a request of this batch for this model may be sent here."""
+        """Return the seconds until a request of this batch for this model may be sent here."""
         lane = self.lanes.get(model)
         return max(self.pause_for_all, lane.pause_for(batch_id) if lane else 0.0)
 
@@ -291,7 +291,7 @@ class Replica(Gate):
 
 
 class Flight(NamedTuple):
-    """Where a request in flight was sent, and when."""
+    """Where and when a request in flight was sent."""
 
     replica: int
     model: str

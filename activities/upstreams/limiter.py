@@ -1,8 +1,8 @@
-"""Requests in flight to one upstream: how many, whose turn, and when none may be sent. Each upstream has a limiter.
+"""Limits the requests in flight to one upstream, serves batches in turn, and pauses. Each upstream has a limiter.
 
-The worker takes a shard from Temporal only when it has room to run it. Shards that wait inside a worker can be
-reached by neither Temporal's fairness nor a second worker, so what waits here is kept as small as throughput
-allows. All of it lives on the worker's event loop.
+The worker takes a shard from Temporal only if it has room to run it. Neither Temporal's fairness nor another worker can
+reach shards that wait inside a worker, so as few requests wait here as throughput allows. Everything runs on the
+worker's event loop.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from activities.upstreams.waiting_requests import WaitingRequests
 from workflows.waits import Wait
 
 AHEAD: Final = 0.05
-"""Seconds of work fetched ahead: about what taking a shard from Temporal and reading its input costs."""
+"""Seconds of work that is fetched ahead: about the time to take a shard from Temporal and read its input."""
 
 LOOK_SECONDS: Final = 0.25
-"""Between two shards that are fetched while every model that is known is paused: they may be for another model."""
+"""Seconds between two shards fetched while every known model is paused: they may be for another model."""
 
 
 class Limiter:
-    """Counts requests in flight, serves batches in turn, and adapts to what the upstream can take.
+    """Counts requests in flight, serves batches in turn, and adapts to the capacity of the upstream.
 
-    An upstream is one server or several replicas of one. Each replica has a limit and a pause for each model, so that
-    a model that refuses makes no other wait, and those of its own for when it cannot be reached. A request goes to the
-    least busy replica that is not paused for its model.
+    An upstream has one or more replicas. Each replica has a limit and a pause for each model, so that a model that
+    refuses requests does not delay others, and a limit and pause of its own for when it cannot be reached. A request
+    goes to the least busy replica that is not paused for its model.
     """
 
     def __init__(
@@ -45,16 +45,16 @@ class Limiter:
         finds_level: bool = False,
         headroom: float = 0.0,
     ) -> None:
-        """Args: ``maximum`` is for each replica; ``timeout`` is when a request is given up, in seconds;
-        ``finds_level`` is whether the limit begins low and finds out what the upstream is worth; ``headroom`` is the
-        share of its capacity that is left to its other clients.
+        """Args: ``maximum`` is the maximum limit of each replica; ``timeout`` is the timeout of a request in seconds;
+        ``finds_level`` is whether the limit starts low and finds the upstream's best level; ``headroom`` is the share
+        of the upstream's capacity that is left to its other clients.
         """
         self.maximum = maximum * replicas
         self.in_flight = 0
         self.waiting = 0
         self.draining = False
         self.wait: Wait | None = None
-        """Why nothing is sent; of the last pause."""
+        """The reason for the last pause."""
         self._blocked = 0
         self._drained_at = float("inf")
         self._clock = clock
@@ -70,14 +70,14 @@ class Limiter:
         self._look_at = float("-inf")
         self._rate = AnswerRate(clock)
         self.on_change: Callable[[], None] = lambda: None
-        """Called when there may be room again."""
+        """Called when there may be room for more requests."""
         self.on_end: Callable[[Flight, Outcome, Wait | None], None] = lambda flight, outcome, wait: None
-        """Called when a request has ended."""
+        """Called when a request has ended, with what went wrong, if anything."""
 
     # Serving requests in turn
 
     def add(self, queue: WaitingRequests, on_pause: Callable[[], None]) -> None:
-        """Take in requests. ``on_pause`` is called when no more of them should be sent for now."""
+        """Queue requests. Args: ``on_pause`` is called when no more of them should be sent for now."""
         self._shards[queue] = on_pause
         if self._is_paused(queue.model, queue.batch_id):
             self._look_later()
@@ -91,7 +91,7 @@ class Limiter:
         self._dispatch()
 
     def withdraw(self, queue: WaitingRequests) -> None:
-        """Take waiting requests back; those in flight stay."""
+        """Remove waiting requests from the queue. Requests in flight stay."""
         queues = self._batches.get(queue.turn)
         if queues and queue in queues:
             queues.remove(queue)
@@ -114,15 +114,15 @@ class Limiter:
         failed_before: bool = False,
         work: float = 0.0,
     ) -> None:
-        """One request is in flight no more.
+        """Record that a request is no longer in flight.
 
         Args:
             flight: where it was sent.
             outcome: how it ended.
             retry_after: seconds that the upstream asked for.
-            wait: what went wrong, for people.
+            wait: what went wrong, as the reason of a wait.
             failed_before: whether an earlier failure of this request was its own fault.
-            work: what the upstream has done for it, in tokens; one where they are not told, zero if nothing.
+            work: the size of the answer in tokens, one if they are not counted, zero if there is no answer.
         """
         replica, lane, sent = self._replicas[flight.replica], flight.lane, flight.sent
         now = self._clock()
@@ -154,7 +154,7 @@ class Limiter:
         self.on_change()
 
     def observe_load(self, replica: int, load: EngineLoad | None) -> None:
-        """Some time has passed; ``load`` is what a replica has to do for all its clients, where it tells."""
+        """Called at regular intervals. Args: ``load`` is the replica's load by all its clients, if it reports it."""
         for lane in self._replicas[replica].lanes.values():
             lane.observe_load(load)
         self._dispatch()
@@ -164,9 +164,9 @@ class Limiter:
         return self._replicas[replica].in_flight
 
     async def fault(self, flight: Flight, outcome: Outcome, *, failed_before: bool) -> Fault:
-        """Whose fault the failure of a request was, as soon as what others get tells.
+        """Return whose fault the failure of a request was, once the outcomes of other requests decide it.
 
-        Args: as of :meth:`finished`, which comes first.
+        Args: see :meth:`finished`, which must be called first.
         """
         lane, model, key = flight.lane, flight.model, flight.sent.key
         while True:
@@ -193,18 +193,18 @@ class Limiter:
 
     @property
     def limit(self) -> float:
-        """Requests in flight at once, as the upstream currently accepts them. A replica that is down counts as the one
-        request that asks after it.
+        """Maximum number of requests in flight that the upstream currently accepts. A replica that is down counts as
+        one, for the request that probes it.
         """
         return sum(replica.limit for replica in self._replicas)
 
     @property
     def pause_left(self) -> float:
-        """Seconds until something may be sent again, for whatever model."""
+        """Seconds until a request may be sent again, for any model."""
         return min(replica.pause_for_all for replica in self._replicas)
 
     def pause_for(self, model: str, batch_id: str = "") -> float:
-        """Seconds until something of this batch for this model may be sent again."""
+        """Return the seconds until a request of this batch for this model may be sent again."""
         return min(replica.pause_for(model, batch_id) for replica in self._replicas)
 
     @property
@@ -219,7 +219,7 @@ class Limiter:
         return self.draining and self._clock() >= self._drained_at
 
     def block(self) -> None:
-        """Send nothing until :meth:`unblock`: answers could not be stored. Calls nest."""
+        """Send nothing until :meth:`unblock`, because answers cannot be stored. Calls nest."""
         self._blocked += 1
         self._announce_pause()
 
@@ -228,16 +228,16 @@ class Limiter:
         self.on_change()
 
     def drain(self, seconds: float) -> None:
-        """Send nothing more: the process is about to stop. Requests in flight have so long to end."""
+        """Send nothing more, because the process is stopping. Requests in flight have ``seconds`` to end."""
         self.draining = True
         self._drained_at = self._clock() + seconds
         self._announce_pause()
 
     def room(self, expected: int) -> bool:
-        """Whether to fetch more, when ``expected`` requests are on their way here already."""
+        """Return whether to fetch more requests if ``expected`` requests are already being fetched."""
         if self.is_paused:
             return False
-        # What hangs at a replica that is down takes no room of the others'.
+        # Requests that hang at a replica that is down take no room from the others.
         here = self._reachable
         if _all_paused(here):
             return not expected and self._clock() >= self._look_at
@@ -246,7 +246,7 @@ class Limiter:
 
     @property
     def only_looks(self) -> bool:
-        """Whether every model that is known is paused: what is fetched now can be sent only if it is for another."""
+        """Whether every known model is paused, so that only requests for another model can be sent."""
         return _all_paused(self._reachable)
 
     @property
@@ -254,7 +254,7 @@ class Limiter:
         return [replica for replica in self._replicas if not replica.pause_for_all]
 
     def _dispatch(self) -> None:
-        full: set[tuple[str, str]] = set()  # of model and batch, that have no room
+        full: set[tuple[str, str]] = set()  # pairs of model and batch without room
         while self.waiting and not (self.draining or self._blocked):
             for turn in self._turns:
                 if self._send_one(turn, full):
@@ -311,7 +311,7 @@ class Limiter:
     # Adapting
 
     def _heed(self, flight: Flight, outcome: Outcome, retry_after: float | None, wait: Wait | None) -> None:
-        """What a failure says about the model, unless it turns out to be the fault of its request alone."""
+        """Adapt the model's limit to a failure, unless the failure is already known to be the request's own fault."""
         lane, sent = flight.lane, flight.sent
         if lane.witnesses.is_contradicted(sent.key):
             return
@@ -326,7 +326,7 @@ class Limiter:
             self._begin_outage(flight, retry_after)
 
     def _report(self, flight: Flight, *, may_be_out: bool) -> None:
-        """Failures are not the fault of their requests: let the limit know."""
+        """Adapt the limit to failures that are not the fault of their requests."""
         lane = flight.lane
         reported, lane.unreported = lane.unreported, []
         lane.was_refused |= bool(reported)
@@ -352,22 +352,22 @@ class Limiter:
         gate.paused_until = max(gate.paused_until, self._clock() + seconds)
         if gate.wake:
             gate.wake.cancel()
-        # A little late rather than early: the clock must be past the pause when this runs.
+        # Slightly late rather than early: the pause must be over by the clock when this runs.
         gate.wake = asyncio.get_running_loop().call_later(gate.pause_left + 0.001, self._pause_is_over)
         self._look_later()
         self._announce_pause()
 
     def _look_later(self) -> None:
-        """Fetch nothing for a moment: what comes is likely to be for a model that is paused."""
+        """Fetch nothing for a moment: the next requests are likely to be for a paused model."""
         self._look_at = self._clock() + LOOK_SECONDS
         asyncio.get_running_loop().call_later(LOOK_SECONDS + 0.001, lambda: self.on_change())
 
     def _pause_is_over(self) -> None:
-        self._dispatch()  # what waits while other replicas answer
+        self._dispatch()  # requests may wait here while other replicas answer
         self.on_change()
 
     def _announce_pause(self) -> None:
-        """Tell all shards that have to wait."""
+        """Notify all shards that have to wait."""
         for queue, on_pause in list(self._shards.items()):
             if self._is_paused(queue.model, queue.batch_id):
                 on_pause()

@@ -1,4 +1,4 @@
-"""Which upstream serves which model."""
+"""Finds the upstream that serves a model."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from activities.upstreams.waits import upstream_label
 
 
 def _is_asked(upstream: Upstream) -> bool:
-    """Whether its own list says which models it takes, and not only its settings."""
+    """Return whether the upstream's own list says which models it serves, rather than only its settings."""
     return upstream.lists_models and not upstream.models
 
 
 class ModelRoutes:
-    """What is known at one moment.
+    """The routes from models to upstreams, as known at one moment.
 
-    A model is taken by the first upstream, in the order of the file, that
+    A model is served by the first upstream, in the order of the file, that
 
     1. names it, in ``models`` or as an alias,
     2. has a pattern for it in ``models``,
     3. has no ``models`` and lists it,
-    4. has no ``models`` and could not be asked for its list, if it is the only such one. Were it one of several, a
-       batch that comes while engines are down would be sent to the wrong one, and fail.
+    4. has no ``models``, does not answer, and is the only such upstream. If there were several, a batch that is created
+       while they are down could be sent to the wrong one, and fail.
     """
 
     def __init__(self, upstreams: Sequence[Upstream], listed: Sequence[frozenset[str] | None]) -> None:
-        """Args: ``listed`` is what each upstream lists, ``None`` where it could not be asked or was not."""
+        """Args: ``listed`` are the models that each upstream lists, ``None`` if it was not asked or did not answer."""
         self._upstreams = upstreams
         self._found: dict[str, int | None] = {}
         for index, upstream in enumerate(upstreams):
@@ -45,13 +45,13 @@ class ModelRoutes:
         ]
         self._default_upstream = self._listed[0][0] if self._listed else 0
         self.by_prefix = frozenset(index for index, upstream in enumerate(upstreams) if upstream.order != "input")
-        """Upstreams that may be sent requests in another order than that of the input."""
+        """Indexes of the upstreams whose requests may be sent in another order than that of the input."""
 
     def find(self, model: str) -> int | None:
-        """The index of the upstream that takes a model, ``None`` if none does.
+        """Return the index of the upstream that serves a model, or ``None`` if there is none.
 
         Raises:
-            UpstreamUnavailableError: several may, and cannot be asked.
+            UpstreamUnavailableError: several upstreams may serve it and do not answer.
         """
         if model not in self._found:
             self._found[model] = self._look(model)
@@ -71,14 +71,14 @@ class ModelRoutes:
         return unasked[0] if unasked else None
 
     def known(self) -> list[str]:
-        """The names of all models that are known to be served."""
+        """Return the names of all models that are known to be served."""
         named = (name for upstream in self._upstreams for name in (*upstream.aliases, *upstream.models))
         listed = (name for _, names in self._listed for name in sorted(names or ()))
         return list(dict.fromkeys(chain((name for name in named if not is_pattern(name)), listed)))
 
     @property
     def default_upstream(self) -> int:
-        """The upstream for a request that names no model, or one that nobody is known to have: its answer decides."""
+        """The index of the upstream for requests with no model or an unknown model: its answer decides."""
         return self._default_upstream
 
     def name(self, index: int) -> str:
@@ -88,21 +88,21 @@ class ModelRoutes:
         return self._upstreams[index].order
 
     def refusal(self, index: int, endpoint: str, body: Members) -> Refusal | None:
-        """What the upstream would refuse a request for."""
+        """Return the reason why the upstream would refuse a request, if it would."""
         refusal = DIALECTS[self._upstreams[index].dialect].refusal
         return refusal(endpoint, body) if refusal else None
 
     def has_refusals(self, index: int) -> bool:
-        """Whether :meth:`refusal` ever has anything to say of an upstream; to ask it costs looking into the body."""
+        """Return whether :meth:`refusal` may return a reason. It is costly, because the body must be decoded."""
         return DIALECTS[self._upstreams[index].dialect].refusal is not None
 
 
 async def model_routes(clients: Sequence[InferenceClient], *, any_model: bool) -> ModelRoutes:
-    """The routes as the upstreams' lists of models make them just now.
+    """Ask the upstreams for their models and return the resulting routes.
 
     Args:
         clients: one for each upstream.
-        any_model: whether a model that nobody lists is to be sent all the same. Then one upstream need not be asked.
+        any_model: whether requests for an unknown model are sent anyway. If so, a single upstream is not asked.
     """
     upstreams = [client.upstream for client in clients]
     if any_model and len(clients) == 1:

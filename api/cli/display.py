@@ -1,4 +1,4 @@
-"""What the client commands show of batches: progress on a terminal, one batch in words, several as a table."""
+"""Formats batches for the client commands: progress on a terminal, details of one batch, a table of several."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from api.client.errors import failures, problems
 
 BAR: Final = 30
 NARROW: Final = 60
-"""Columns of a terminal, below which what stands side by side elsewhere stands below each other."""
+"""Number of terminal columns below which values are shown one below the other instead of side by side."""
 PLAIN_SECONDS: Final = 5.0
-"""Between two lines where no terminal can be redrawn."""
+"""Seconds between two lines of progress if the output is not a terminal."""
 
 
 _DIGITS: Final = re.compile(r"[0-9]+")
 
 
 class Display:
-    """Progress on a terminal as one line that is redrawn, elsewhere as a line now and then."""
+    """Shows progress as one line that is redrawn on a terminal, or else as a new line at intervals."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -40,7 +40,7 @@ class Display:
         self._write(printable(text) + "\n")
 
     def end_line(self) -> None:
-        """Leave what is drawn as it is, for other output to come."""
+        """Keep the drawn line, so that other output can follow."""
         if self._drawn:
             self._write("\n")
         self._drawn = False
@@ -60,7 +60,7 @@ class Display:
         self._last_status = batch.status
 
     def _say_reason(self, reason: str) -> None:
-        """Say what is waited for when that changes, and not only its times and counts."""
+        """Write the reason for a wait when it changes in more than its numbers."""
         what = _DIGITS.sub("", reason)
         if reason and what != self._last_reason:
             self._write(("\r\x1b[K" if self._drawn else "") + "\n".join(_wrapped(reason, "", "  ")) + "\n")
@@ -72,14 +72,14 @@ class Display:
 
 
 def printable(text: str) -> str:
-    """The text without what would move a terminal's cursor: some of it comes from a server, or its engine."""
+    """Return the text without control characters, as parts of it come from a server or its engine."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def progress_line(batch: Batch, bar: int, *, with_reason: bool) -> str:
-    """The batch as one line of text.
+    """Return the progress of a batch as one line of text.
 
-    Args: ``bar`` is the width of the bar; ``with_reason`` is whether it says what is waited for, or only that.
+    Args: ``bar`` is the width of the bar; ``with_reason`` is whether the reason for a wait is included.
     """
     total, completed, failed = counts_of(batch)
     done = completed + failed
@@ -98,18 +98,18 @@ def progress_line(batch: Batch, bar: int, *, with_reason: bool) -> str:
 
 
 def waiting_reason(batch: Batch) -> str:
-    """What a batch waits for, as a sentence; empty where it does not."""
+    """Return what a batch waits for as a sentence, or "" if it does not wait."""
     return str(progress_of(batch).get("waiting_reason") or "")
 
 
 def counts_of(batch: Batch) -> tuple[int, int, int]:
-    """Total, completed, failed; zeros where a server does not count yet."""
+    """Return total, completed and failed requests; zeros if the server has no counts yet."""
     counts = batch.request_counts
     return (counts.total or 0, counts.completed or 0, counts.failed or 0) if counts else (0, 0, 0)
 
 
 def tokens_used(batch: Batch) -> str:
-    """What the requests of a batch have cost; empty where that is not known."""
+    """Return the tokens that a batch has used as text, or "" if unknown."""
     usage = batch.usage
     if not usage or not usage.input_tokens:
         return ""
@@ -117,7 +117,7 @@ def tokens_used(batch: Batch) -> str:
 
 
 def outcome(batch: Batch) -> str:
-    """How many requests came to what, as one sentence."""
+    """Return the outcome of the requests as one sentence."""
     total, completed, failed = counts_of(batch)
     if not total or failed < total:
         return f"{total} request{'' if total == 1 else 's'}, {completed} completed, {failed} failed"
@@ -127,19 +127,19 @@ def outcome(batch: Batch) -> str:
 
 
 def other_failures(batch: Batch) -> list[str]:
-    """What failed, where :func:`outcome` does not say it."""
+    """Return the failures that :func:`outcome` does not include."""
     total, _, failed = counts_of(batch)
     reasons = failures(batch)
     return [] if failed == total and len(reasons) == 1 else reasons
 
 
 def progress_of(batch: Batch) -> dict[str, Any]:
-    """What Everbatch says beside OpenAI's fields."""
+    """Return Everbatch's ``progress`` extension of the batch object."""
     return (batch.model_extra or {}).get("progress") or {}
 
 
 def details(batch: Batch) -> list[str]:
-    """All that there is to say of a batch, in lines."""
+    """Return all details of a batch as lines."""
     progress = progress_of(batch)
     rate, eta, in_flight = (progress.get(name) for name in ("requests_per_second", "eta_seconds", "in_flight"))
     limit = progress.get("in_flight_limit")
@@ -175,7 +175,7 @@ def details(batch: Batch) -> list[str]:
 
 
 def _shared(upstream: dict[str, Any]) -> str:
-    """What the settings of an upstream say for the sake of its other clients."""
+    """Describe the settings of an upstream that protect its other clients."""
     headroom, body = upstream.get("interactive_headroom"), upstream.get("body")
     parts = [
         f"leaves {100 * headroom:g} % of its capacity to other clients" if headroom else "",
@@ -185,7 +185,7 @@ def _shared(upstream: dict[str, Any]) -> str:
 
 
 def events_table(events: Sequence[dict[str, Any]]) -> list[str]:
-    """The life of a batch in lines."""
+    """Return the events of a batch as lines."""
     rows = [(clock(event["created_at"]), printable(event["message"])) for event in events]
     if _columns() < NARROW:
         return [line for at, said in rows for line in (at, *_wrapped(said, "  ", "  "))]
@@ -193,7 +193,7 @@ def events_table(events: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def table(batches: Sequence[Batch]) -> list[str]:
-    """A line for each batch, under a line of headings."""
+    """Return a line of headings and a line for each batch."""
     columns: list[tuple[str, Callable[[Batch], str]]] = [
         ("ID", lambda batch: batch.id),
         ("STATUS", lambda batch: batch.status),
@@ -215,7 +215,7 @@ def table(batches: Sequence[Batch]) -> list[str]:
 
 
 def _narrow(batch: Batch, columns: Sequence[tuple[str, Callable[[Batch], str]]]) -> list[str]:
-    """A batch below its id, what stands in columns elsewhere."""
+    """Return the cells of a batch as text below its id, for narrow terminals."""
     cells = [f"{heading.lower()} {value}" for heading, cell in columns[1:] if (value := printable(cell(batch)))]
     return [
         batch.id,
@@ -229,9 +229,9 @@ def _columns() -> int:
 
 
 def _wrapped(text: str, first: str, others: str) -> list[str]:
-    """Lines as wide as the terminal; a word that is longer stays whole, so that it can be copied.
+    """Wrap text to the width of the terminal. Longer words are not broken, so that they can be copied.
 
-    Args: ``first`` stands before the first line, ``others`` before the others.
+    Args: ``first`` is the prefix of the first line, ``others`` that of all other lines.
     """
     return textwrap.wrap(
         text,
@@ -244,7 +244,7 @@ def _wrapped(text: str, first: str, others: str) -> list[str]:
 
 
 def clock(seconds: object) -> str:
-    """A time of the API for a person, in local time; empty where there is none."""
+    """Return a Unix time of the API as text in local time, or "" for no time."""
     if not isinstance(seconds, int | float):
         return ""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

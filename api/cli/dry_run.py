@@ -1,4 +1,4 @@
-"""What ``everbatch submit --dry-run`` says of an input, without a server."""
+"""Checks an input without a server, for ``everbatch submit --dry-run``."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _MAX_OUTPUT: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens"
 
 
 def check(path: Path, name: str, endpoint: str, window: str) -> tuple[list[str], bool]:
-    """What there is to say of an input file, in lines; and whether a server of default settings would take it.
+    """Check an input file. Returns a report in lines, and whether a server with default settings would accept it.
 
-    Which models, endpoints and completion windows a server has, only that server knows.
+    Only the server knows which models, endpoints and completion windows it has, so these are not checked.
 
-    Args: ``name`` is what the file is called.
+    Args: ``name`` is the name of the file in the report.
     """
     try:
         seconds = window_seconds(window)
@@ -67,11 +67,11 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _tokens(path: Path, max_line_bytes: int) -> tuple[int, int | None]:
-    """An estimate of the input tokens, and how many output tokens the requests allow, where each says so."""
+    """Return an estimate of the input tokens, and the maximum of output tokens if every request sets one."""
     size, asked, is_limited = 0, 0, True
     for line in read_lines(_chunks(path), max_line_bytes):
         if line.data is None:
-            continue  # it is not sent
+            continue  # the request is not sent
         body = json.loads(line.data)["body"]
         size += sum(_text_bytes(body.get(name)) for name in _PROMPTS)
         limit = next((body[name] for name in _MAX_OUTPUT if type(body.get(name)) is int), None)

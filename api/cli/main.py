@@ -33,10 +33,10 @@ insecure_option = click.option(
 
 
 def load_settings(**given: object) -> Settings:
-    """Settings from the environment, with what the command line gave on top.
+    """Return the settings from the environment, overridden by those given on the command line.
 
     Raises:
-        click.ClickException: a value is not allowed.
+        click.ClickException: a value is invalid.
     """
     for name, meant in unknown_variables(os.environ).items():
         advice = f"did you mean {meant}?" if meant else "docs/settings.md lists all."
@@ -45,7 +45,7 @@ def load_settings(**given: object) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})  # pyright: ignore[reportArgumentType]
     except ValidationError as error:
         first = error.errors()[0]
-        name = f"EVERBATCH_{first['loc'][0]}: ".upper() if first["loc"] else ""  # what is about several names them
+        name = f"EVERBATCH_{first['loc'][0]}: ".upper() if first["loc"] else ""  # other messages contain names
         raise click.ClickException(name + first["msg"].removeprefix("Value error, ")) from None
 
 
@@ -53,15 +53,15 @@ MakeLoop = Callable[[], asyncio.AbstractEventLoop]
 
 
 def run(settings: Settings, start: Callable[[], Coroutine[Any, Any, None]], make_loop: MakeLoop | None = None) -> None:
-    """Run a process until it ends; what keeps it from starting is one line for the user.
+    """Run a process until it ends. If it cannot start, show the reason to the user in one line.
 
-    Args: ``make_loop`` makes its event loop, by default asyncio's.
+    Args: ``make_loop`` creates its event loop; the default is asyncio's.
     """
     from api.http.server import PortTakenError
     from api.processes.run import StartError
 
     configure_logging(settings.log_format)
-    os.umask(0o077)  # whatever a server writes is for its owner alone
+    os.umask(0o077)  # files that a server writes are readable by their owner only
     try:
         with asyncio.Runner(loop_factory=make_loop) as runner:
             runner.run(start())
@@ -70,8 +70,8 @@ def run(settings: Settings, start: Callable[[], Coroutine[Any, Any, None]], make
 
 
 def uvloop_if_installed() -> MakeLoop | None:
-    """For a worker: a tenth less CPU for each request. Not for the API: when no more files can be opened, uvloop closes
-    new connections without a word, where asyncio lets them wait and the log says why.
+    """Return uvloop for a worker, where it saves a tenth of the CPU per request. The API does not use it: when no more
+    files can be opened, uvloop closes new connections silently, while asyncio logs the error and lets them wait.
     """
     try:
         import uvloop
@@ -126,7 +126,7 @@ def dev(
     )
 
     async def start() -> None:
-        keys = open_keys(settings, host, insecure)  # before the binary, which may have to be built
+        keys = open_keys(settings, host, insecure)  # first, because the binary may have to be built
         binary = await asyncio.to_thread(find_temporal, settings.temporal_cli, sys.stdout)
         await run_dev(settings, keys, binary, host, port, temporal_port, ui_port, say)
 

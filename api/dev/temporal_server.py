@@ -1,4 +1,4 @@
-"""Runs the embedded Temporal server as a child process that ends with its parent and leaves no orphan."""
+"""Runs the embedded Temporal server as a child process that always ends with its parent."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ _SERVER_FLAGS = [
     *("--sqlite-pragma", "journal_mode=wal", "--sqlite-pragma", "synchronous=2"),
     *("--dynamic-config-value", "matching.useNewMatcher=true"),
     *("--dynamic-config-value", "matching.enableFairness=true"),
-    # Each tenant has a few fairness keys. Beyond so many (by default a hundred) keys are counted by a sketch, in which
-    # they collide, and a new tenant may wait as if it had queued what another did.
+    # Each tenant has a few fairness keys. Beyond this number of keys (by default a hundred), Temporal counts them in a
+    # sketch with collisions, and a new tenant may wait as if it had queued the tasks of another.
     *("--dynamic-config-value", 'matching.fairnessCounter={"MapLimit":10000}'),
-    # Order between batches holds within one partition only.
+    # The order between batches is only kept within one partition.
     *("--dynamic-config-value", "matching.numTaskqueueReadPartitions=1"),
     *("--dynamic-config-value", "matching.numTaskqueueWritePartitions=1"),
-    # Tasks go from the history to the task queues by reading the database, at most so often a second. The default of 20
-    # puts 50 ms between any two steps of a workflow as soon as there are a few: measured, one request took 340 ms
-    # instead of 110, and a batch of 500 single requests three times as long.
+    # Tasks are moved from the history to the task queues by polls of the database, at most this many per second. With
+    # the default of 20, steps of workflows are 50 ms apart as soon as there are several: measured, one request took
+    # 340 ms instead of 110, and a batch of 500 single requests took three times as long.
     *("--dynamic-config-value", "history.transferProcessorMaxPollRPS=2000"),
     *("--dynamic-config-value", "history.timerProcessorMaxPollRPS=2000"),
     *("--dynamic-config-value", "history.visibilityProcessorMaxPollRPS=2000"),
     # One worker, so that activities reach their task queue in the order in which the workflow scheduled them. With the
-    # default of 512 the shards of a batch started in any order (number 125 of 157 among the first three), and a batch
-    # ended late because requests of its first lines were sent last. More gain nothing: all share one connection.
+    # default of 512, the shards of a batch started in random order (number 125 of 157 among the first three), and a
+    # batch ended late because requests of its first lines were sent last. More gain nothing: all share one connection.
     *("--dynamic-config-value", "history.transferProcessorSchedulerWorkerCount=1"),
     *("--log-format", "json", "--log-level", "warn"),
 ]
 
-# A pipe whose other end only we hold comes in as standard input: its end is our end, even by `kill -9`. A shell is
-# needed because nobody else can wait for both the pipe and the server, and it is what every Unix has. `nap` runs in the
-# background so that the watcher, told to go once the server has gone, takes it along; should the shell have been killed
-# and tell nothing, the watcher sees for itself that the server has gone. What the server writes is for its owner alone.
+# Standard input is a pipe whose other end only this process holds, so it is closed when this process ends, even by
+# `kill -9`. A shell, which every Unix has, waits for both the pipe and the server. `nap` runs in the background so that
+# the watcher can kill it when the shell terminates the watcher after the server's end. If the shell itself was killed,
+# the watcher notices the server's end by itself. Files that the server writes are readable by their owner only.
 _KEEPER = f"""
 umask 077
 exec 3<&0 </dev/null
@@ -79,10 +79,10 @@ exit "$status"
 
 
 class EmbeddedTemporal:
-    """Temporal's dev server on a database file, as a child of this process.
+    """Temporal's development server with a database file, as a child of this process.
 
-    Use it as an async context manager, or by `start` and `stop`. The port 0 means any free port. The SDK fixes its
-    runtime at the first connection: pass yours, or set the default one before `start`.
+    Use it as an async context manager, or with `start` and `stop`. Port 0 means any free port. The first connection
+    fixes the SDK's runtime, so pass a runtime or set the default one before `start`.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class EmbeddedTemporal:
         runtime: Runtime | None = None,
         codec_endpoint: str = "",
     ) -> None:
-        """Args: ``codec_endpoint`` is the URL of the UI's codec server, where payloads are encrypted."""
+        """Args: ``codec_endpoint`` is the URL of the UI's codec server, if payloads are encrypted."""
         self.port = port
         self.ui_port = ui_port
         self._binary = binary
@@ -130,11 +130,11 @@ class EmbeddedTemporal:
         await self.stop()
 
     async def start(self) -> None:
-        """Start the server and wait until it answers; ports that were 0 have their number then.
+        """Start the server and wait until it answers. Ports that were 0 have their actual number afterwards.
 
         Raises:
-            EmbeddedTemporalError: the folder or a port is taken, the database is of another version, or the server
-                does not come up.
+            EmbeddedTemporalError: the directory or a port is in use, the database is of another version, or the server
+                does not start.
         """
         if self._process is not None or self._lock >= 0:
             raise RuntimeError("this server was started already")
@@ -155,13 +155,13 @@ class EmbeddedTemporal:
             raise
 
     async def wait(self) -> int:
-        """Wait for the server to end, of itself or by `stop`; returns its exit status (128 + n for signal n)."""
+        """Wait until the server ends, by itself or by `stop`, and return its exit status (128 + n for signal n)."""
         if self._process is None:
             raise RuntimeError("this server was not started")
         return await self._process.wait()
 
     async def stop(self) -> None:
-        """End the server, by force after ten seconds, and free the folder. Harmless where it does not run."""
+        """Stop the server, by force after ten seconds, and unlock the directory. Does nothing if it is not running."""
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
@@ -178,7 +178,7 @@ class EmbeddedTemporal:
             self._lock = -1
 
     async def _take_lock(self) -> int:
-        """Waiting happens in a thread; a lock that arrives after we were cancelled is given back."""
+        """Wait for the lock in a thread. If this is cancelled, a lock that is obtained later is released."""
         taking = asyncio.get_running_loop().run_in_executor(None, self._data.lock)
         try:
             return await asyncio.shield(taking)
@@ -191,7 +191,7 @@ class EmbeddedTemporal:
         command += ["--ip", IP, "--port", str(self.port), "--ui-port", str(self.ui_port), *_SERVER_FLAGS]
         if self._codec_endpoint:
             command += ["--ui-codec-endpoint", self._codec_endpoint]
-        # TEMPORAL_* configure clients: a profile or config file named there can keep the server from starting.
+        # TEMPORAL_* variables configure clients. A profile or file named there can keep the server from starting.
         env = {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
         lifeline, self._lifeline = os.pipe()
         try:
@@ -202,9 +202,9 @@ class EmbeddedTemporal:
                     stdout=log,
                     stderr=log,
                     env=env,
-                    # The folder stays locked until the server itself has gone, however we go.
+                    # The directory stays locked until the server has ended, however this process ends.
                     pass_fds=(self._lock,),
-                    # Ctrl-C in the terminal is for us; the server goes last.
+                    # Ctrl-C in the terminal must only reach this process: the server ends last.
                     start_new_session=True,
                 )
         finally:
@@ -219,7 +219,7 @@ class EmbeddedTemporal:
             except (RuntimeError, RPCError) as error:
                 problem = str(error)
             else:
-                # An answer may come from a stranger who took the port in the meantime; then our child has died of it.
+                # Another process may have taken the port and answered. If so, our child has failed because of that.
                 problem = ""
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.05):
@@ -239,13 +239,13 @@ class EmbeddedTemporal:
 
 
 def _free_port(wanted: int, what: str, option: str, taken: int = 0) -> int:
-    """The wanted port, or any free one for 0.
+    """Return the wanted port, or any free one for 0.
 
     Raises:
-        EmbeddedTemporalError: it is taken.
+        EmbeddedTemporalError: the port cannot be used.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # As the server does it: connections of a predecessor that linger are no obstacle.
+        # The server does the same: lingering connections of an earlier server are no obstacle.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             if wanted and wanted == taken:
@@ -258,8 +258,8 @@ def _free_port(wanted: int, what: str, option: str, taken: int = 0) -> int:
             ) from error
         port: int = probe.getsockname()[1]
         if not wanted:
-            # A connection closed from the listening side lingers and keeps the system from giving this port to anybody
-            # who asks for a free one, or connects from one; both the server does plenty of before it binds.
+            # A connection that the listening side closes lingers, so that the system gives this port to no one who asks
+            # for a free one or connects from one. The server does both many times before it binds the port.
             probe.listen(1)
             with socket.create_connection((IP, port)):
                 probe.accept()[0].close()

@@ -17,7 +17,7 @@ class IdempotencyConflictError(Exception):
 
 
 class TemporalUnavailableError(Exception):
-    """Temporal does not answer. Trying again later may help."""
+    """Temporal does not answer. A later attempt may succeed."""
 
 
 class BatchHasEndedError(Exception):
@@ -33,37 +33,37 @@ class BatchIsRunningError(Exception):
 
 
 class Waiting(BaseModel):
-    """What a batch waits for."""
+    """A reason why a batch makes no progress."""
 
     model_config = ConfigDict(frozen=True)
 
     kind: WaitKind
     subject: str
-    """What is waited for, by name and address."""
+    """The name and address of what the batch waits for."""
     reason: str
-    """What is the matter with it."""
+    """What is wrong with the subject."""
     ends_by: EndsBy
     """Who can end the wait."""
     requests: int | None = None
-    """How many of the batch's requests wait for it, where that is known."""
+    """Number of the batch's requests that are affected, or ``None`` if unknown."""
     next_attempt_at: int | None = None
-    """Unix seconds."""
+    """Unix time in seconds."""
 
 
 class SharedUpstream(BaseModel):
-    """What the settings of an upstream say for the sake of its other clients."""
+    """The settings of an upstream that protect its other clients."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     interactive_headroom: float
-    """The share of its capacity that is left to them."""
+    """The share of the upstream's capacity that is left to its other clients."""
     body: dict[str, Any]
-    """Members that are added to requests which do not set them, for example a priority."""
+    """Members that are added to request bodies that do not set them, for example a priority."""
 
 
 class Progress(BaseModel):
-    """The progress of a running batch. ``None``: currently unknown."""
+    """The progress of a running batch. ``None`` means currently unknown."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -71,24 +71,24 @@ class Progress(BaseModel):
     eta_seconds: int | None = None
     in_flight: int | None = None
     in_flight_limit: int | None = None
-    """How many the upstreams of the batch are sent at once just now, by the slowest of the workers that run it."""
+    """The current maximum number of requests in flight: the sum, over upstreams, of the lowest limit of a worker."""
     shared_upstreams: list[SharedUpstream] = []
-    """Those that requests of the batch are for just now, and whose settings have regard for other clients."""
+    """The upstreams of unfinished requests of the batch whose settings protect other clients."""
     waiting: Waiting | None = None
     waiting_reason: str | None = None
-    """The same, and when it is tried again and the completion window ends, as one sentence."""
+    """``waiting`` as one sentence, with the time of the next attempt and the end of the completion window."""
     next_attempt_at: int | None = None
-    """Unix seconds."""
+    """Unix time in seconds."""
     as_of: int | None = None
-    """When Temporal was asked for all this, in Unix seconds; ``None`` where this process has no answer of it yet."""
+    """Unix time in seconds at which Temporal was asked; ``None`` if this process has no answer from it yet."""
 
 
 @dataclass(frozen=True)
 class BatchView:
-    """The current state of a batch, as far as it is known."""
+    """The current state of a batch as far as it is known."""
 
     record: BatchRecord
-    """Its counts include running shards."""
+    """The record, with counts that include running shards."""
     progress: Progress | None
 
 
@@ -96,75 +96,75 @@ class Gateway(Protocol):
     """Access to batches, whether their state is in Temporal or in the store.
 
     Raises:
-        StoreError: from every method but ``missing``, when the store cannot be used.
+        StoreError: from every method except ``missing``, if the store cannot be used.
     """
 
     async def create(self, spec: BatchSpec, *, idempotent: bool) -> BatchView:
-        """Start a batch. An idempotent one that is there already is answered as it is.
+        """Start a batch and return it. If it is idempotent and exists already, return the existing batch.
 
         Raises:
-            IdempotencyConflictError: its id belongs to a batch of another digest.
-            TemporalUnavailableError: nothing was started, or it is not known whether.
+            IdempotencyConflictError: the id belongs to a batch with different parameters.
+            TemporalUnavailableError: the batch was not started, or it is unknown whether it was.
         """
         ...
 
     async def view(self, record: BatchRecord) -> BatchView:
-        """The batch of a stored record as it is now; or as recorded, while Temporal is down."""
+        """Return the current state of the batch of a stored record; while Temporal is down, the last known state."""
         ...
 
     async def glances(self, records: Sequence[BatchRecord]) -> list[BatchView]:
-        """The batches of stored records as they are known within a moment, which :attr:`Progress.as_of` says.
+        """Return the batches of stored records for a list, with what is known of them within a short time.
 
-        For lists: looks that take longer are for the next caller.
+        The result of a slower look at a batch is kept for the next caller. :attr:`Progress.as_of` says how old each is.
         """
         ...
 
     async def find(self, tenant: str, batch_id: str) -> BatchView:
-        """The batch of an id.
+        """Return the batch with this id.
 
         Raises:
-            ObjectNotFoundError: there is none.
-            TemporalUnavailableError: the store has no record of it, and whether it is started is not known.
+            ObjectNotFoundError: it does not exist.
+            TemporalUnavailableError: the store has no record of it, and it is unknown whether it was started.
         """
         ...
 
     async def cancel(self, tenant: str, batch_id: str) -> BatchView:
-        """Ask a batch to stop; one that is stopping or cancelled is answered as it is.
+        """Cancel a batch and return it. A batch that is already cancelling or cancelled is returned unchanged.
 
         Raises:
-            ObjectNotFoundError: there is none.
-            BatchHasEndedError: it has ended otherwise.
-            TemporalUnavailableError: it was not asked.
+            ObjectNotFoundError: it does not exist.
+            BatchHasEndedError: it has ended with another outcome.
+            TemporalUnavailableError: the request did not reach it, or it is unknown whether it came in time.
         """
         ...
 
     async def set_paused(self, tenant: str, batch_id: str, paused: bool) -> BatchView:
-        """Let a batch send nothing more for now, or go on; what it is already is no error.
+        """Pause or resume a batch. It is no error if the batch is already in that state.
 
         Raises:
-            ObjectNotFoundError: there is none.
-            BatchHasEndedError: it has.
-            TemporalUnavailableError: it was not asked.
+            ObjectNotFoundError: it does not exist.
+            BatchHasEndedError: it has ended.
+            TemporalUnavailableError: the request did not reach it.
         """
         ...
 
     async def delete(self, tenant: str, batch_id: str) -> None:
-        """Delete a batch that has ended, with its files.
+        """Delete a batch that has ended, and its files.
 
         Raises:
-            ObjectNotFoundError: there is none.
+            ObjectNotFoundError: it does not exist.
             BatchIsRunningError: it has not ended.
         """
         ...
 
     async def count_by_status(self) -> dict[str, int]:
-        """How many batches Temporal knows in each status.
+        """Return the number of batches in Temporal by status.
 
         Raises:
-            TemporalUnavailableError: it does not say.
+            TemporalUnavailableError: Temporal does not answer.
         """
         ...
 
     async def missing(self) -> list[str]:
-        """What keeps batches from being created and run just now, in words for an operator."""
+        """Return why batches cannot be created or run at present, in words for an operator; empty if they can."""
         ...

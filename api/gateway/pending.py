@@ -1,4 +1,4 @@
-"""The activities of a batch that have not ended, as Temporal describes them."""
+"""Reads the pending activities of a batch from Temporal's description of its workflow."""
 
 from __future__ import annotations
 
@@ -30,38 +30,38 @@ _WAITING: Final = (
 
 @dataclass(frozen=True)
 class Pending:
-    """An activity that has not ended: a shard, the validation, or the writing of files."""
+    """An activity that has not ended: a shard, the validation, or the writing of result files."""
 
     shard: int | None
-    """``None`` for what is no group of requests."""
+    """Index of the shard; ``None`` for another activity or a shard of one request."""
     completed: int
     failed: int
     in_flight: int
     limit: int | None
-    """Of the worker that runs it."""
+    """Maximum number of requests in flight of the worker that runs it."""
     wait: Wait | None
-    """Why its last attempt ended, when it waits for the next; else what it waits for while it runs."""
+    """The current wait: for an activity between two attempts, the reason why the last attempt ended."""
     next_attempt_at: float | None
-    """Unix seconds."""
+    """Unix time in seconds."""
     heard_at: float | None = None
-    """When one that runs last sent a heartbeat, in Unix seconds."""
+    """Unix time in seconds of the last heartbeat, if the activity is running."""
     oldest_at: float | None = None
-    """When the oldest of its requests in flight was sent, in Unix seconds, by its last heartbeat."""
+    """Unix time in seconds at which its oldest request in flight was sent or, if unknown, the attempt started."""
     done_at: float | None = None
-    """When the last of its requests that are done was, in Unix seconds."""
+    """Unix time in seconds of the last commit."""
     queue: str = ""
-    """Its task queue: each upstream has its own."""
+    """Its task queue. Each upstream has its own."""
     errors: list[ErrorCount] = field(default_factory=list[ErrorCount])
-    """As ``failed``."""
+    """Errors of the committed requests, which ``failed`` counts."""
     waits: list[PastWait] = field(default_factory=list[PastWait])
-    """For which it has waited so far."""
+    """The waits that it has had so far."""
 
 
 async def opened(activities: Sequence[PendingActivityInfo], converter: DataConverter) -> Sequence[PendingActivityInfo]:
-    """The activities with their payloads decrypted, if payloads are encrypted.
+    """Return the activities with decrypted payloads. They are decrypted in place.
 
     Raises:
-        EncryptedPayloadError: the key is not here.
+        EncryptedPayloadError: this process does not have the key.
     """
     codec = converter.payload_codec
     if codec is None:
@@ -114,7 +114,7 @@ def _read(activity: PendingActivityInfo) -> Pending:
 
 
 def _wait_after(activity: PendingActivityInfo) -> Wait | None:
-    """Why an activity that does not run is to be run again."""
+    """Return why an activity that is not running is waiting for another attempt, or ``None`` for its first."""
     failure = activity.last_failure
     if activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_PAUSED:
         return pause_wait("is paused in Temporal; resume its activities there", EndsBy.OPERATOR)
@@ -123,7 +123,7 @@ def _wait_after(activity: PendingActivityInfo) -> Wait | None:
     for payload in failure.application_failure_info.details.payloads:
         with contextlib.suppress(ValidationError):
             return Wait.model_validate_json(payload.data)
-    # A bug, most likely: nothing of ours fails without saying why.
+    # Most likely a bug: Everbatch's own failures carry a wait in their details.
     return worker_wait(f"failed and tries again: {cut(failure.message)}", EndsBy.OPERATOR) if failure.message else None
 
 
@@ -131,12 +131,12 @@ def _seconds(
     activity: PendingActivityInfo,
     field: Literal["last_heartbeat_time", "last_started_time", "next_attempt_schedule_time"],
 ) -> float | None:
-    """A time of an activity, where it has it."""
+    """Return a timestamp of an activity as Unix time in seconds, or ``None`` if it is not set."""
     return getattr(activity, field).ToNanoseconds() / 1e9 if activity.HasField(field) else None
 
 
 def _heartbeat(activity: PendingActivityInfo) -> ShardProgress:
-    """The last heartbeat of a shard. What cannot be read is ignored: another version may have sent it."""
+    """Return the last heartbeat of a shard, or an empty one if it cannot be read: another version may have sent it."""
     if activity.heartbeat_details.payloads:
         with contextlib.suppress(ValidationError):
             return ShardProgress.model_validate_json(activity.heartbeat_details.payloads[0].data)
@@ -144,7 +144,7 @@ def _heartbeat(activity: PendingActivityInfo) -> ShardProgress:
 
 
 def tell_missing(pending: list[Pending], inference_queue: str, upstreams: Sequence[str]) -> list[Pending]:
-    """The same, with a reason for what waits in the task queue of an upstream that is not among these any more."""
+    """Return ``pending`` with a wait on activities that are queued for an upstream that is no longer configured."""
     there = {upstream_task_queue(inference_queue, name) for name in upstreams}
     return [
         replace(item, wait=_missing(item.queue.removeprefix(inference_queue).removeprefix("-") or DEFAULT_UPSTREAM))
@@ -157,7 +157,7 @@ def tell_missing(pending: list[Pending], inference_queue: str, upstreams: Sequen
 def shared_upstreams(
     pending: list[Pending], inference_queue: str, upstreams: Sequence[Upstream]
 ) -> list[SharedUpstream]:
-    """Of these, those that something is pending for and whose settings have regard for other clients."""
+    """Return the upstreams with pending activities whose settings protect other clients."""
     queues = {item.queue for item in pending}
     return [
         SharedUpstream(name=one.name, interactive_headroom=one.interactive_headroom, body=dict(one.body))

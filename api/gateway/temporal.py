@@ -1,4 +1,4 @@
-"""How the API talks to Temporal of batches: starts, signals, queries and describes batch workflows."""
+"""The gateway to batches: starts, signals, queries and describes their workflows in Temporal."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ from workflows.waits import Wait
 log = logging.getLogger("everbatch.api")
 
 CANCEL_SECONDS: Final = 12.0
-"""Until it must be certain whether a cancel came in time: a workflow task that was under way when its worker was killed
-is given to another after ten."""
+"""Maximum time to wait until it is certain whether a cancel came in time. If a worker is killed during a workflow task,
+the task times out after ten seconds and is then given to another worker."""
 CANCEL_LOOK_SECONDS: Final = 0.05
 
 ViewRunning = Callable[[BatchRecord, WorkflowExecutionDescription, float], Coroutine[Any, Any, BatchView]]
@@ -63,7 +63,7 @@ class TemporalGateway:
     def __init__(
         self, client: Client, store: ObjectStore, task_queue: str, address: str, upstreams: Sequence[Upstream] = ()
     ) -> None:
-        """Args: ``client`` may be lazy; ``address`` is for messages; ``upstreams`` are all of them, if given."""
+        """Args: ``client`` may be lazy; ``address`` is for messages; ``upstreams`` are all upstreams, or empty."""
         self._client = client
         self._catalog = Catalog(store)
         self._task_queue = task_queue
@@ -100,10 +100,10 @@ class TemporalGateway:
             return await self._view_without_store(tenant, batch_id, error)
 
     async def _view_without_store(self, tenant: str, batch_id: str, error: StoreError) -> BatchView:
-        """A batch as Temporal knows it, where its record cannot be read.
+        """Return a batch from Temporal alone, because its record cannot be read.
 
         Raises:
-            StoreError: Temporal does not know it, or it has ended.
+            StoreError: Temporal does not know the batch, or the batch has ended.
         """
         spec = await self._started_spec(batch_id) if is_batch_id(batch_id) else None
         if spec is None or spec.tenant != tenant:
@@ -114,7 +114,7 @@ class TemporalGateway:
         return self._telling(view.record, view.progress, [ReportedWait(error.wait)])
 
     async def view(self, record: BatchRecord) -> BatchView:
-        """Climbs down a ladder: final record, workflow, what Temporal knows without a worker, last record."""
+        """Use the first available of: final record, workflow, Temporal's description of it, last known record."""
         return await self._look(record, self._view_running)
 
     async def glances(self, records: Sequence[BatchRecord]) -> list[BatchView]:
@@ -138,18 +138,18 @@ class TemporalGateway:
         except (
             EncryptedPayloadError,
             KeyError,
-        ) as error:  # the latter from the SDK, where this process has no keys at all
+        ) as error:  # the SDK raises KeyError if this process has no keys at all
             log.warning("batch %s cannot be read: %s", record.spec.batch_id, error)
             return await self._view_unread(record, SEALED)
 
     async def _view_running(
         self, record: BatchRecord, description: WorkflowExecutionDescription, began: float
     ) -> BatchView:
-        # Asked after the description, the workflow knows of every shard that was no longer pending in it.
+        # Query after the description: the workflow then knows every shard that was no longer pending there.
         left = began + STATUS_SECONDS - time.time()
         status = await self._reader.query(record.spec.batch_id, left - LATE_SECONDS)
         if status and status.phase.is_terminal:
-            return await self._ended(record, description)  # its record is written; the workflow is about to close
+            return await self._ended(record, description)  # the final record is written, the workflow closes soon
         if status:
             pending = await self._pending(record, description)
             return await self._shown(record.spec, status, pending, began, is_from_workflow=True)
@@ -158,19 +158,19 @@ class TemporalGateway:
         return self._gone(view, wait) if wait else view
 
     def _gone(self, view: BatchView, wait: Wait) -> BatchView:
-        """Without what was seen of activities: nothing of them goes on."""
+        """Return the view without its progress, because no worker is left to run the activities."""
         as_of = view.progress.as_of if view.progress else None
         return self._telling(view.record, Progress(as_of=as_of), [ReportedWait(wait)])
 
     async def _view_described(
         self, record: BatchRecord, description: WorkflowExecutionDescription, began: float
     ) -> BatchView:
-        """Without a word from the workflow itself: finished shards count from when it next writes its memo."""
+        """View a batch without querying its workflow. Finished shards are missing until the next write of its memo."""
         last = self._looks.newest(record)
         status, as_of = await self._reader.status(last.value.record if last else record, description)
         if as_of is not None:
             began = min(began, max(as_of, _as_of(last) or 0))
-        if history := self._looks.shown.history(record.spec.batch_id):  # a wait in the live one may have ended
+        if history := self._looks.shown.history(record.spec.batch_id):  # the current wait may have ended
             status = status.model_copy(update={"history": history})
         pending = await self._pending(record, description)
         return await self._shown(record.spec, status, pending, began, is_from_workflow=False)
@@ -183,12 +183,12 @@ class TemporalGateway:
         return self._gone(view, wait) if wait else view
 
     async def _view_unread(self, record: BatchRecord, wait: Wait) -> BatchView:
-        """As it was last seen, or as recorded."""
+        """Return a batch that cannot be read now as it was last seen or, failing that, as recorded."""
         last = self._looks.newest(record)
         return self._still(record.spec, last.value.record.status if last else record.status, wait, _as_of(last))
 
     def _still(self, spec: BatchSpec, status: BatchStatus, wait: Wait, as_of: int | None) -> BatchView:
-        """A batch of which no activity is known."""
+        """Return the view of a batch with no known activity."""
         record = self._looks.shown.record(spec, status)
         return self._telling(record, Progress(as_of=as_of), [ReportedWait(wait)])
 
@@ -231,7 +231,7 @@ class TemporalGateway:
         return await self._after_cancel(record, CANCEL_SECONDS if was_asked else 0)
 
     async def _after_cancel(self, record: BatchRecord, seconds: float) -> BatchView:
-        """A batch that was asked to stop, once it is certain whether that came before its outcome was decided."""
+        """Return the batch once it is certain whether the cancel came before its outcome was decided."""
         deadline = time.monotonic() + seconds
         while True:
             self._looks.forget(record)
@@ -294,39 +294,39 @@ class TemporalGateway:
         log.info("batch %s is started", spec.batch_id)
 
     def _prepare(self, spec: BatchSpec) -> int | None:
-        """Have the janitor look after a batch from before its start on; how many lines its input has."""
+        """Remind the janitor of the batch before it starts. Returns the number of lines of its input, if known."""
         self._catalog.remind("batch", spec.tenant, spec.batch_id, spec.created_at + RUN_LOOK_SECONDS)
         record = self._catalog.find_file(spec.tenant, spec.input_file_id)
-        return record.lines if record else None  # validation will say that there is none
+        return record.lines if record else None  # validation reports a missing file
 
     async def _same(self, record: BatchRecord, spec: BatchSpec) -> BatchView:
-        """The batch that an idempotency key stands for already."""
+        """Return the existing batch of an idempotency key, if it has the same parameters."""
         if record.deleted_at is not None or not record.spec.asks_for_the_same_as(spec):
             raise IdempotencyConflictError
         return await self.view(record)
 
     async def _started_record(self, spec: BatchSpec) -> BatchRecord:
-        """The record of a batch that is started; made from its history where nobody has written it yet."""
+        """Return the record of a started batch. It is created from the history if it is not written yet."""
         try:
             return await self._known(spec.tenant, spec.batch_id)
         except ObjectNotFoundError:
             raise TemporalUnavailableError("a batch that was started has no history") from None
 
     async def _created(self, spec: BatchSpec) -> BatchRecord:
-        """The first record of a batch whose workflow is started."""
+        """Write and return the first record of a batch whose workflow is started."""
         try:
             await asyncio.to_thread(self._catalog.create_batch, spec)
         except StoreError as error:
-            # Its worker writes it as well. An error here would have the client create another batch.
+            # The worker writes it as well. An error here would make the client create a second batch.
             log.warning("the record of batch %s is left to its worker: %s", spec.batch_id, error)
         return BatchRecord(spec=spec, status=BatchStatus())
 
     async def _known(self, tenant: str, batch_id: str) -> BatchRecord:
-        """The newest record of a batch; of one that is started and has none yet, from its history.
+        """Return the newest record of a batch. If a started batch has none yet, it is created from the history.
 
         Raises:
-            ObjectNotFoundError: neither the store nor Temporal knows it, or it is another tenant's.
-            TemporalUnavailableError: the store does not know it, and Temporal cannot be asked.
+            ObjectNotFoundError: neither the store nor Temporal knows the batch, or it is another tenant's.
+            TemporalUnavailableError: the store does not know the batch, and Temporal does not answer.
         """
         if record := await self._record(tenant, batch_id):
             if record.deleted_at is not None:
@@ -338,13 +338,13 @@ class TemporalGateway:
         return await self._created(spec)
 
     async def _started_spec(self, batch_id: str) -> BatchSpec | None:
-        """What the workflow of this id was started with, if it is a batch's."""
+        """Return the input of the workflow with this id, or ``None`` if there is no such batch workflow."""
         try:
             async with asyncio.timeout(STATUS_SECONDS):
                 return await self._runs.spec(batch_id)
         except UNANSWERED as error:
             raise self._unavailable(error) from error
-        except (EncryptedPayloadError, KeyError) as error:  # as in view; whose batch it is cannot be told
+        except (EncryptedPayloadError, KeyError) as error:  # as in _look; the tenant is unknown
             raise TemporalUnavailableError(f"the API has no payload key for batch {batch_id}") from error
 
     async def _record(self, tenant: str, batch_id: str) -> BatchRecord | None:
@@ -353,7 +353,7 @@ class TemporalGateway:
     # The end
 
     async def _ended(self, record: BatchRecord, description: WorkflowExecutionDescription | None) -> BatchView:
-        """The batch has no run: its final record, or that the janitor is about to close it."""
+        """Return the view of a batch without a running workflow: its final record, or a wait for the janitor."""
         spec = record.spec
         final = await asyncio.to_thread(self._catalog.get_final, spec.tenant, spec.batch_id)
         if final:

@@ -1,4 +1,4 @@
-"""Python's garbage collector, as suits a process that runs for long."""
+"""Configures Python's garbage collector for long-running processes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import gc
 from typing import Final
 
 YOUNG_OBJECTS: Final = 20_000
-"""New objects between two searches for garbage; by default 700 to 2,000, by version. Most of what a request leaves
-behind needs no search at all."""
+"""Number of new objects between two collections; Python's default is 700 to 2,000, depending on the version. Most
+objects of a request are freed without a collection."""
 
 
 def spare_what_has_started() -> None:
-    """Look for garbage less often, and never again in what is there now: modules, models and servers stay.
+    """Collect less often, and never again examine the current objects: modules, models and servers stay.
 
-    For processes of their own only. It is not undone, and tests that did it beside Temporal workers that come and go in
-    one process crashed in native code.
+    Call this only in processes of their own, because it is not undone: tests that did so in a process in which Temporal
+    workers were started and stopped crashed in native code.
     """
     gc.collect()
     gc.freeze()

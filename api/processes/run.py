@@ -1,4 +1,4 @@
-"""The processes that the commands start: the API, a worker, the embedded Temporal, or all of them."""
+"""Runs the processes of the commands: the API, a worker, the embedded Temporal server, or all of them."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ log = logging.getLogger("everbatch")
 
 CONNECT_LIMIT: Final = timedelta(seconds=5)
 SAME_SIGNAL_SECONDS: Final = 0.5
-"""Signals as close as this are one."""
+"""Signals that are this many seconds apart or less count as one."""
 
 Say = Callable[[str], None]
 
 
 class StartError(Exception):
-    """The process cannot start; the message tells the user why and what to do."""
+    """The process cannot start. The message tells the user why and what to do."""
 
 
 class Stop(asyncio.Event):
-    """Set by the first signal. The second sets ``at_once``: do not wait for work in progress."""
+    """Set by the first signal. The second one sets ``at_once``: do not wait for work in progress."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,16 +69,16 @@ class Stop(asyncio.Event):
 
 @contextlib.contextmanager
 def stop_on_signals(lifeline: int | None = None) -> Generator[Stop]:
-    """What SIGINT and SIGTERM set; a third one ends the process where it stands.
+    """Yield an event that SIGINT and SIGTERM set. The third signal ends the process immediately.
 
-    ``lifeline`` is the reading end of a pipe whose closing counts as a signal.
+    Args: ``lifeline`` is the read end of a pipe. Its closing counts as the first signal.
     """
     stop = Stop()
     told_at = float("-inf")
 
     def on_signal() -> None:
         nonlocal told_at
-        # `timeout` and the wrappers of many tools send a signal to the process and then to its group.
+        # `timeout` and many wrappers send a signal to the process and then to its group.
         if loop.time() - told_at < SAME_SIGNAL_SECONDS:
             return
         told_at = loop.time()
@@ -106,10 +106,10 @@ def stop_on_signals(lifeline: int | None = None) -> Generator[Stop]:
 
 
 def check_upstreams(settings: Settings, host: str, port: int) -> list[Upstream]:
-    """The upstreams; refuses to be one's own inference server: a request would go round for ever.
+    """Return the upstreams. This server must not be one of them: requests would loop endlessly.
 
     Raises:
-        StartError: an upstream is this server's own address, there is none, or they cannot be read.
+        StartError: an upstream has this server's own address, there is no upstream, or they cannot be read.
     """
     try:
         upstreams = load_upstreams(settings)
@@ -135,10 +135,10 @@ def check_upstreams(settings: Settings, host: str, port: int) -> list[Upstream]:
 
 
 def open_keys(settings: Settings, host: str, insecure: bool) -> KeyFile | None:
-    """The key file, if one is set. Without it everyone who can reach the API may use it, so it must listen on loopback.
+    """Return the key file, if one is set. Without keys, everyone who reaches the API may use it: only loopback is safe.
 
     Raises:
-        StartError: the key file cannot be used, or there is none and ``host`` is reached from elsewhere.
+        StartError: the key file cannot be used, or there is none and ``host`` can be reached from other machines.
     """
     if settings.keys_file:
         try:
@@ -173,11 +173,11 @@ def _is_own_host(upstream: str, host: str) -> bool:
 
 
 async def run_api(settings: Settings, host: str, port: int, say: Say, *, insecure: bool = False) -> None:
-    """The API alone, until a signal. Until Temporal is there it serves what it can and answers the rest with 503."""
+    """Run the API until a signal. While Temporal is not available, requests that need it are answered with 503."""
     upstreams = check_upstreams(settings, host, port)
     keys = open_keys(settings, host, insecure)
     store = _open_store(settings)
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(STORE_THREADS, "store"))  # else six on two cores
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(STORE_THREADS, "store"))  # default: 6 on 2 cores
     with (
         listen(host, port) as listener,
         codec_listener(settings) as codec,
@@ -198,7 +198,7 @@ async def run_api(settings: Settings, host: str, port: int, say: Say, *, insecur
 
 
 async def _tell_of_temporal(client: Client, stop: asyncio.Event) -> None:
-    """Say that Temporal is not there or not set up, and when it is. For the log alone: the API serves without."""
+    """Log that Temporal is not available or not set up, and when it is. The API does not wait for it."""
 
     async def ask() -> bool:
         await client.service_client.check_health(timeout=CONNECT_LIMIT)
@@ -211,7 +211,7 @@ async def _tell_of_temporal(client: Client, stop: asyncio.Event) -> None:
 
 
 async def run_workers(settings: Settings, count: int, say: Say) -> None:
-    """Several workers, each a process of its own, until a signal."""
+    """Run several worker processes until a signal."""
     check_upstreams(settings, "", -1)
     with stop_on_signals() as stop:
         try:
@@ -221,7 +221,7 @@ async def run_workers(settings: Settings, count: int, say: Say) -> None:
 
 
 async def run_worker(settings: Settings, say: Say, lifeline: int | None = None) -> None:
-    """A worker alone, until a signal. Waits for Temporal where that is not there yet."""
+    """Run a worker until a signal. If Temporal is not available yet, wait for it."""
     upstreams = check_upstreams(settings, "", -1)
     store = _open_store(settings)
     with stop_on_signals(lifeline) as stop, _connect_options(settings, "everbatch-worker") as options:
@@ -229,7 +229,7 @@ async def run_worker(settings: Settings, say: Say, lifeline: int | None = None) 
             client = await connect_when_there(stop, options)
         except ValueError as error:
             raise StartError(str(error)) from error
-        # A worker may lack the right to set it up, and where others do that it is not for the worker to do.
+        # A worker only checks the namespace: it may lack the permission to set it up, which is a task of others.
         if client is None or not await when_there(lambda: check_namespace(client), stop):
             return
         async with _inference(settings, upstreams) as inference:
@@ -242,7 +242,7 @@ async def run_worker(settings: Settings, say: Say, lifeline: int | None = None) 
 
 
 async def run_temporal(settings: Settings, binary: TemporalBinary, port: int, ui_port: int, say: Say) -> None:
-    """The embedded Temporal alone, until a signal."""
+    """Run the embedded Temporal server until a signal."""
     server = EmbeddedTemporal(binary, Path(settings.data_dir), port, ui_port, port_option="--port")
     with stop_on_signals() as stop:
         async with server:
@@ -261,7 +261,7 @@ async def run_dev(
     ui_port: int,
     say: Say,
 ) -> None:
-    """All of it in one process and one child, until a signal. Args: ``keys`` as :func:`open_keys` gives them."""
+    """Run everything in one process and one child until a signal. Args: ``keys`` are those of :func:`open_keys`."""
     uses_echo = not (settings.upstream_url or settings.upstreams)
     upstreams = [] if uses_echo else check_upstreams(settings, host, port)
     store = _open_store(settings)
@@ -299,17 +299,17 @@ async def run_dev(
 
 
 async def _prepare(settings: Settings, client: Client) -> None:
-    """What `everbatch setup` does on a cluster that is not ours alone."""
+    """Set up the embedded server, as `everbatch setup` does for other Temporal servers."""
     await prepare_namespace(client, retention=settings.retention)
     await prepare_schedule(client, settings.task_queue, timedelta(seconds=settings.janitor_interval))
 
 
 async def _all_until_stop(stop: asyncio.Event, *parts: Coroutine[None, None, None]) -> None:
-    """Run all parts; when one ends, tell the others to, and wait until they have. The first failure is raised."""
+    """Run all parts. When one ends, stop the others and wait until they end. Raises the first failure."""
     tasks = [asyncio.create_task(part) for part in parts]
     first, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     stop.set()
-    # Whatever failed: the caller closes what the others need to end well.
+    # Wait even after a failure: the caller closes what the others need to end cleanly.
     await asyncio.gather(*tasks, return_exceptions=True)
     for task in sorted(tasks, key=lambda task: task not in first):
         task.result()
@@ -360,7 +360,7 @@ def _open_store(settings: Settings) -> ObjectStore:
 async def _inference(settings: Settings, upstreams: Sequence[Upstream]) -> AsyncGenerator[list[InferenceClient]]:
     budget = AnswerBudget(settings.max_answers_bytes)
     clients = [InferenceClient(upstream, budget) for upstream in upstreams]
-    looking = asyncio.create_task(log_upstreams(clients))  # nothing waits for it
+    looking = asyncio.create_task(log_upstreams(clients))  # in the background
     try:
         yield clients
     finally:
@@ -371,7 +371,7 @@ async def _inference(settings: Settings, upstreams: Sequence[Upstream]) -> Async
 
 @contextlib.contextmanager
 def _connect_options(settings: Settings, service: str) -> Generator[ConnectOptions]:
-    """How this process speaks to Temporal. Args: ``service`` is its name in traces."""
+    """Yield the options of the connection to Temporal. Args: ``service`` is the name of this process in traces."""
     try:
         with tracing(service) as interceptors:
             yield ConnectOptions(_runtime(settings), data_converter(settings.payload_keys), interceptors)
@@ -384,5 +384,5 @@ def _runtime(settings: Settings) -> Runtime:
         runtime = make_runtime(settings.metrics_address)
     except (RuntimeError, ValueError) as error:
         raise StartError(f"EVERBATCH_METRICS_ADDRESS={settings.metrics_address}: {error}") from error
-    Runtime.set_default(runtime, error_if_already_set=False)  # for connections that name none: their lines go there too
+    Runtime.set_default(runtime, error_if_already_set=False)  # also for connections without one, for their logs
     return runtime
