@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from temporalio.client import AsyncActivityCancelledError, Client
 from temporalio.service import RPCError
 
 from workflows.types import ShardProgress
+
+log = logging.getLogger("everbatch")
 
 ASK_SECONDS: Final = 0.4
 """Minimum seconds between two questions to Temporal about one run."""
@@ -41,6 +44,7 @@ class CancelWatch:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._runs: dict[str, list[_Shard]] = {}
+        self._cancelled: set[str] = set()
         self._watching: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
@@ -53,6 +57,8 @@ class CancelWatch:
         """
         shard = _Shard(task_token, progress, on_cancel)
         self._runs.setdefault(run_id, []).append(shard)
+        if run_id in self._cancelled:  # learned while this shard was still reading its requests
+            on_cancel()
         if self._watching is None or self._watching.done():
             # It needs a context of its own instead of the activity's.
             self._watching = asyncio.get_running_loop().create_task(self._watch(), context=Context())
@@ -62,18 +68,24 @@ class CancelWatch:
             self._runs[run_id].remove(shard)
             if not self._runs[run_id]:
                 del self._runs[run_id]
+                self._cancelled.discard(run_id)
             async with shard.asking:  # a heartbeat that is still on its way must not overwrite the shard's last one
                 pass
 
     def tell(self, run_id: str) -> None:
         """Notify all shards of a run that it is cancelled."""
+        if run_id in self._runs:
+            self._cancelled.add(run_id)
         for shard in list(self._runs.get(run_id, ())):
             shard.on_cancel()
 
     async def _watch(self) -> None:
         while self._runs:
             await asyncio.sleep(max(ASK_SECONDS, EACH_SECONDS * len(self._runs)))
-            await asyncio.gather(*(self._look(run_id) for run_id in self._runs))
+            asked = await asyncio.gather(*(self._look(run_id) for run_id in self._runs), return_exceptions=True)
+            for error in asked:
+                if error:  # the SDK's own heartbeats still report a cancellation, only later
+                    log.warning("Temporal could not be asked whether a batch is cancelled: %r", error)
 
     async def _look(self, run_id: str) -> None:
         if shards := self._runs.get(run_id):
@@ -86,9 +98,10 @@ class CancelWatch:
         async with shard.asking:
             handle = self._client.get_async_activity_handle(task_token=shard.task_token)
             try:
-                await handle.heartbeat(shard.progress(), rpc_timeout=CALL_LIMIT)
+                async with asyncio.timeout(CALL_LIMIT.total_seconds()):  # the call's own limit is that of one attempt
+                    await handle.heartbeat(shard.progress(), rpc_timeout=CALL_LIMIT)
             except AsyncActivityCancelledError as error:
                 return error.details is not None and error.details.cancel_requested
-            except RPCError:
+            except (RPCError, TimeoutError):
                 pass  # the SDK's own heartbeats handle errors
         return False

@@ -113,12 +113,14 @@ class HeadroomLevel(InFlightLevel):
             self._capacity = max(self._capacity, load.running)
         self._was_full = is_full
         spare, share = self._ours * self._capacity - there, in_flight / there
-        if spare < 0:
+        if spare < 0 and self.value > 1:
             self._set(min(self.value, in_flight + spare * share))
         elif self._is_used(in_flight) and load.waiting < 1 and load.cache_used < CACHE_FULL and self._may_grow():
-            if spare >= 1:
-                more = (LAST_STEP - 1) * there if math.isinf(spare) else spare
-                self._raise(in_flight + more * share)
+            if math.isinf(spare):
+                self._raise(in_flight + (LAST_STEP - 1) * there * share)
+            elif spare >= 1:  # the engine has run that many before, so this does not make requests slow
+                self._set(in_flight + spare * share)
+                self._raised_at = now
             elif now - self._others_at >= ALONE_SECONDS or now - self._full_at >= SHARED_SECONDS:
                 self._capacity *= PROBE_STEP
         self._hold(self.value)  # for when the engine stops reporting

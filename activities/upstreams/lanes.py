@@ -193,8 +193,9 @@ class Lane(Gate):
 
     def timed_out(self, sent: Sent) -> None:
         """Record a request that timed out beside others."""
+        limit = self.adaptive.limit
         self.adaptive.timed_out(sent.sent_at)
-        if self._level:
+        if self._level and self.adaptive.limit < limit:  # of requests that were sent together, the first one counts
             self._level.cut(self.adaptive.limit)
             self.adaptive.allow(self._level.value)
 

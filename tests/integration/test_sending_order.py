@@ -134,6 +134,8 @@ async def test_failed_requests_are_retried_by_prefix(stack: MakeStack) -> None:
     second = await retried(it, first.batch.id)
     assert second.answered == [name for name in names(lines) if name != "hangs-0"]
     assert second.refused == ["hangs-0"]
+    again = [number(name) for name, times in it.engine.counters().received.items() if times > 1]
+    assert sorted(again) == [number(name) for name in names(lines, "hangs")]
 
 
 async def test_what_is_shown_of_a_running_batch_is_each_line_once(stack: MakeStack) -> None:
@@ -154,7 +156,11 @@ async def test_what_is_shown_of_a_running_batch_is_each_line_once(stack: MakeSta
     assert sorted(reader.names, key=number) == names(lines)
 
 
-async def test_a_few_requests_stay_as_they_are(stack: MakeStack) -> None:
-    it = await stack(order="prefix", max_in_flight=1)
-    lines = [*prompts(20), *requests(3, prefix=f"other-{uuid.uuid4().hex}")]
+@pytest.mark.parametrize("order", ["auto", "prefix"])
+async def test_a_few_requests_are_sent_by_prefix_only_if_that_is_wanted(stack: MakeStack, order: str) -> None:
+    it = await stack(order=order, max_in_flight=1)
+    lines = [*prompts(40), *requests(3, prefix=f"other-{uuid.uuid4().hex}")]
     assert (await it.run(lines)).answered == names(lines)
+    received = [number(name) for name in it.engine.counters().received if name.startswith("ok")]
+    changes = sum(one % PREFIXES != other % PREFIXES for one, other in pairwise(received))
+    assert changes < 20 if order == "prefix" else changes > 30

@@ -78,8 +78,45 @@ def test_several_workers_share_an_engine_that_tells_its_queue() -> None:
 
 
 def test_a_fixed_number_is_where_it_begins_and_what_it_comes_back_to() -> None:
-    level = HeadroomLevel(51, lambda: 0.0, headroom=0.2, finds_level=False)
-    assert level.value == 51
+    told = Told(ceiling=51, finds_level=False)
+    assert told.level.value == 51
+    assert told.say(40, 20, in_flight=51) < 51
+    for _ in range(2 * int(ALONE_SECONDS)):
+        told.say(told.level.value)
+    assert told.level.value == 51
+
+
+def test_a_volley_of_timeouts_lowers_it_once() -> None:
+    clock = [0.0]
+    limiter = Limiter(100, lambda: clock[0], finds_level=False, headroom=0.2)
+    flights: list[Flight] = []
+    shard = WaitingRequests("a", list(range(100)), lambda number, flight: flights.append(flight))
+    limiter.add(shard, lambda: None)
+    clock[0] = 60.0
+    for flight in flights[:50]:
+        flight.lane.timed_out(flight.sent)
+    assert flights[0].lane.limit >= 0.8 * 100 // 3  # cut to a third, of which the headroom leaves four fifths
+
+
+def test_a_capacity_that_was_one_for_a_while_is_not_taken_for_ever() -> None:
+    told = Told()
+    told.say(1, 3)
+    assert told.say(1) == 1
+    for _ in range(int(3 * ALONE_SECONDS)):
+        told.say(told.level.value)
+    assert told.level.value > 10
+
+
+def test_ours_come_back_at_once_where_answers_take_long() -> None:
+    told = Told(timeout=600)
+    told.learn(100)
+    level = told.level.value
+    for _ in range(50):
+        told.level.answered(told.now - 10, 1, int(level))
+    for _ in range(60):
+        told.say(100, in_flight=int(told.level.value))
+    assert told.level.value == 1
+    assert told.say(1) >= level - 1
 
 
 async def test_no_batch_exceeds_it() -> None:
@@ -103,9 +140,11 @@ async def test_no_batch_exceeds_it() -> None:
 class Told:
     """An engine of which ours are all requests, or ``in_flight``."""
 
-    def __init__(self, headroom: float = 0.2, ceiling: int = 1024, *, finds_level: bool = True) -> None:
+    def __init__(
+        self, headroom: float = 0.2, ceiling: int = 1024, timeout: float = float("inf"), *, finds_level: bool = True
+    ) -> None:
         self.now = 100.0
-        self.level = HeadroomLevel(ceiling, lambda: self.now, headroom=headroom, finds_level=finds_level)
+        self.level = HeadroomLevel(ceiling, lambda: self.now, timeout, headroom=headroom, finds_level=finds_level)
 
     def say(self, running: float, waiting: float = 0, in_flight: int | None = None, **more: float) -> float:
         self.now += 1
