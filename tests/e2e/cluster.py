@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import pwd
-import random
 import re
 import secrets
 import shutil
@@ -24,23 +23,13 @@ from openai import AsyncOpenAI
 from tests import compose, s3_server
 from tests.e2e.cluster_tools import FOLDER, postgres_bin
 from tests.e2e.processes import Child, Launcher, api_port, launcher
+from tests.free_ports import free_ports
 from tests.integration.stack import until
 
 IP: Final = "127.0.0.1"
 POSTGRES_READY: Final = re.compile("database system is ready to accept connections")
 START_SECONDS: Final = 90.0
 STOP_SECONDS: Final = 15.0
-
-
-def free_ports(count: int) -> list[int]:
-    """Below those that the system gives to connections, so that nobody gets one before a server has it."""
-    found: list[int] = []
-    for port in random.sample(range(20_000, 32_000), 1000):
-        with contextlib.suppress(OSError), socket.create_server((IP, port)):
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError("no free ports")
 
 
 def _ending_with_us(command: list[str | Path], number: signal.Signals, user: str = "") -> list[str]:

@@ -23,6 +23,7 @@ from tests.e2e.restarts import left_behind, stopped
 from tests.e2e.shared_dev import SharedDev
 from tests.fakes.engine import Engine, EngineOptions
 from tests.fakes.engine_process import EngineProcess
+from tests.free_ports import free_ports
 from tests.integration.stack import requests, until
 
 NOWHERE = "http://127.0.0.1:9/v1"
@@ -33,11 +34,6 @@ def taken() -> Generator[str]:
     """A port that somebody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield str(listener.getsockname()[1])
-
-
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return str(listener.getsockname()[1])
 
 
 async def check_stops(child: Child) -> None:
@@ -69,7 +65,7 @@ async def test_an_idle_worker_stops(cluster: Launcher) -> None:
 
 
 async def test_a_worker_that_waits_for_temporal_stops(processes: Launcher) -> None:
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     child = await processes.start("worker", env={"TEMPORAL_ADDRESS": address, "EVERBATCH_UPSTREAM_URL": NOWHERE})
     await child.said(re.compile(f"waiting for Temporal at {address}"))
     child.send(signal.SIGTERM)
@@ -155,7 +151,7 @@ async def test_what_outlasts_the_drain_is_handed_back(cluster: Launcher, tempora
 
 
 async def test_everything_may_start_before_temporal(processes: Launcher) -> None:
-    port, ui_port = free_port(), free_port()
+    port, ui_port = map(str, free_ports(2))
     engine = Engine(EngineOptions())
     url = f"http://127.0.0.1:{await engine.start()}/v1"
     processes.env |= {"TEMPORAL_ADDRESS": f"127.0.0.1:{port}", "EVERBATCH_UPSTREAM_URL": url}

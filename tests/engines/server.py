@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from tests.e2e.cluster import free_ports
+from tests.free_ports import free_ports
 from tests.integration.stack import until
 
 

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import re
-import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, Generator
@@ -30,6 +29,7 @@ from api.client import TERMINAL
 from api.http.server import listen, serve
 from tests.fakes.engine import Engine, EngineOptions
 from tests.fakes.engine_script import Script
+from tests.free_ports import free_ports
 from tests.integration.stack import Stack, progress_of, request, until
 
 DOCS = Path(__file__).parents[2] / "docs" / "waits.md"
@@ -146,7 +146,7 @@ async def world(temporal: Client, tmp_path_factory: pytest.TempPathFactory) -> A
     folder = tmp_path_factory.mktemp("waits")
     engine = Engine(EngineOptions(models=MODELS))
     port = await engine.start()
-    nobody = [free_port(), free_port()]
+    nobody = free_ports(2)
     entries = [f'name = "gpu"\nurl = "http://127.0.0.1:{port}/v1"\nmodels = ["m-*"]\nmax_in_flight = 4']
     entries += [f'name = "{name}"\nurl = "http://127.0.0.1:{port}/v1"' for name, port in zip("ab", nobody, strict=True)]
     (folder / "upstreams.toml").write_text("\n\n".join(f"[[upstream]]\n{entry}" for entry in entries))
@@ -177,11 +177,6 @@ async def all_end(world: World) -> AsyncGenerator[None]:
     for batch in [batch async for batch in world.it.openai.batches.list(limit=100)]:
         if batch.status not in TERMINAL:
             await world.ends(batch.id)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def labelled(world: World) -> str:
