@@ -109,7 +109,7 @@ class WriteFiles(WriteFilesStub):
 
     def _merge_cut(self, task: WriteFilesInput, digest: str, stop: StopFlag) -> MergedFiles:
         spec = task.spec
-        merged = MergedLines(self._store, task, digest, stop)
+        merged = MergedLines(self._store, task, digest)
         cut = merged.cut
         with ExitStack() as stack:
             files, numbers, before = _ResultFiles(self._store, spec, stack), LineDigest(), 0

@@ -30,9 +30,9 @@ import aiohttp
 from benchmarks.engines import write_chat
 from benchmarks.figures import report
 from benchmarks.knee import EngineKind, Sharing, SimulatedEngine, run
-from benchmarks.processes import free_ports
 from benchmarks.stack import Stack, run_stack
 from tests.engines.llama import LlamaServer
+from tests.free_ports import free_ports
 
 HEADROOM = 0.2
 PRIORITY = 100

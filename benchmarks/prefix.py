@@ -25,7 +25,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from activities.heartbeats import StopFlag
 from activities.input.scan import Scanned, scan_input
 from activities.records import keys
 from activities.records.catalog import Catalog
@@ -153,7 +152,7 @@ def merge(folder: str, attempts: list[str | None], digest: str, result: Any) -> 
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten: imports have a higher one
     before = tree_usage(os.getpid()).largest_mb
     started = time.process_time()
-    merged = MergedLines(LocalStore(folder), task, digest, StopFlag())
+    merged = MergedLines(LocalStore(folder), task, digest)
     size = sum(len(piece) for line in merged.lines() for piece in line.data)
     seconds = time.process_time() - started
     grown = tree_usage(os.getpid()).largest_mb - before

@@ -6,7 +6,6 @@ import asyncio
 import asyncio.subprocess
 import os
 import signal
-import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,12 +103,3 @@ def _peak_rss_mb(pid: int) -> float:
         return 0.0
     peaks = [line for line in status.splitlines() if line.startswith("VmHWM:")]
     return int(peaks[0].split()[1]) / 1024 if peaks else 0.0
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that are free, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports

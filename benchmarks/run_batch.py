@@ -24,9 +24,9 @@ import aiohttp
 
 from benchmarks.engines import write_chat
 from benchmarks.figures import report
-from benchmarks.processes import free_ports
 from benchmarks.stack import run_stack
 from tests.engines.vllm import ENVIRONMENT, MODELS, VllmServer, command, is_installed
+from tests.free_ports import free_ports
 
 SEQUENCES = 128
 

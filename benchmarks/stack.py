@@ -19,8 +19,9 @@ from openai.types import Batch
 from temporalio.client import Client
 
 from api.tenants.key_editing import create_key
-from benchmarks.processes import ChildProcess, Usage, free_ports
+from benchmarks.processes import ChildProcess, Usage
 from tests.fakes.engine_process import EngineProcess
+from tests.free_ports import free_ports
 
 _READY_SECONDS = 300.0
 _TERMINAL = ("completed", "failed", "expired", "cancelled")

@@ -14,7 +14,8 @@ from openai import APIConnectionError, AsyncOpenAI, omit
 from openai.resources.uploads.uploads import DEFAULT_PART_SIZE
 
 from benchmarks.figures import report
-from benchmarks.processes import ChildProcess, free_ports
+from benchmarks.processes import ChildProcess
+from tests.free_ports import free_ports
 
 IN_PARALLEL = 4
 

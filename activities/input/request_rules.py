@@ -11,7 +11,7 @@ import msgspec
 
 from activities.input.encodings import line_error
 from activities.input.jsonl import Line, RequestLine, custom_id_of, parse_line
-from activities.input.prefixes import beginning
+from activities.input.prefixes import Beginning, beginning
 from activities.input.quick_lines import quick_line
 from activities.raw_json import MAX_DEPTH, MAX_ITEMS, count_items, has_more_members, is_deeper, raw_object
 from activities.upstreams.client import UpstreamUnavailableError
@@ -119,8 +119,8 @@ class LineChecker:
         self._custom_ids: set[bytes | str] = set()
         self._encoding_is_named = False
         self._advised: dict[str, str] = {}
-        self.models: dict[str, int] = {}
-        """The index of the upstream by model, for all lines checked so far."""
+        self.models: set[str] = set()
+        """The models that the lines checked so far name."""
         self.embedding_inputs = 0
 
     @property
@@ -148,8 +148,11 @@ class LineChecker:
         if (is_embedding and not bytes(body.input).startswith(b'"')) or self._is_known(request.custom_id):
             return None
         self.embedding_inputs += is_embedding
-        begins = beginning(body.model or "", body) if upstream in self._routes.by_prefix else b""
-        return CheckedLine(request.custom_id, None, upstream, begins)
+        return CheckedLine(request.custom_id, None, upstream, self._beginning(upstream, body.model or None, body))
+
+    def _beginning(self, upstream: int, model: str | None, body: Beginning) -> bytes:
+        """Return :attr:`CheckedLine.beginning`."""
+        return beginning(model or "", body) if upstream in self._routes.by_prefix else b""
 
     def _check_closely(self, line: Line) -> CheckedLine:
         custom_id = ""
@@ -245,7 +248,7 @@ class LineChecker:
                 raise _RefusedError("invalid_value", refusal.message, f"body.{refusal.param}")
         if self._endpoint == "/v1/embeddings":
             self.embedding_inputs += _count_inputs(body.input, self._max_requests)
-        return upstream, beginning(model or "", body) if upstream in self._routes.by_prefix else b""
+        return upstream, self._beginning(upstream, model, body)
 
     def _check_model(self, model: str) -> int:
         if len(model) > MAX_MODEL_LENGTH:
@@ -266,7 +269,7 @@ class LineChecker:
             raise _RefusedError("mismatched_model", message, "body.model")
         if model not in self.models and len(self.models) >= MAX_MODELS:
             raise _RefusedError("invalid_request", f"A batch may name at most {MAX_MODELS} models.", "body.model")
-        self.models[model] = upstream
+        self.models.add(model)
         if not self._routes.has_refusals(upstream):
             self._plain[model] = upstream
         return upstream

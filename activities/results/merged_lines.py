@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Final, NamedTuple
 
-from activities.heartbeats import StopFlag
 from activities.input.jsonl import read_lines, request_of
 from activities.records import keys, shard_keys
 from activities.records.catalog import Catalog
@@ -67,12 +66,11 @@ class MergedLines:
             attempt has finished a shard, and the next merge finds its shard object.
     """
 
-    def __init__(self, store: ObjectStore, task: WriteFilesInput, digest: str, stop: StopFlag) -> None:
+    def __init__(self, store: ObjectStore, task: WriteFilesInput, digest: str) -> None:
         """Args: ``digest`` is the digest of the cut whose shards are merged."""
         self._store = store
         self._task = task
         self._digest = digest
-        self._stop = stop
         self._input_key = keys.input_key(task.spec.tenant, task.spec.batch_id)
         self.cut = Catalog(store).get_cut(task.spec.tenant, task.spec.batch_id, digest)
         self.waits: list[PastWait] = []
@@ -119,7 +117,6 @@ class MergedLines:
 
     def _of_shard(self, source: _Source) -> Iterator[ResultLine]:
         """Yield the lines of a shard that is a range of input lines."""
-        self._stop.check()
         lines, shard = self._committed(source), source.shard
         return lines if source.attempt else self._filled(lines, shard.offset, shard.length, shard.first_line)
 

@@ -37,6 +37,16 @@ def number(name: str) -> int:
     return int(name.rpartition("-")[2])
 
 
+async def reset_while_some_hang(it: Stack, lines: list[dict[str, Any]]) -> str:
+    """Run a batch until only those that hang are left, stop its worker, and reset it to its first task."""
+    it.script(mode="hang", match="hangs")
+    batch_id = await it.submit(lines)
+    await until_the_others_are_done(it, batch_id, lines)
+    await it.stop_worker()
+    await reset(it, batch_id, (await reset_points(it, batch_id))[0])
+    return batch_id
+
+
 async def until_the_others_are_done(it: Stack, batch_id: str, lines: list[dict[str, Any]]) -> None:
     done = len(names(lines, "ok"))
     await it.until(batch_id, lambda batch: batch.request_counts and batch.request_counts.completed == done)
@@ -81,12 +91,8 @@ async def test_a_cancelled_batch_has_a_line_for_each_request(stack: MakeStack, p
 @pytest.mark.parametrize("after", ["prefix", "input"])
 async def test_a_batch_that_runs_is_reset_and_then_has_the_same_order_or_another(stack: MakeStack, after: str) -> None:
     old = await stack(order="prefix")
-    old.script(mode="hang", match="hangs")
     lines = prompts(hanging=4)
-    batch_id = await old.submit(lines)
-    await until_the_others_are_done(old, batch_id, lines)
-    await old.stop_worker()
-    await reset(old, batch_id, (await reset_points(old, batch_id))[0])
+    batch_id = await reset_while_some_hang(old, lines)
     it = await stack(order=after, store=old.settings.store, task_queue=old.settings.task_queue)
     finished = await it.finished(batch_id)
     assert (finished.batch.status, finished.counts) == ("completed", (COUNT, COUNT, 0))
@@ -96,12 +102,8 @@ async def test_a_batch_that_runs_is_reset_and_then_has_the_same_order_or_another
 
 async def test_a_batch_is_reset_to_another_order_and_cancelled(stack: MakeStack) -> None:
     old = await stack(order="input")
-    old.script(mode="hang", match="hangs")
     lines = prompts(hanging=4)
-    batch_id = await old.submit(lines)
-    await until_the_others_are_done(old, batch_id, lines)
-    await old.stop_worker()
-    await reset(old, batch_id, (await reset_points(old, batch_id))[0])
+    batch_id = await reset_while_some_hang(old, lines)
     it = await stack(worker=False, order="prefix", store=old.settings.store, task_queue=old.settings.task_queue)
     it.script(mode="hang", match="hangs")
     await it.start_worker()
