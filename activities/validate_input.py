@@ -23,7 +23,8 @@ from activities.records.catalog import Catalog, FileRecord
 from activities.records.running import RunningBatches
 from activities.retry_input import RetryGoneError, RetryInput
 from activities.store.object_store import ObjectNotFoundError, ObjectStore
-from activities.upstreams.client import InferenceClient, UpstreamUnavailableError
+from activities.upstreams.client import InferenceClient
+from activities.upstreams.errors import UpstreamUnavailableError
 from activities.upstreams.routes import ModelRoutes, model_routes
 from workflows.contract import VALIDATE_INPUT, ValidateInputStub
 from workflows.types import BatchError, BatchPhase, BatchRecord, BatchSpec, BatchStatus, ValidateResult

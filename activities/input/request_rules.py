@@ -14,7 +14,7 @@ from activities.input.jsonl import Line, RequestLine, custom_id_of, parse_line
 from activities.input.prefixes import Beginning, beginning
 from activities.input.quick_lines import quick_line
 from activities.raw_json import MAX_DEPTH, MAX_ITEMS, count_items, has_more_members, is_deeper, raw_object
-from activities.upstreams.client import UpstreamUnavailableError
+from activities.upstreams.errors import UpstreamUnavailableError
 from activities.upstreams.routes import ModelRoutes
 from workflows.types import BatchError, BatchSpec
 

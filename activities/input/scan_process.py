@@ -1,26 +1,20 @@
-"""Validates large inputs in separate processes, so that requests and workflows do not wait for the interpreter lock.
-
-Run as a program, this module is such a process. It reads an input from a pipe, sends back the result, and repeats this
-until the pipe is closed, which happens at the latest when the worker ends, for whatever reason.
-"""
+"""Validates large inputs in separate processes, so that requests and workflows do not wait for the interpreter lock."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable
 from multiprocessing.connection import Connection, Pipe
 from typing import Final
 
-from activities.input.scan import Scanned, scan_input
+from activities.input.scan import Scanned
 from activities.per_tenant import PerTenant
 from activities.upstreams.routes import ModelRoutes
 from workflows.types import BatchSpec
 
-NICENESS: Final = 5
-"""Niceness of the processes: work that engines wait for takes precedence."""
+_PROGRAM: Final = "activities.input.scan_program"
 END_SECONDS: Final = 5.0
 
 
@@ -68,7 +62,7 @@ class ScanProcess:
         self._pipe, theirs = Pipe()
         self._process = subprocess.Popen(
             # -P: otherwise Python would import from a folder called activities in the current directory.
-            [sys.executable, "-P", "-m", __name__, str(theirs.fileno())],
+            [sys.executable, "-P", "-m", _PROGRAM, str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # so that Ctrl-C in a terminal reaches only the worker
@@ -107,32 +101,3 @@ class ScanProcesses:
     def close(self) -> None:
         for process in self._idle:
             process.close()
-
-
-def _chunks(pipe: Connection) -> Iterator[bytes]:
-    while chunk := pipe.recv_bytes():
-        yield chunk
-
-
-def _answer(pipe: Connection) -> Scanned | Exception:
-    spec, routes = pipe.recv()
-    chunks = _chunks(pipe)
-    try:
-        return scan_input(chunks, spec, routes)
-    except Exception as error:
-        return error
-    finally:
-        for _ in chunks:  # the scan may end early; read the rest, so that the next input begins at its beginning
-            pass
-
-
-def main() -> None:
-    os.nice(NICENESS)
-    pipe = Connection(int(sys.argv[1]))
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            pipe.send(_answer(pipe))
-
-
-if __name__ == "__main__":
-    main()

@@ -24,6 +24,7 @@ from activities.upstreams.answer_budget import AnswerBudget, Held
 from activities.upstreams.answers import Answer, Verdict, classify
 from activities.upstreams.config import Upstream
 from activities.upstreams.dialects import DIALECTS
+from activities.upstreams.errors import UpstreamUnavailableError
 
 CONNECT_TIMEOUT: Final = 10.0
 MODEL_LIST_TIMEOUT: Final = 5.0
@@ -43,10 +44,6 @@ SMALL_ANSWER: Final = 64 << 10
 
 _LARGE: Final = 1 << 20
 _USER_AGENT: Final = f"everbatch/{version('everbatch')}"
-
-
-class UpstreamUnavailableError(Exception):
-    """The upstream does not respond."""
 
 
 class _ModelId(msgspec.Struct):

@@ -11,7 +11,8 @@ from typing import Final
 from activities.upstreams.answers import Verdict
 from activities.upstreams.client import InferenceClient, model_names
 from activities.upstreams.config import Upstream
-from activities.upstreams.waits import upstream_label, wait_after
+from activities.upstreams.labels import upstream_label
+from activities.upstreams.waits import wait_after
 
 log = logging.getLogger("everbatch.upstreams")
 

@@ -10,8 +10,8 @@ from typing import Final
 
 from activities.upstreams.config import Upstream
 from activities.upstreams.judgement import Outcome
+from activities.upstreams.labels import upstream_label
 from activities.upstreams.lanes import Flight
-from activities.upstreams.waits import upstream_label
 from workflows.waits import EndsBy, Wait
 
 log = logging.getLogger("everbatch.upstreams")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from itertools import chain
+from typing import TYPE_CHECKING
 
-from activities.upstreams.client import InferenceClient, UpstreamUnavailableError
 from activities.upstreams.config import Order, Upstream, is_pattern
 from activities.upstreams.dialects import DIALECTS
 from activities.upstreams.dialects.dialect import Members, Refusal
-from activities.upstreams.waits import upstream_label
+from activities.upstreams.errors import UpstreamUnavailableError
+from activities.upstreams.labels import upstream_label
+
+if TYPE_CHECKING:  # a process that checks inputs needs routes, and would start half a second later with a client
+    from activities.upstreams.client import InferenceClient
 
 
 def _is_asked(upstream: Upstream) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
 
 from activities.upstreams.answers import Answer, Verdict
 from activities.upstreams.config import Upstream
+from activities.upstreams.labels import upstream_label
 from activities.upstreams.lanes import Flight
 from workflows.waits import EndsBy, Wait, WaitKind
 
@@ -30,18 +30,6 @@ _NO_API: Final = "with a body that is not JSON"
 
 _LOADING: Final = "loading model"
 """Part of the message of llama.cpp's 503 while it starts."""
-
-
-def shown_url(url: str) -> str:
-    """Return a base URL without the parts that may hold secrets: credentials and the query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def upstream_label(upstream: Upstream, replica: int = 0) -> str:
-    """Return a text that names an upstream, unless it is the only one, and the address of one of its replicas."""
-    name = "the upstream" if upstream.is_only else f'upstream "{upstream.name}"'
-    return f"{name} ({shown_url(upstream.urls[replica])})"
 
 
 def wait_after(answer: Answer, upstream: Upstream, replica: int = 0) -> Wait:

@@ -11,8 +11,8 @@ from typing import Protocol, cast
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from activities.upstreams.client import UpstreamUnavailableError
 from activities.upstreams.config import Upstream, is_pattern
+from activities.upstreams.errors import UpstreamUnavailableError
 from api.http.errors import RETRY_AFTER, ApiError, shown
 from api.http.schemas import error_responses
 

@@ -14,8 +14,8 @@ from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
 
 from activities.settings import Settings
 from activities.store.local import LocalStore
-from activities.upstreams.client import UpstreamUnavailableError
 from activities.upstreams.config import Upstream
+from activities.upstreams.errors import UpstreamUnavailableError
 from api.app import create_app
 from api.tenants.keys import KeyFile
 from tests.fakes.gateway import FakeGateway

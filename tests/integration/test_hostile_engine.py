@@ -13,8 +13,9 @@ from collections.abc import AsyncGenerator, Iterable
 import pytest
 
 from activities.upstreams.answers import Answer, Verdict
-from activities.upstreams.client import InferenceClient, UpstreamUnavailableError
+from activities.upstreams.client import InferenceClient
 from activities.upstreams.config import Upstream
+from activities.upstreams.errors import UpstreamUnavailableError
 
 MEGABYTE = 1 << 20
 LIMIT = 2 * MEGABYTE

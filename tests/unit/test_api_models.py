@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx2
 
-from activities.upstreams.client import UpstreamUnavailableError
 from activities.upstreams.config import Upstream
+from activities.upstreams.errors import UpstreamUnavailableError
 from api.app import create_app
 from tests.fakes.api import open_api
 

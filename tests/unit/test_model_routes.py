@@ -6,8 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from activities.upstreams.client import InferenceClient, UpstreamUnavailableError
+from activities.upstreams.client import InferenceClient
 from activities.upstreams.config import Upstream
+from activities.upstreams.errors import UpstreamUnavailableError
 from activities.upstreams.routes import ModelRoutes, model_routes
 
 

@@ -13,8 +13,8 @@ from activities.heartbeats import StoppedError
 from activities.input.scan import scan_input
 from activities.input.scan_process import ScanProcess, ScanProcessEndedError, ScanProcesses
 from activities.store.local import LocalStore
-from activities.upstreams.client import UpstreamUnavailableError
 from activities.upstreams.config import Upstream
+from activities.upstreams.errors import UpstreamUnavailableError
 from activities.upstreams.routes import ModelRoutes
 from activities.validate_input import SMALL_INPUT_BYTES, ValidateInput
 from tests.fakes.worker import FakeEngine, activity_environment, make_spec, request_line, routes, save_input
