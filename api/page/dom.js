@@ -93,4 +93,14 @@ export function waiting(batch) {
   return el("div", { class: "waiting" }, /^(waiting|paused)/i.test(reason) ? reason : `Waiting: ${reason}`);
 }
 
+// In one line, why a batch failed, or what most of its failed requests failed with.
+export function whatFailed(batch) {
+  const [error, ...more] = batch.errors?.data ?? [];
+  const [code, ...codes] = batch.error_summary ?? [];
+  if (!error && !code) return null;
+  const first = error ? `${error.line ? `Line ${number(error.line)}: ` : ""}${error.message}` : `${number(code.count)} × ${code.code}`;
+  const others = more.length || codes.length;
+  return el("div", { class: "wrong" }, others ? `${first} (and ${number(others)} more)` : first);
+}
+
 export const nameOf = (batch) => batch.metadata?.name || batch.id;

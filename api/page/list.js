@@ -1,7 +1,7 @@
 // The list of batches.
 
 import { get } from "./api.js";
-import { ago, bar, counts, el, nameOf, rate, seconds, state, waiting } from "./dom.js";
+import { ago, bar, counts, el, nameOf, rate, seconds, state, waiting, whatFailed } from "./dom.js";
 
 const PAGE = 25;
 let pages = 1;
@@ -23,6 +23,7 @@ function row(batch) {
     el("div", { class: "number" }, seconds(batch.progress?.eta_seconds)),
     state(batch),
     waiting(batch),
+    whatFailed(batch),
   );
 }
 

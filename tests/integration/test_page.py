@@ -121,6 +121,7 @@ async def test_a_batch_from_upload_to_retry(stack: MakeStack, page: Page, tmp_pa
         await page.click("← All batches")
         await page.until("document.querySelectorAll('a.row').length === 2")
         assert "night" in await page.text()
+        await page.sees("2 × batch_cancelled")
     assert page.errors == []
     assert {asked for asked in page.requested if not asked.startswith((url, "blob:"))} == set()
 
@@ -138,6 +139,7 @@ async def test_what_the_list_says(stack: MakeStack, page: Page) -> None:
         await page.until("document.querySelectorAll('a.row').length === 3")
         await page.until("document.querySelector('.waiting')")
         assert "503" in await page.text()
+        await page.sees("Line 1: This line is not parseable as valid JSON. (and 1 more)")
         await page.sees("<img src=x onerror=alert(1)>")
         for width, dark in ((1200, False), (1200, True), (390, False), (390, True)):
             await page.look(width, 800, dark=dark)
