@@ -39,13 +39,13 @@ class CloseBatch(CloseBatchStub):
             await self._runs.cancel(spec.batch_id, activity.info().workflow_run_id)
         if not final.keep_leftovers_until:
             # Last: the final record tells an attempt after a crash that the leftovers are no longer needed.
-            await run_in_thread(lambda _: self._catalog.delete_leftovers(spec.tenant, spec.batch_id))
+            await run_in_thread(lambda _: self._catalog.delete_leftovers(spec.ref))
         return final.status
 
     def _record(self, task: CloseBatchInput) -> BatchRecord:
         """Write the final record, unless an earlier attempt has written it, and return it."""
         spec = task.spec
-        final = self._catalog.get_final(spec.tenant, spec.batch_id)
+        final = self._catalog.get_final(spec.ref)
         if final is None:
             status = task.status.model_copy(update={"phase": task.status.outcome, "outcome": None})
             keep_until = int(time.time()) + spec.output_expires_after if task.keep_answers else None
@@ -55,7 +55,7 @@ class CloseBatch(CloseBatchStub):
             self._catalog.save_final(final)
             _log_end(final)
         if spec.counts_towards_limits:
-            self._running.remove(spec.tenant, spec.batch_id)
+            self._running.remove(spec.ref)
         return final
 
     def _messages(self, task: CloseBatchInput) -> dict[str, str]:

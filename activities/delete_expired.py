@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from temporalio import activity
@@ -29,7 +29,7 @@ from activities.records.uploads import UploadRecords
 from activities.store.object_store import ObjectStore
 from activities.temporal.batch_runs import BatchRuns
 from workflows.contract import DELETE_EXPIRED, DELIVER_WITHIN, DeleteExpiredStub
-from workflows.ids import result_file_id
+from workflows.ids import BatchRef, result_file_id
 from workflows.types import DeleteExpiredInput, DeleteExpiredResult
 
 log = logging.getLogger("everbatch.janitor")
@@ -39,6 +39,8 @@ LATER_SECONDS: Final = 3600
 deletes what attempts that were thought dead have left of it."""
 LOOKS_AT_ONCE: Final = 16
 """Maximum number of batches whose runs are checked at once."""
+OpenBatches = defaultdict[BatchRef, list[Reminder]]
+"""Batches without a final record, each with its reminders."""
 
 
 class DeleteExpired(DeleteExpiredStub):
@@ -54,16 +56,11 @@ class DeleteExpired(DeleteExpiredStub):
 
     @activity.defn(name=DELETE_EXPIRED)
     async def delete_expired(self, task: DeleteExpiredInput) -> DeleteExpiredResult:
-        open_batches: defaultdict[tuple[str, str], list[Reminder]] = defaultdict(list)
+        open_batches: OpenBatches = defaultdict(list)
         done = await run_in_thread(lambda stop: self._delete(task, open_batches, stop))
         return await run_beside_heartbeats(self._look_at_runs(open_batches)) + done
 
-    def _delete(
-        self,
-        task: DeleteExpiredInput,
-        open_batches: defaultdict[tuple[str, str], list[Reminder]],
-        stop: StopFlag,
-    ) -> DeleteExpiredResult:
+    def _delete(self, task: DeleteExpiredInput, open_batches: OpenBatches, stop: StopFlag) -> DeleteExpiredResult:
         """Handle all reminders that are due, except those of batches without a final record.
 
         These are added to ``open_batches``.
@@ -78,7 +75,7 @@ class DeleteExpired(DeleteExpiredStub):
                 done += result
                 self._catalog.forget(reminder)
             else:
-                open_batches[reminder.tenant, reminder.object_id].append(reminder)
+                open_batches[BatchRef(reminder.tenant, reminder.object_id)].append(reminder)
         self._creates.remove_old()
         self._store.delete_stale()
         return done
@@ -93,7 +90,7 @@ class DeleteExpired(DeleteExpiredStub):
                     self._uploads.delete_upload_leftovers(tenant, object_id)
                     return DeleteExpiredResult(uploads=1)
                 case "batch":
-                    return self._look_at_batch(tenant, object_id, now)
+                    return self._look_at_batch(BatchRef(tenant, object_id), now)
         except Exception:
             # Postpone this reminder, so that many such reminders do not block the others. If the whole store is down,
             # this fails too, and with it the attempt.
@@ -111,66 +108,66 @@ class DeleteExpired(DeleteExpiredStub):
             self._catalog.remind("file", tenant, file_id, record.expires_at)
         return DeleteExpiredResult(kept=1)
 
-    def _look_at_batch(self, tenant: str, batch_id: str, now: int) -> DeleteExpiredResult | None:
-        final = self._catalog.get_final(tenant, batch_id)
+    def _look_at_batch(self, ref: BatchRef, now: int) -> DeleteExpiredResult | None:
+        final = self._catalog.get_final(ref)
         if final is None:
             return None
         keep_until = final.keep_leftovers_until or (final.status.ended_at or 0) + LATER_SECONDS
         if now < keep_until:
-            self._catalog.remind("batch", tenant, batch_id, keep_until)
+            self._catalog.remind("batch", *ref, keep_until)
             return DeleteExpiredResult(kept=1)
         # Again: after the end, an attempt that was thought dead may have written parts or counted the batch as running.
-        self._catalog.delete_leftovers(tenant, batch_id)
-        self._running.remove(tenant, batch_id)
+        self._catalog.delete_leftovers(ref)
+        self._running.remove(ref)
         ended_at, expires_after = final.status.ended_at or 0, final.spec.output_expires_after
         results_end = ended_at + max(expires_after, int(DELIVER_WITHIN.total_seconds()) + LATER_SECONDS)
         if now < results_end:
-            self._catalog.remind("batch", tenant, batch_id, results_end)
+            self._catalog.remind("batch", *ref, results_end)
         else:
-            self._catalog.delete_feed(tenant, batch_id)
-            self._webhooks.delete(tenant, batch_id)
+            self._catalog.delete_feed(ref)
+            self._webhooks.delete(ref)
         done = DeleteExpiredResult(batches=1)
         for kind in ("output", "error"):
-            done += self._look_at_file(tenant, result_file_id(batch_id, kind))
+            done += self._look_at_file(ref.tenant, result_file_id(ref.batch_id, kind))
         return done
 
     # Batches without a final record
 
-    async def _look_at_runs(self, batches: Mapping[tuple[str, str], list[Reminder]]) -> DeleteExpiredResult:
+    async def _look_at_runs(self, batches: OpenBatches) -> DeleteExpiredResult:
         turns = asyncio.Semaphore(LOOKS_AT_ONCE)
 
-        async def look(tenant: str, batch_id: str, reminders: list[Reminder]) -> DeleteExpiredResult:
+        async def look(ref: BatchRef, reminders: list[Reminder]) -> DeleteExpiredResult:
             async with turns:
-                result = await self._look_at_run(tenant, batch_id)
+                result = await self._look_at_run(ref)
                 for reminder in reminders:
                     await asyncio.to_thread(self._catalog.forget, reminder)
                 return result
 
-        results = await asyncio.gather(*(look(*batch, reminders) for batch, reminders in batches.items()))
+        results = await asyncio.gather(*(look(ref, reminders) for ref, reminders in batches.items()))
         return sum(results, DeleteExpiredResult())
 
-    async def _look_at_run(self, tenant: str, batch_id: str) -> DeleteExpiredResult:
+    async def _look_at_run(self, ref: BatchRef) -> DeleteExpiredResult:
         try:
             result = DeleteExpiredResult(kept=1)
-            if not await self._runs.is_open(batch_id):
-                result = await self._close(tenant, batch_id)
+            if not await self._runs.is_open(ref.batch_id):
+                result = await self._close(ref)
         except Exception:
-            log.exception("the janitor could not look at the run of batch %s", batch_id)
+            log.exception("the janitor could not look at the run of batch %s", ref.batch_id)
             result = DeleteExpiredResult(failed=1)
         if result != DeleteExpiredResult():
             later = int(self._clock()) + RUN_LOOK_SECONDS
-            await asyncio.to_thread(self._catalog.remind, "batch", tenant, batch_id, later)
+            await asyncio.to_thread(self._catalog.remind, "batch", *ref, later)
         return result
 
-    async def _close(self, tenant: str, batch_id: str) -> DeleteExpiredResult:
+    async def _close(self, ref: BatchRef) -> DeleteExpiredResult:
         """Close a batch that has no open run."""
-        record = await asyncio.to_thread(self._catalog.find_batch, tenant, batch_id)
+        record = await asyncio.to_thread(self._catalog.find_batch, ref)
         if record and record.status.phase.is_terminal:
             return DeleteExpiredResult(kept=1)  # the batch has ended since
-        spec = record.spec if record else await self._runs.spec(batch_id)
+        spec = record.spec if record else await self._runs.spec(ref.batch_id)
         if spec is None:  # the batch was never started
-            await asyncio.to_thread(self._running.remove, tenant, batch_id)
+            await asyncio.to_thread(self._running.remove, ref)
             return DeleteExpiredResult()
-        log.warning("the run of batch %s was terminated or lost; it is closed with the answers that it has", batch_id)
+        log.warning("the run of batch %s was terminated or lost; it is closed with the answers it has", spec.batch_id)
         await self._runs.start_cancelled(spec)
         return DeleteExpiredResult(closed=1)

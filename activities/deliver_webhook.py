@@ -30,7 +30,7 @@ from activities.records.batch_webhooks import BATCH_WEBHOOK, BatchWebhooks
 from activities.store.object_store import ObjectNotFoundError, ObjectStore, StoreError
 from activities.webhooks import Endpoint, Endpoints, event_body, signature
 from workflows.contract import DELIVER_WEBHOOK, DeliverWebhookStub
-from workflows.ids import event_id, webhook_id
+from workflows.ids import BatchRef, event_id, webhook_id
 from workflows.webhook_types import DeliverWebhookInput, DeliverWebhookResult
 
 log = logging.getLogger("everbatch.webhooks")
@@ -155,7 +155,7 @@ class DeliverWebhook(DeliverWebhookStub):
         if task.endpoint != BATCH_WEBHOOK:
             return self._endpoints.find(task.endpoint, task.tenant)
         try:
-            own = await asyncio.to_thread(self._of_batches.get, task.tenant, task.batch_id)
+            own = await asyncio.to_thread(self._of_batches.get, BatchRef(task.tenant, task.batch_id))
         except ObjectNotFoundError:
             text = "the batch's own webhook is no longer stored"
             raise ApplicationError(text, type="UnknownWebhook", non_retryable=True) from None

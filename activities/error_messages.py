@@ -16,6 +16,7 @@ from activities.results.output_lines import result_lines
 from activities.results.shard_lines import lines_of_shard
 from activities.store.object_store import ObjectNotFoundError, ObjectStore
 from workflows.error_summary import OTHER, ErrorCount
+from workflows.ids import BatchRef
 from workflows.types import BatchRecord
 
 REMEMBERED: Final = 10_000
@@ -49,7 +50,7 @@ class ErrorMessages:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[str, str, str], str] = OrderedDict()
+        self._known: OrderedDict[tuple[BatchRef, str], str] = OrderedDict()
 
     def of(self, record: BatchRecord) -> dict[str, str]:
         """Return a message for each code in the error summary of a batch whose message can be read. Blocks.
@@ -59,14 +60,14 @@ class ErrorMessages:
         """
         if record.status.phase.is_terminal:
             return record.error_messages
-        tenant, batch_id = record.spec.tenant, record.spec.batch_id
+        ref = record.spec.ref
         found: dict[str, str] = {}
         for one in record.status.error_summary:
-            key = (tenant, batch_id, one.code)
+            key = (ref, one.code)
             with self._lock:
                 message = self._known.get(key)
             if message is None and one.code != OTHER and one.shard is not None:
-                message = self._read(tenant, batch_id, one.shard, one.first_lines[0])
+                message = self._read(ref, one.shard, one.first_lines[0])
             if message is not None:
                 found[one.code] = message
                 with self._lock:
@@ -76,9 +77,9 @@ class ErrorMessages:
                         self._known.popitem(last=False)
         return found
 
-    def _read(self, tenant: str, batch_id: str, shard: int, line: int) -> str | None:
-        for cut in self._catalog.cuts(tenant, batch_id):
+    def _read(self, ref: BatchRef, shard: int, line: int) -> str | None:
+        for cut in self._catalog.cuts(ref):
             with contextlib.suppress(ObjectNotFoundError):
-                ref = ShardRef(tenant, batch_id, cut, shard)
-                return read_error(next(lines_of_shard(self._catalog.store, ref, [line]))).message or ""
+                lines = lines_of_shard(self._catalog.store, ShardRef(ref, cut, shard), [line])
+                return read_error(next(lines)).message or ""
         return None

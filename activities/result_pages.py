@@ -24,7 +24,7 @@ from activities.results.output_lines import result_lines
 from activities.results.records import RecordReader
 from activities.results.shard_lines import lines_of_shard
 from activities.store.object_store import ObjectNotFoundError, ObjectStore, StoreError
-from workflows.ids import ResultKind
+from workflows.ids import BatchRef, ResultKind
 from workflows.types import BatchRecord
 
 PAGE_BYTES: Final = 4 << 20
@@ -85,6 +85,7 @@ class Page(NamedTuple):
 class _Known:
     """The state of a batch's feed in this process."""
 
+    ref: BatchRef
     feed: Feed
     lock: threading.Lock
     read: set[str]
@@ -103,21 +104,21 @@ class ResultPages:
         self._store = store
         self._catalog = Catalog(store)
         self._clock = clock
-        self._batches: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._batches: OrderedDict[BatchRef, _Known] = OrderedDict()
         self._lock = threading.Lock()
 
-    def page(self, tenant: str, batch_id: str, cursor: Cursor, limit: int, kind: ResultKind | None = None) -> Page:
+    def page(self, ref: BatchRef, cursor: Cursor, limit: int, kind: ResultKind | None = None) -> Page:
         """Return up to ``limit`` committed lines after a cursor, of one of the result files or, by default, of both.
 
         Raises:
             BadCursorError: the cursor is not one of this batch.
             ResultsGoneError: the batch has ended, and its files were deleted or have expired.
         """
-        known = self._known(tenant, batch_id)
+        known = self._known(ref)
         for _ in range(LOOK_AGAIN):
-            final = self._catalog.get_final(tenant, batch_id)
+            final = self._catalog.get_final(ref)
             files = final if final and has_result_files(final) else None
-            self._look(known, tenant, batch_id, 0 if files else cursor.position + limit, at_once=final is not None)
+            self._look(known, 0 if files else cursor.position + limit, at_once=final is not None)
             if cursor.position > known.feed.end:
                 raise BadCursorError
             if files:
@@ -125,44 +126,43 @@ class ResultPages:
             if cursor.offsets is not None:
                 raise BadCursorError
             try:
-                lines, position = self._read_feed(tenant, batch_id, known.feed, cursor.position, limit, kind)
+                lines, position = self._read_feed(known, cursor.position, limit, kind)
             except ObjectNotFoundError:
                 if final:
                     raise ResultsGoneError from None
                 continue  # the batch has ended in the meantime
             return Page(lines, Cursor(position), final is not None and position == known.feed.end)
-        raise StoreError(f"what batch {batch_id} has committed vanishes while it is read")
+        raise StoreError(f"what batch {ref.batch_id} has committed vanishes while it is read")
 
-    def count(self, tenant: str, batch_id: str, kind: ResultKind) -> int:
+    def count(self, ref: BatchRef, kind: ResultKind) -> int:
         """Return the number of committed lines of one of the result files; after the end, of those in the feed."""
-        known = self._known(tenant, batch_id)
-        final = self._catalog.get_final(tenant, batch_id)
+        known = self._known(ref)
+        final = self._catalog.get_final(ref)
         before = -1
         while known.feed.end > before:
             before = known.feed.end
-            self._look(known, tenant, batch_id, 0 if final else before + 1)
+            self._look(known, 0 if final else before + 1)
         return known.feed.count(kind)
 
-    def behind(self, tenant: str, batch_id: str, kind: ResultKind, count: int) -> Cursor:
+    def behind(self, ref: BatchRef, kind: ResultKind, count: int) -> Cursor:
         """Return the cursor after the first ``count`` lines of one of the result files.
 
         Args: ``count`` is at most what :meth:`count` has returned.
         """
-        return Cursor(self._known(tenant, batch_id).feed.position_after(kind, count))
+        return Cursor(self._known(ref).feed.position_after(kind, count))
 
-    def _known(self, tenant: str, batch_id: str) -> _Known:
+    def _known(self, ref: BatchRef) -> _Known:
         with self._lock:
-            key = (tenant, batch_id)
-            if key not in self._batches:
-                self._batches[key] = _Known(Feed(self._store, tenant, batch_id), threading.Lock(), set())
-            self._batches.move_to_end(key)
+            if ref not in self._batches:
+                self._batches[ref] = _Known(ref, Feed(self._store, ref), threading.Lock(), set())
+            self._batches.move_to_end(ref)
             if len(self._batches) > FEEDS_KEPT:
                 self._batches.popitem(last=False)
-            return self._batches[key]
+            return self._batches[ref]
 
     # New lines
 
-    def _look(self, known: _Known, tenant: str, batch_id: str, wanted: int, *, at_once: bool = False) -> None:
+    def _look(self, known: _Known, wanted: int, *, at_once: bool = False) -> None:
         """Extend the feed to at least ``wanted`` lines, if enough lines are committed.
 
         Args: ``at_once`` looks for new lines even if it was done recently.
@@ -173,7 +173,7 @@ class ResultPages:
             while feed.end < wanted:
                 if not at_once and self._clock() - known.looked_at < len(feed.starts) / ENTRIES_A_SECOND:
                     return
-                groups, read, is_all = self._new_lines(known, tenant, batch_id)
+                groups, read, is_all = self._new_lines(known)
                 if groups and not feed.append(groups):
                     continue
                 known.read = read if is_all else known.read | read
@@ -181,7 +181,7 @@ class ResultPages:
                     known.looked_at = self._clock()
                     return
 
-    def _new_lines(self, known: _Known, tenant: str, batch_id: str) -> tuple[list[FeedGroup], set[str], bool]:
+    def _new_lines(self, known: _Known) -> tuple[list[FeedGroup], set[str], bool]:
         """Find committed lines that are not in the feed, about as many as an entry holds.
 
         Returns the lines, the keys of the objects that contain no other new lines, and whether these are all new lines.
@@ -192,7 +192,7 @@ class ResultPages:
         read: set[str] = set()
         is_all = True
         # Parts first: when a shard ends, its shard object is written before its parts are deleted.
-        for prefix in shard_keys.answers_prefixes(tenant, batch_id):
+        for prefix in shard_keys.answers_prefixes(known.ref):
             for key in self._store.list(prefix):
                 if key not in known.read:
                     if len(taken) >= ENTRY_LINES:
@@ -224,15 +224,13 @@ class ResultPages:
 
     # While the batch runs
 
-    def _read_feed(
-        self, tenant: str, batch_id: str, feed: Feed, position: int, limit: int, kind: ResultKind | None
-    ) -> tuple[list[bytes], int]:
+    def _read_feed(self, known: _Known, position: int, limit: int, kind: ResultKind | None) -> tuple[list[bytes], int]:
         """Return lines from a position on, and the position after them."""
         lines: list[bytes] = []
         size = 0
-        for group in feed.groups(position):
+        for group in known.feed.groups(position):
             wanted = [line for line in group.lines if kind is None or (line > 0) == (kind == "output")]
-            shard = ShardRef(tenant, batch_id, group.cut, group.shard)
+            shard = ShardRef(known.ref, group.cut, group.shard)
             contents = lines_of_shard(self._store, shard, [abs(n) for n in wanted])
             kept = set(wanted)
             for line in group.lines:

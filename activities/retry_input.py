@@ -20,7 +20,7 @@ from activities.results.error_lines import ErrorTally, read_error
 from activities.results.output_lines import result_lines
 from activities.store.object_store import ObjectNotFoundError, ObjectStore
 from workflows.error_summary import ErrorCount
-from workflows.ids import ResultKind
+from workflows.ids import BatchRef, ResultKind
 from workflows.types import BatchRecord, BatchSpec, Counts
 
 KINDS: Final[tuple[ResultKind, ResultKind]] = ("output", "error")
@@ -106,7 +106,7 @@ class RetryInput:
         for kind, file_id in zip(KINDS, files, strict=True):
             if file_id:
                 try:
-                    target = keys.kept_key(spec.tenant, spec.batch_id, kind)
+                    target = keys.kept_key(spec.ref, kind)
                     self._store.copy(keys.content_key(spec.tenant, file_id), target)
                 except ObjectNotFoundError:
                     raise _gone(kind, file_id) from None
@@ -116,19 +116,19 @@ class RetryInput:
             failed=first.status.counts.failed - lines.requests,
         )
         kept = Kept(counts=counts, errors=lines.kept.summary())
-        self._store.put(keys.kept_key(spec.tenant, spec.batch_id, _COUNTS), kept.model_dump_json().encode())
+        self._store.put(keys.kept_key(spec.ref, _COUNTS), kept.model_dump_json().encode())
         source = self._read(spec.tenant, first.spec.input_file_id, "input")
-        with self._store.writer(keys.input_key(spec.tenant, spec.batch_id)) as writer:
+        with self._store.writer(keys.input_key(spec.ref)) as writer:
             for piece in _blanked(source, lines.is_retried):
                 writer.write(piece)
             writer.commit()
 
     def kept(self, spec: BatchSpec) -> Kept:
         """Return the counts and errors that a retry takes over. Its copies must exist."""
-        return Kept.model_validate_json(self._store.get(keys.kept_key(spec.tenant, spec.batch_id, _COUNTS)))
+        return Kept.model_validate_json(self._store.get(keys.kept_key(spec.ref, _COUNTS)))
 
     def _first(self, spec: BatchSpec) -> BatchRecord:
-        first = self._catalog.get_final(spec.tenant, spec.retry_of)
+        first = self._catalog.get_final(BatchRef(spec.tenant, spec.retry_of))
         if first is None:
             raise RetryGoneError(f"the record of batch {spec.retry_of} no longer exists")
         return first
@@ -149,7 +149,7 @@ class RetryInput:
 def kept_lines(store: ObjectStore, spec: BatchSpec, kind: ResultKind) -> Iterator[tuple[int, bytes]]:
     """Return the lines of the retry's copy of a result file of the first batch, with their line numbers."""
     try:
-        chunks = store.stream(keys.kept_key(spec.tenant, spec.batch_id, kind))
+        chunks = store.stream(keys.kept_key(spec.ref, kind))
     except ObjectNotFoundError:  # the first batch had no such file
         return iter(())
     return result_lines(chunks)

@@ -51,7 +51,7 @@ class RunRequests(RunRequestsStub):
 
     @activity.defn(name=RUN_REQUESTS)
     async def run_requests(self, task: RunRequestsInput) -> ShardResult:
-        shard = ShardRef(task.tenant, task.batch_id, task.cut, task.index)
+        shard = ShardRef(task.ref, task.cut, task.index)
         log = ShardLog(self._store, shard, shard_keys.attempt_name(activity.info().attempt))
         committing = Commits(log, self._limiter, self._metrics, self._commit_interval)
         run = ShardRun(

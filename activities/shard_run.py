@@ -236,7 +236,7 @@ class ShardRun:
 
     async def _end_batch(self, failure: str) -> None:
         """Fail the batch, as all its requests get the same 404, unless another worker has received a result."""
-        if await asyncio.to_thread(has_output, self._store, self._task.tenant, self._task.batch_id):
+        if await asyncio.to_thread(has_output, self._store, self._task.ref):
             self._first_answers.differ = True
             return
         raise ApplicationError(failure, type=WRONG_ROUTE, non_retryable=True, category=ApplicationErrorCategory.BENIGN)

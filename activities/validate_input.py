@@ -71,7 +71,7 @@ class ValidateInput(ValidateInputStub):
 
     @activity.defn(name=VALIDATE_INPUT)
     async def validate_input(self, spec: BatchSpec) -> ValidateResult:
-        if final := await asyncio.to_thread(self._catalog.get_final, spec.tenant, spec.batch_id):
+        if final := await asyncio.to_thread(self._catalog.get_final, spec.ref):
             # The batch has ended, and its workflow was reset.
             return ValidateResult(total=final.status.counts.total, has_ended=True)
         routes = await run_beside_heartbeats(model_routes(self._clients, any_model=spec.unknown_model == "line"))
@@ -97,11 +97,11 @@ class ValidateInput(ValidateInputStub):
             return await run_in_thread(lambda stop: self._scan(process.scan, spec, routes, stop))
 
     def _is_large(self, spec: BatchSpec) -> bool:
-        return bool(next(self._store.stream(keys.input_key(spec.tenant, spec.batch_id), SMALL_INPUT_BYTES, 1), b""))
+        return bool(next(self._store.stream(keys.input_key(spec.ref), SMALL_INPUT_BYTES, 1), b""))
 
     def _scan(self, scan: Scan, spec: BatchSpec, routes: ModelRoutes, stop: StopFlag) -> ValidateResult:
         digest = hashlib.sha256()
-        chunks = self._store.stream(keys.input_key(spec.tenant, spec.batch_id))
+        chunks = self._store.stream(keys.input_key(spec.ref))
         result, cut, order = scan(_hashed(chunks, digest.update, stop), spec, routes)
         if spec.retry_of and not result.errors:
             kept = self._retry.kept(spec)
@@ -109,7 +109,7 @@ class ValidateInput(ValidateInputStub):
         result = self._running.admit(spec, result)
         if cut and not result.errors:
             cut = cut._replace(input=digest.hexdigest()[:32])
-            self._catalog.save_cut(spec.tenant, spec.batch_id, cut, order)
+            self._catalog.save_cut(spec.ref, cut, order)
             result = result.model_copy(update={"cut": cut.digest})
             status = BatchStatus(
                 phase=BatchPhase.IN_PROGRESS,
@@ -125,7 +125,7 @@ class ValidateInput(ValidateInputStub):
         """Make the batch's own copy of its input, unless there is one: its file may already be deleted then."""
         # The API does this too, but may have been killed between starting this run and writing its record.
         self._catalog.create_batch(spec)
-        target = keys.input_key(spec.tenant, spec.batch_id)
+        target = keys.input_key(spec.ref)
         with contextlib.suppress(ObjectNotFoundError):
             next(self._store.stream(target, 0, 0), b"")
             return None

@@ -14,9 +14,10 @@ from temporalio import activity
 
 from activities.heartbeats import StopFlag, run_beside_heartbeats, run_in_thread
 from activities.per_tenant import AT_ONCE_PER_TENANT, PerTenant
-from activities.records import keys, shard_keys
+from activities.records import keys
 from activities.records.catalog import Catalog, FileRecord
 from activities.records.cuts import LineDigest
+from activities.records.shard_keys import answers_prefixes
 from activities.results.error_lines import ErrorTally, read_error
 from activities.results.merged_lines import MergedLines, ResultLine, merged_by_line
 from activities.retry_input import KINDS, RetryInput, kept_lines
@@ -58,11 +59,11 @@ class WriteFiles(WriteFilesStub):
 
     def _was_checked(self, spec: BatchSpec) -> bool:
         """Return whether an earlier run has validated the input."""
-        return bool(self._catalog.cuts(spec.tenant, spec.batch_id))
+        return bool(self._catalog.cuts(spec.ref))
 
     def _write(self, task: WriteFilesInput, stop: StopFlag) -> MergedFiles:
         spec = task.spec
-        if final := self._catalog.get_final(spec.tenant, spec.batch_id):
+        if final := self._catalog.get_final(spec.ref):
             return MergedFiles(counts=final.status.counts)  # its files are written, and its final record is used
         try:
             return self._merge_again(task, stop)
@@ -86,26 +87,22 @@ class WriteFiles(WriteFilesStub):
         Raises:
             MergeError: there is not exactly one line for each request.
         """
-        tenant, batch_id = task.spec.tenant, task.spec.batch_id
+        ref = task.spec.ref
         try:
             if task.cut:
                 return self._merge_cut(task, task.cut, stop)
-            has_answers = self._has_answers(tenant, batch_id)
+            has_answers = any(True for prefix in answers_prefixes(ref) for _ in self._store.list(prefix))
             if not has_answers and (task.is_checked or not self._was_checked(task.spec)):
                 return MergedFiles()  # none of its requests was ever sent
-            merged = self._merge_cut(task, next(iter(self._catalog.cuts(tenant, batch_id)), "missing"), stop)
-            before = self._catalog.get_batch(tenant, batch_id).status
+            merged = self._merge_cut(task, next(iter(self._catalog.cuts(ref)), "missing"), stop)
+            before = self._catalog.get_batch(ref).status
             return merged.model_copy(update={"model": before.model, "in_progress_at": before.in_progress_at})
         except (ObjectNotFoundError, MergeError) as error:
-            if self._catalog.get_final(tenant, batch_id):
+            if self._catalog.get_final(ref):
                 raise StoreError("another attempt has ended the batch") from None  # the next attempt finds its record
             if isinstance(error, MergeError):
                 raise
             raise MergeError(f"the store has no {error} any more") from None
-
-    def _has_answers(self, tenant: str, batch_id: str) -> bool:
-        """Return whether anything is committed of a batch, under any cut."""
-        return any(True for prefix in shard_keys.answers_prefixes(tenant, batch_id) for _ in self._store.list(prefix))
 
     def _merge_cut(self, task: WriteFilesInput, digest: str, stop: StopFlag) -> MergedFiles:
         spec = task.spec
@@ -132,7 +129,7 @@ class WriteFiles(WriteFilesStub):
                 raise MergeError(f"{counts.completed} + {counts.failed} result lines for {counts.total} requests")
             if numbers.value != cut.lines:
                 raise MergeError("the lines that have results are not the lines that are requests")
-            if self._catalog.get_final(spec.tenant, spec.batch_id):
+            if self._catalog.get_final(spec.ref):
                 raise StoreError("another attempt has ended the batch")  # the next attempt finds its record
             ids = files.publish(self._catalog, time.time_ns() // 1_000_000)
         return MergedFiles(

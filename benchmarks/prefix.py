@@ -139,8 +139,8 @@ async def commit_all(store: LocalStore, found: Scanned) -> list[str | None]:
     assert found.cut
     attempts: list[str | None] = []
     for index, shard in enumerate(found.result.shards):
-        log = ShardLog(store, ShardRef(SPEC.tenant, SPEC.batch_id, found.cut.digest, index), "000001-a")
-        places = Catalog(store).get_places(SPEC.tenant, SPEC.batch_id, found.cut.digest, shard) if found.order else ()
+        log = ShardLog(store, ShardRef(SPEC.ref, found.cut.digest, index), "000001-a")
+        places = Catalog(store).get_places(SPEC.ref, found.cut.digest, shard) if found.order else ()
         for line in [place.line for place in places] or range(shard.first_line, shard.first_line + shard.requests):
             log.add(line, "output", b'{"id":%d,"text":"' % line + b"x" * 1000 + b'"}\n', Usage(input_tokens=1))
         attempts.append((await log.finish()).attempt)
@@ -166,8 +166,8 @@ def measure_merge(count: int) -> None:
         with tempfile.TemporaryDirectory(prefix="everbatch-bench-") as folder:
             store, found = LocalStore(folder), scanned(content, order)
             assert found.cut
-            store.put(keys.input_key(SPEC.tenant, SPEC.batch_id), b"".join(content))
-            Catalog(store).save_cut(SPEC.tenant, SPEC.batch_id, found.cut, found.order)
+            store.put(keys.input_key(SPEC.ref), b"".join(content))
+            Catalog(store).save_cut(SPEC.ref, found.cut, found.order)
             attempts = asyncio.run(commit_all(store, found))
             context = multiprocessing.get_context("spawn")
             result = context.Queue()

@@ -7,7 +7,7 @@ import json
 import re
 import string
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 ResultKind = Literal["output", "error"]
 """One of the two result files of a batch."""
@@ -15,6 +15,13 @@ ResultKind = Literal["output", "error"]
 _DIGITS: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _BATCH_ID: Final = re.compile(r"batch_[0-9a-f]{32}")
 _RESULT_FILE_ID: Final = re.compile(r"file-([oe])([0-9A-Za-z]{23})")
+
+
+class BatchRef(NamedTuple):
+    """Identifies a batch, which only its own tenant can see."""
+
+    tenant: str
+    batch_id: str
 
 
 def _hex(*parts: str, length: int = 32) -> str:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from workflows.error_summary import ErrorCount
 from workflows.events import History, PastWait
+from workflows.ids import BatchRef
 from workflows.nested import SETTINGS_OF_SPEC, NestedSettings
 from workflows.waits import Wait
 
@@ -89,6 +90,10 @@ class BatchSpec(Model, NestedSettings):
     """Error codes of the requests to send again; empty means all failed requests."""
     inline_requests: int = 0
     """Number of requests in the create call itself. The input file made of them is deleted with the batch."""
+
+    @property
+    def ref(self) -> BatchRef:
+        return BatchRef(self.tenant, self.batch_id)
 
     @property
     def created_at(self) -> int:
@@ -210,6 +215,10 @@ class RunRequestsInput(Model):
     """See :attr:`ValidateResult.cut`."""
     has_order: bool = False
     """See :attr:`ValidateResult.has_order`."""
+
+    @property
+    def ref(self) -> BatchRef:
+        return BatchRef(self.tenant, self.batch_id)
 
 
 class ShardResult(Model):

@@ -8,6 +8,7 @@ import msgspec
 
 from activities.records.keys import webhook_key
 from activities.store.object_store import ObjectStore
+from workflows.ids import BatchRef
 
 BATCH_WEBHOOK: Final = "(batch)"
 """Name of a batch's own webhook. The names of the operator's webhooks cannot contain parentheses."""
@@ -30,15 +31,15 @@ class BatchWebhooks:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
-    def save(self, tenant: str, batch_id: str, webhook: BatchWebhook) -> None:
+    def save(self, ref: BatchRef, webhook: BatchWebhook) -> None:
         """Store the webhook of a batch before its start. Does nothing if one is already stored."""
-        self._store.put_new(webhook_key(tenant, batch_id), msgspec.json.encode(webhook))
+        self._store.put_new(webhook_key(ref), msgspec.json.encode(webhook))
 
-    def get(self, tenant: str, batch_id: str) -> BatchWebhook:
+    def get(self, ref: BatchRef) -> BatchWebhook:
         """Raises:
         ObjectNotFoundError: the batch has none, or ended so long ago that its webhook was deleted.
         """
-        return msgspec.json.decode(self._store.get(webhook_key(tenant, batch_id)), type=BatchWebhook)
+        return msgspec.json.decode(self._store.get(webhook_key(ref)), type=BatchWebhook)
 
-    def delete(self, tenant: str, batch_id: str) -> None:
-        self._store.delete(webhook_key(tenant, batch_id))
+    def delete(self, ref: BatchRef) -> None:
+        self._store.delete(webhook_key(ref))

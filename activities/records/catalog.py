@@ -30,6 +30,7 @@ from activities.records.sending_order import ENTRY_BYTES, LinePlace, unpack_plac
 from activities.records.shard_keys import answers_prefixes
 from activities.store.object_store import ObjectNotFoundError, ObjectStore
 from workflows.contract import MESSAGES_ENDPOINT
+from workflows.ids import BatchRef
 from workflows.types import BatchRecord, BatchSpec, BatchStatus, Shard
 
 PUBLISHED_SECONDS: Final = 24 * 3600
@@ -222,42 +223,42 @@ class Catalog:
     def save_final(self, record: BatchRecord) -> None:
         self._save("record.json", record)
 
-    def get_final(self, tenant: str, batch_id: str) -> BatchRecord | None:
+    def get_final(self, ref: BatchRef) -> BatchRecord | None:
         """Return the final record, or ``None`` if the batch has not ended."""
         try:
-            return self._load(tenant, batch_id, "record.json")
+            return self._load(ref, "record.json")
         except ObjectNotFoundError:
             return None
 
-    def get_batch(self, tenant: str, batch_id: str) -> BatchRecord:
+    def get_batch(self, ref: BatchRef) -> BatchRecord:
         """Return the newest of the batch's records."""
         for name in ("record.json", "running.json"):
             with contextlib.suppress(ObjectNotFoundError):
-                return self._load(tenant, batch_id, name)
-        return self._load(tenant, batch_id, "created.json")
+                return self._load(ref, name)
+        return self._load(ref, "created.json")
 
-    def find_batch(self, tenant: str, batch_id: str) -> BatchRecord | None:
+    def find_batch(self, ref: BatchRef) -> BatchRecord | None:
         try:
-            return self.get_batch(tenant, batch_id)
+            return self.get_batch(ref)
         except ObjectNotFoundError:
             return None
 
     def _save(self, name: str, record: BatchRecord) -> None:
-        prefix = batch_prefix(record.spec.tenant, record.spec.batch_id)
-        self.store.put(prefix + name, record.model_dump_json().encode())
+        self.store.put(batch_prefix(record.spec.ref) + name, record.model_dump_json().encode())
 
-    def _load(self, tenant: str, batch_id: str, name: str) -> BatchRecord:
-        return BatchRecord.model_validate_json(self.store.get(batch_prefix(tenant, batch_id) + name))
+    def _load(self, ref: BatchRef, name: str) -> BatchRecord:
+        return BatchRecord.model_validate_json(self.store.get(batch_prefix(ref) + name))
 
-    def batch_entry(self, tenant: str, batch_id: str) -> IndexEntry:
-        return IndexEntry(batch_id, self.get_batch(tenant, batch_id).spec.created_ms)
+    def batch_entry(self, ref: BatchRef) -> IndexEntry:
+        return IndexEntry(ref.batch_id, self.get_batch(ref).spec.created_ms)
 
     def list_batches(
         self, tenant: str, *, after: IndexEntry | None, ascending: bool = False, messages_only: bool = False
     ) -> Iterator[BatchRecord]:
         """Yield batches like :meth:`list_files`. Deleted batches are skipped."""
         listed = index_entries(self.store, tenant, [_MESSAGE_BATCHES if messages_only else _BATCHES], after, ascending)
-        records = read_ahead(lambda entry: self.find_batch(tenant, entry.id), listed, self.store.reads_at_once)
+        refs = (BatchRef(tenant, entry.id) for entry in listed)
+        records = read_ahead(self.find_batch, refs, self.store.reads_at_once)
         yield from (record for record in records if record and record.deleted_at is None)
 
     def delete_batch(self, record: BatchRecord) -> None:
@@ -271,9 +272,9 @@ class Catalog:
         for file_id in filter(None, [*file_ids, spec.input_file_id if spec.inline_requests else None]):
             with contextlib.suppress(ObjectNotFoundError):
                 self.delete_file(spec.tenant, file_id)
-        self.delete_leftovers(spec.tenant, spec.batch_id)
-        self.delete_feed(spec.tenant, spec.batch_id)
-        self.store.delete(webhook_key(spec.tenant, spec.batch_id))
+        self.delete_leftovers(spec.ref)
+        self.delete_feed(spec.ref)
+        self.store.delete(webhook_key(spec.ref))
         bare = BatchRecord(
             spec=spec.model_copy(update={"metadata": None}),
             status=record.status.model_copy(update={"errors": [], "error_summary": []}),
@@ -282,37 +283,37 @@ class Catalog:
         self.save_final(bare)
         self.store.delete(*_batch_index(spec))
 
-    def save_cut(self, tenant: str, batch_id: str, cut: Cut, order: bytes = b"") -> None:
+    def save_cut(self, ref: BatchRef, cut: Cut, order: bytes = b"") -> None:
         if order:
-            self.store.put(orders_prefix(tenant, batch_id) + cut.digest, order)
-        self.store.put(cuts_prefix(tenant, batch_id) + cut.digest, cut.dump())
+            self.store.put(orders_prefix(ref) + cut.digest, order)
+        self.store.put(cuts_prefix(ref) + cut.digest, cut.dump())
 
-    def get_cut(self, tenant: str, batch_id: str, digest: str) -> Cut:
-        return load_cut(self.store.get(cuts_prefix(tenant, batch_id) + digest))
+    def get_cut(self, ref: BatchRef, digest: str) -> Cut:
+        return load_cut(self.store.get(cuts_prefix(ref) + digest))
 
-    def get_places(self, tenant: str, batch_id: str, digest: str, shard: Shard) -> list[LinePlace]:
+    def get_places(self, ref: BatchRef, digest: str, shard: Shard) -> list[LinePlace]:
         """Return the places of a shard's requests in the input, in sending order. The cut must have one."""
-        key = orders_prefix(tenant, batch_id) + digest
+        key = orders_prefix(ref) + digest
         return unpack_places(b"".join(self.store.stream(key, shard.offset, shard.requests * ENTRY_BYTES)))
 
-    def cuts(self, tenant: str, batch_id: str) -> list[str]:
+    def cuts(self, ref: BatchRef) -> list[str]:
         """Return the digests of all cuts of a batch's input. A cut is saved before its first shard runs."""
-        prefix = cuts_prefix(tenant, batch_id)
+        prefix = cuts_prefix(ref)
         return [key.removeprefix(prefix) for key in self.store.list(prefix)]
 
-    def delete_leftovers(self, tenant: str, batch_id: str) -> None:
+    def delete_leftovers(self, ref: BatchRef) -> None:
         """Delete the objects that only a running batch needs. The record stays."""
         # The input goes first: an attempt that is still writing result files needs it to treat a request as unanswered,
         # so it cannot mistake answers that are deleted next for missing ones.
-        self.store.delete(input_key(tenant, batch_id))
-        self.store.delete_prefix(cuts_prefix(tenant, batch_id))
-        of_run = (*answers_prefixes(tenant, batch_id), orders_prefix(tenant, batch_id), kept_prefix(tenant, batch_id))
+        self.store.delete(input_key(ref))
+        self.store.delete_prefix(cuts_prefix(ref))
+        of_run = (*answers_prefixes(ref), orders_prefix(ref), kept_prefix(ref))
         for prefix in of_run:
             self.store.delete_prefix(prefix)
 
-    def delete_feed(self, tenant: str, batch_id: str) -> None:
+    def delete_feed(self, ref: BatchRef) -> None:
         """Delete the order in which lines were shown. It is needed as long as the result files are."""
-        self.store.delete_prefix(feed_prefix(tenant, batch_id))
+        self.store.delete_prefix(feed_prefix(ref))
 
     # Reminders
 

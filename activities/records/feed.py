@@ -17,7 +17,7 @@ import msgspec
 from activities.records.keys import feed_prefix
 from activities.records.read_ahead import read_ahead
 from activities.store.object_store import ObjectStore, StoreError
-from workflows.ids import ResultKind
+from workflows.ids import BatchRef, ResultKind
 
 
 class FeedGroup(NamedTuple):
@@ -38,9 +38,9 @@ class Feed:
         StoreError: from every method that blocks, when the store cannot be used.
     """
 
-    def __init__(self, store: ObjectStore, tenant: str, batch_id: str) -> None:
+    def __init__(self, store: ObjectStore, ref: BatchRef) -> None:
         self._store = store
-        self._prefix = feed_prefix(tenant, batch_id)
+        self._prefix = feed_prefix(ref)
         self.starts: list[int] = []
         """Position of the first line of each entry."""
         self._outputs: list[int] = []

@@ -34,6 +34,7 @@ import re
 from typing import Final
 
 from activities.store.object_store import ObjectNotFoundError
+from workflows.ids import BatchRef
 
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -59,44 +60,44 @@ def arrived_prefix(tenant: str, upload_id: str) -> str:
     return f"{upload_prefix(tenant, upload_id)}arrived/"
 
 
-def input_key(tenant: str, batch_id: str) -> str:
-    return f"{batch_prefix(tenant, batch_id)}input"
+def input_key(ref: BatchRef) -> str:
+    return f"{batch_prefix(ref)}input"
 
 
-def cuts_prefix(tenant: str, batch_id: str) -> str:
-    return f"{batch_prefix(tenant, batch_id)}cuts/"
+def cuts_prefix(ref: BatchRef) -> str:
+    return f"{batch_prefix(ref)}cuts/"
 
 
-def orders_prefix(tenant: str, batch_id: str) -> str:
-    return f"{batch_prefix(tenant, batch_id)}orders/"
+def orders_prefix(ref: BatchRef) -> str:
+    return f"{batch_prefix(ref)}orders/"
 
 
-def kept_prefix(tenant: str, batch_id: str) -> str:
-    return f"{batch_prefix(tenant, batch_id)}kept/"
+def kept_prefix(ref: BatchRef) -> str:
+    return f"{batch_prefix(ref)}kept/"
 
 
-def kept_key(tenant: str, batch_id: str, kind: str) -> str:
-    return f"{kept_prefix(tenant, batch_id)}{kind}"
+def kept_key(ref: BatchRef, kind: str) -> str:
+    return f"{kept_prefix(ref)}{kind}"
 
 
-def retries_prefix(tenant: str, batch_id: str) -> str:
-    return f"{batch_prefix(tenant, batch_id)}retries/"
+def retries_prefix(ref: BatchRef) -> str:
+    return f"{batch_prefix(ref)}retries/"
 
 
-def webhook_key(tenant: str, batch_id: str) -> str:
-    return f"{batch_prefix(tenant, batch_id)}webhook.json"
+def webhook_key(ref: BatchRef) -> str:
+    return f"{batch_prefix(ref)}webhook.json"
 
 
-def feed_prefix(tenant: str, batch_id: str) -> str:
-    return f"{batch_prefix(tenant, batch_id)}feed/"
+def feed_prefix(ref: BatchRef) -> str:
+    return f"{batch_prefix(ref)}feed/"
 
 
 def active_prefix(tenant: str) -> str:
     return f"active/{tenant}/"
 
 
-def active_key(tenant: str, batch_id: str) -> str:
-    return f"{active_prefix(tenant)}{checked(batch_id)}"
+def active_key(ref: BatchRef) -> str:
+    return f"{active_prefix(ref.tenant)}{checked(ref.batch_id)}"
 
 
 def file_prefix(tenant: str, file_id: str) -> str:
@@ -107,8 +108,8 @@ def record_key(tenant: str, file_id: str) -> str:
     return f"{file_prefix(tenant, file_id)}object.json"
 
 
-def batch_prefix(tenant: str, batch_id: str) -> str:
-    return f"batches/{tenant}/{checked(batch_id)}/"
+def batch_prefix(ref: BatchRef) -> str:
+    return f"batches/{ref.tenant}/{checked(ref.batch_id)}/"
 
 
 def checked(object_id: str) -> str:

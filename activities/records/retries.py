@@ -14,6 +14,7 @@ import msgspec
 from activities.records.catalog import Catalog, has_result_files
 from activities.records.keys import retries_prefix
 from activities.store.object_store import ObjectNotFoundError
+from workflows.ids import BatchRef
 
 
 class Retry(NamedTuple):
@@ -32,29 +33,29 @@ class Retries:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    def latest(self, tenant: str, batch_id: str) -> Retry | None:
+    def latest(self, ref: BatchRef) -> Retry | None:
         """Return the latest retry of a batch, even if it ended without result files, or ``None``."""
-        key = next(self._catalog.store.list_backwards(retries_prefix(tenant, batch_id)), None)
+        key = next(self._catalog.store.list_backwards(retries_prefix(ref)), None)
         return self._read(key) if key else None
 
-    def is_retried(self, tenant: str, batch_id: str) -> bool:
+    def is_retried(self, ref: BatchRef) -> bool:
         """Return whether the batch has a retry that prevents another one."""
-        latest = self.latest(tenant, batch_id)
-        return latest is not None and not self._came_to_nothing(tenant, latest)
+        latest = self.latest(ref)
+        return latest is not None and not self._came_to_nothing(ref.tenant, latest)
 
-    def claim(self, tenant: str, batch_id: str, wanted: Retry) -> Retry:
+    def claim(self, ref: BatchRef, wanted: Retry) -> Retry:
         """Record ``wanted`` as the retry of a batch, unless a retry prevents it. Returns the retry that is in force."""
-        store, prefix, number = self._catalog.store, retries_prefix(tenant, batch_id), 0
+        store, prefix, number = self._catalog.store, retries_prefix(ref), 0
         while True:
             key = f"{prefix}{number:06d}"
             there = msgspec.json.decode(store.put_new(key, msgspec.json.encode(wanted)), type=Retry)
-            if there == wanted or not self._came_to_nothing(tenant, there):
+            if there == wanted or not self._came_to_nothing(ref.tenant, there):
                 return there
             number += 1
 
-    def release(self, tenant: str, batch_id: str, retry: Retry) -> None:
+    def release(self, ref: BatchRef, retry: Retry) -> None:
         """Delete the record of a retry that was not started."""
-        for key in self._catalog.store.list(retries_prefix(tenant, batch_id)):
+        for key in self._catalog.store.list(retries_prefix(ref)):
             if self._read(key) == retry:
                 self._catalog.store.delete(key)
 
@@ -65,5 +66,5 @@ class Retries:
             return None
 
     def _came_to_nothing(self, tenant: str, retry: Retry) -> bool:
-        final = self._catalog.get_final(tenant, retry.batch_id)
+        final = self._catalog.get_final(BatchRef(tenant, retry.batch_id))
         return final is not None and (final.deleted_at is not None or not has_result_files(final))

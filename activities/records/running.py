@@ -9,6 +9,7 @@ from activities.records.catalog import Catalog
 from activities.records.keys import active_key, active_prefix
 from activities.records.shard_keys import answers_prefixes
 from activities.store.object_store import ObjectNotFoundError
+from workflows.ids import BatchRef
 from workflows.types import BatchError, BatchSpec, ValidateResult
 
 
@@ -24,20 +25,20 @@ class RunningBatches:
         self._store = catalog.store
         self._lock = threading.Lock()
 
-    def ids(self, tenant: str) -> list[str]:
+    def batches(self, tenant: str) -> list[BatchRef]:
         prefix = active_prefix(tenant)
-        return [key.removeprefix(prefix) for key in self._store.list(prefix)]
+        return [BatchRef(tenant, key.removeprefix(prefix)) for key in self._store.list(prefix)]
 
-    def add(self, tenant: str, batch_id: str, requests: int = 0) -> None:
+    def add(self, ref: BatchRef, requests: int = 0) -> None:
         """Count a batch. Args: ``requests`` is its number of requests, or 0 before its input is validated."""
-        self._store.put(active_key(tenant, batch_id), str(requests).encode())
+        self._store.put(active_key(ref), str(requests).encode())
 
-    def remove(self, tenant: str, batch_id: str) -> None:
-        self._store.delete(active_key(tenant, batch_id))
+    def remove(self, ref: BatchRef) -> None:
+        self._store.delete(active_key(ref))
 
     def answers_bytes(self, tenant: str) -> int:
         """Return the bytes of committed answers of all counted batches that are not in result files yet."""
-        prefixes = (prefix for batch_id in self.ids(tenant) for prefix in answers_prefixes(tenant, batch_id))
+        prefixes = (prefix for ref in self.batches(tenant) for prefix in answers_prefixes(ref))
         return sum(map(self._store.bytes_below, prefixes))
 
     def admit(self, spec: BatchSpec, result: ValidateResult) -> ValidateResult:
@@ -48,28 +49,28 @@ class RunningBatches:
         if not spec.counts_towards_limits or result.errors:
             return result
         with self._lock:
-            others = [batch_id for batch_id in self.ids(spec.tenant) if batch_id != spec.batch_id]
+            others = [ref for ref in self.batches(spec.tenant) if ref != spec.ref]
             maximum = spec.max_queued_requests
-            if maximum is not None and self._queued(spec.tenant, others) > maximum - result.total:
+            if maximum is not None and self._queued(others) > maximum - result.total:
                 # A worker that was thought dead may have written the object of a batch after the batch had ended.
-                others = [batch_id for batch_id in others if not self._removed_if_ended(spec.tenant, batch_id)]
-                if (queued := self._queued(spec.tenant, others)) > maximum - result.total:
+                others = [ref for ref in others if not self._removed_if_ended(ref)]
+                if (queued := self._queued(others)) > maximum - result.total:
                     error = _too_many_queued(spec, result, maximum, queued)
                     return ValidateResult(errors=[error], errors_total=1, finished_at=result.finished_at)
-            self.add(spec.tenant, spec.batch_id, result.total)
+            self.add(spec.ref, result.total)
         return result
 
-    def _queued(self, tenant: str, batch_ids: list[str]) -> int:
+    def _queued(self, batches: list[BatchRef]) -> int:
         total = 0
-        for batch_id in batch_ids:
+        for ref in batches:
             with contextlib.suppress(ObjectNotFoundError):  # the batch has ended in the meantime
-                total += int(self._store.get(active_key(tenant, batch_id)))
+                total += int(self._store.get(active_key(ref)))
         return total
 
-    def _removed_if_ended(self, tenant: str, batch_id: str) -> bool:
-        has_ended = self._catalog.get_final(tenant, batch_id) is not None
+    def _removed_if_ended(self, ref: BatchRef) -> bool:
+        has_ended = self._catalog.get_final(ref) is not None
         if has_ended:
-            self.remove(tenant, batch_id)
+            self.remove(ref)
         return has_ended
 
 

@@ -6,26 +6,26 @@ import secrets
 from typing import NamedTuple
 
 from activities.records.keys import batch_prefix
+from workflows.ids import BatchRef
 
 
 class ShardRef(NamedTuple):
-    """Identifies a shard of a batch, by a cut of its input and its index in that cut."""
+    """Identifies a shard of a batch, by a cut of the input and its index in that cut."""
 
-    tenant: str
-    batch_id: str
+    batch: BatchRef
     cut: str
     number: int
     """Index in the cut, from 0."""
 
 
-def answers_prefixes(tenant: str, batch_id: str) -> tuple[str, str]:
+def answers_prefixes(ref: BatchRef) -> tuple[str, str]:
     """Return the prefixes of the parts and shard objects of a batch, which exist until its result files are written."""
-    prefix = batch_prefix(tenant, batch_id)
+    prefix = batch_prefix(ref)
     return f"{prefix}parts/", f"{prefix}results/"
 
 
 def parts_prefix(shard: ShardRef) -> str:
-    parts, _ = answers_prefixes(shard.tenant, shard.batch_id)
+    parts, _ = answers_prefixes(shard.batch)
     return f"{parts}{shard.cut}/{shard.number:06d}/"
 
 
@@ -33,14 +33,14 @@ def part_key(shard: ShardRef, attempt: str, number: int) -> str:
     return f"{parts_prefix(shard)}{attempt}-{number:06d}"
 
 
-def results_of_cut_prefix(tenant: str, batch_id: str, cut: str) -> str:
+def results_of_cut_prefix(ref: BatchRef, cut: str) -> str:
     """Return the prefix of the shard objects of a cut, which are named ``<shard>/<attempt>``."""
-    _, results = answers_prefixes(tenant, batch_id)
+    _, results = answers_prefixes(ref)
     return f"{results}{cut}/"
 
 
 def results_prefix(shard: ShardRef) -> str:
-    return f"{results_of_cut_prefix(shard.tenant, shard.batch_id, shard.cut)}{shard.number:06d}/"
+    return f"{results_of_cut_prefix(shard.batch, shard.cut)}{shard.number:06d}/"
 
 
 def result_key(shard: ShardRef, attempt: str) -> str:

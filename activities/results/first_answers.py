@@ -13,6 +13,7 @@ from activities.results.records import RecordReader
 from activities.results.shard_log import shard_heads
 from activities.store.object_store import ObjectNotFoundError, ObjectStore
 from activities.upstreams.answers import Answer
+from workflows.ids import BatchRef
 
 FIRST_REQUESTS: Final = 50
 """The batch fails if this many first answers are all the same 404."""
@@ -80,9 +81,9 @@ class FirstAnswersOfBatches:
         return first
 
 
-def has_output(store: ObjectStore, tenant: str, batch_id: str) -> bool:
+def has_output(store: ObjectStore, ref: BatchRef) -> bool:
     """Return whether any process has committed a successful answer to a request of the batch."""
-    parts, results = shard_keys.answers_prefixes(tenant, batch_id)
+    parts, results = shard_keys.answers_prefixes(ref)
     if any(completed for _, completed, _, _ in shard_heads(store, results)):
         return True
     for key in store.list(parts):

@@ -71,8 +71,8 @@ class MergedLines:
         self._store = store
         self._task = task
         self._digest = digest
-        self._input_key = keys.input_key(task.spec.tenant, task.spec.batch_id)
-        self.cut = Catalog(store).get_cut(task.spec.tenant, task.spec.batch_id, digest)
+        self._input_key = keys.input_key(task.spec.ref)
+        self.cut = Catalog(store).get_cut(task.spec.ref, digest)
         self.waits: list[PastWait] = []
         """Waits of shards whose results the workflow does not have. Complete once all lines are read."""
 
@@ -93,13 +93,13 @@ class MergedLines:
 
     def _sources(self) -> list[_Source]:
         task, found = self._task, dict[int, list[str]]()
-        prefix = shard_keys.results_of_cut_prefix(task.spec.tenant, task.spec.batch_id, self._digest)
+        prefix = shard_keys.results_of_cut_prefix(task.spec.ref, self._digest)
         for key in self._store.list(prefix):
             number, attempt = key.removeprefix(prefix).split("/")
             found.setdefault(int(number), []).append(attempt)
         sources: list[_Source] = []
         for index, shard in enumerate(self.cut.shards):
-            ref = ShardRef(task.spec.tenant, task.spec.batch_id, self._digest, index)
+            ref = ShardRef(task.spec.ref, self._digest, index)
             heard = task.attempts[index] if task.cut and index < len(task.attempts) else None
             attempts = found.get(index, [None])
             is_heard = heard is not None and heard in attempts
@@ -108,10 +108,10 @@ class MergedLines:
         return sources
 
     def _sources_of_other_cuts(self) -> list[_Source]:
-        tenant, batch_id = self._task.spec.tenant, self._task.spec.batch_id
+        ref = self._task.spec.ref
         return [
-            _Source(ShardRef(tenant, batch_id, digest, number), shard, None, is_heard=False, is_of_other_cut=True)
-            for digest, cut in other_cuts(self._store, tenant, batch_id, self._digest)
+            _Source(ShardRef(ref, digest, number), shard, None, is_heard=False, is_of_other_cut=True)
+            for digest, cut in other_cuts(self._store, ref, self._digest)
             for number, shard in enumerate(cut.shards)
         ]
 

@@ -14,16 +14,17 @@ from activities.records.shard_keys import ShardRef
 from activities.results.records import RecordReader
 from activities.results.shard_log import HOLD_BYTES, Committed, RangeReader, ShardLog, look_up
 from activities.store.object_store import ObjectStore
+from workflows.ids import BatchRef
 from workflows.types import Shard, ShardResult
 
 
-def other_cuts(store: ObjectStore, tenant: str, batch_id: str, digest: str) -> Iterator[tuple[str, Cut]]:
+def other_cuts(store: ObjectStore, ref: BatchRef, digest: str) -> Iterator[tuple[str, Cut]]:
     """Yield the other cuts of the same input, each with its digest."""
     files = Catalog(store)
-    others = [cut for cut in files.cuts(tenant, batch_id) if cut != digest]
-    of_input = files.get_cut(tenant, batch_id, digest).input if others else ""
+    others = [cut for cut in files.cuts(ref) if cut != digest]
+    of_input = files.get_cut(ref, digest).input if others else ""
     for other in others:
-        cut = files.get_cut(tenant, batch_id, other)
+        cut = files.get_cut(ref, other)
         if cut.input == of_input:
             yield other, cut
 
@@ -33,7 +34,7 @@ def _look_up_elsewhere(
 ) -> Committed:
     """Return what other cuts have committed of these lines of a shard."""
     found = Committed({}, {}, {}, [], {}, [])
-    for digest, cut in other_cuts(store, ref.tenant, ref.batch_id, ref.cut):
+    for digest, cut in other_cuts(store, ref.batch, ref.cut):
         for number, other in enumerate(cut.shards):
             overlap = other.offset < shard.offset + shard.length and shard.offset < other.offset + other.length
             if overlap or has_order or cut.order:  # with a sending order, any shard may have the lines

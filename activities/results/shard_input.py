@@ -55,7 +55,7 @@ def read_requests(store: ObjectStore, task: RunRequestsInput, log: ShardLog) -> 
 
 
 def _lines(store: ObjectStore, task: RunRequestsInput, log: ShardLog) -> Iterator[Line]:
-    key, shard = keys.input_key(task.tenant, task.batch_id), task.shard
+    key, shard = keys.input_key(task.ref), task.shard
 
     def read(place: LinePlace) -> list[Line]:
         chunks = store.stream(key, place.offset, place.length)
@@ -64,6 +64,6 @@ def _lines(store: ObjectStore, task: RunRequestsInput, log: ShardLog) -> Iterato
     if not task.has_order:
         chunks = store.stream(key, shard.offset, shard.length)
         return read_lines(chunks, task.max_line_bytes, first_line=shard.first_line)
-    places = Catalog(store).get_places(task.tenant, task.batch_id, task.cut, shard)
+    places = Catalog(store).get_places(task.ref, task.cut, shard)
     wanted = joined(place for place in places if not log.has(place.line))
     return chain.from_iterable(read_ahead(read, wanted, store.reads_at_once))

@@ -24,7 +24,7 @@ def lines_of_shard(store: ObjectStore, shard: ShardRef, wanted: list[int]) -> It
     if not isinstance(found, ShardResult):
         for line in wanted:
             if line not in found.ranges:
-                raise ObjectNotFoundError(f"line {line} of {shard.batch_id}")
+                raise ObjectNotFoundError(f"line {line} of {shard.batch.batch_id}")
         reader = RangeReader(store, (found.ranges[line] for line in wanted))
         for line in wanted:
             yield b"".join(reader.read(found.body(line)))
@@ -39,4 +39,4 @@ def lines_of_shard(store: ObjectStore, shard: ShardRef, wanted: list[int]) -> It
             line = next(left, None)
             if line is None:
                 return
-    raise ObjectNotFoundError(f"line {line} of {shard.batch_id}")
+    raise ObjectNotFoundError(f"line {line} of {shard.batch.batch_id}")

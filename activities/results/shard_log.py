@@ -225,7 +225,7 @@ class ShardLog:
         return None
 
     def _look_up(self) -> ShardResult | Committed:
-        if Catalog(self._store).get_final(self._shard.tenant, self._shard.batch_id):
+        if Catalog(self._store).get_final(self._shard.batch):
             return ShardResult(attempt="", completed=0, failed=0)
         found = look_up(self._store, self._shard)
         return with_notes(self._store, self._shard, found) if isinstance(found, ShardResult) else found

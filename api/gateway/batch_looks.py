@@ -11,6 +11,7 @@ from activities.store.object_store import StoreError
 from api.gateway.interface import BatchView, Progress
 from api.gateway.progress import HighWater
 from api.gateway.shared_looks import Seen, SharedLooks
+from workflows.ids import BatchRef
 from workflows.types import BatchRecord
 
 log = logging.getLogger("everbatch.api")
@@ -26,8 +27,6 @@ LIST_LOOKS: Final = 8
 LOOKS_KEPT: Final = 1_000
 """Maximum number of results kept in memory, for single batches and for lists each."""
 
-Key = tuple[str, str]
-"""Tenant and batch id."""
 Look = Callable[[BatchRecord], Coroutine[Any, Any, BatchView]]
 
 
@@ -36,13 +35,13 @@ class BatchLooks:
 
     def __init__(self) -> None:
         self.shown = HighWater()
-        self._thorough: SharedLooks[Key, BatchView] = SharedLooks(FRESH_SECONDS, LOOKS_KEPT)
-        self._listed: SharedLooks[Key, BatchView] = SharedLooks(LIST_FRESH_SECONDS, LOOKS_KEPT)
+        self._thorough: SharedLooks[BatchRef, BatchView] = SharedLooks(FRESH_SECONDS, LOOKS_KEPT)
+        self._listed: SharedLooks[BatchRef, BatchView] = SharedLooks(LIST_FRESH_SECONDS, LOOKS_KEPT)
         self._looking = asyncio.Semaphore(LIST_LOOKS)
 
-    async def share(self, key: Key, look: Callable[[], Coroutine[Any, Any, BatchView]]) -> BatchView:
+    async def share(self, ref: BatchRef, look: Callable[[], Coroutine[Any, Any, BatchView]]) -> BatchView:
         """Return the result of a thorough lookup, which concurrent callers share."""
-        return await self._thorough.get(key, look)
+        return await self._thorough.get(ref, look)
 
     async def glances(self, records: Sequence[BatchRecord], look: Look) -> list[BatchView]:
         """See :meth:`api.gateway.interface.Gateway.glances`; ``look`` is the cheaper lookup."""
@@ -52,13 +51,13 @@ class BatchLooks:
         return [self._last_seen(record) for record in records]
 
     def newest(self, record: BatchRecord) -> Seen[BatchView] | None:
-        seen = (looks.last(_key(record)) for looks in (self._thorough, self._listed))
+        seen = (looks.last(record.spec.ref) for looks in (self._thorough, self._listed))
         return max(filter(None, seen), key=lambda one: one.began, default=None)
 
     def forget(self, record: BatchRecord) -> None:
         """Drop all results for a batch, so that a state from before a change is not shown after it."""
-        self._thorough.forget(_key(record))
-        self._listed.forget(_key(record))
+        self._thorough.forget(record.spec.ref)
+        self._listed.forget(record.spec.ref)
 
     def _is_due(self, record: BatchRecord) -> bool:
         if record.status.phase.is_terminal:
@@ -72,7 +71,7 @@ class BatchLooks:
                 return await look(record)
 
         try:
-            await self._listed.get(_key(record), in_turn)
+            await self._listed.get(record.spec.ref, in_turn)
         except StoreError as error:
             log.warning("batch %s is listed with its last known state: %s", record.spec.batch_id, error)
 
@@ -87,7 +86,3 @@ class BatchLooks:
             return view
         status = view.record.status
         return BatchView(self.shown.record(record.spec, status), view.progress)
-
-
-def _key(record: BatchRecord) -> Key:
-    return record.spec.tenant, record.spec.batch_id

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from workflows.ids import BatchRef
 from workflows.types import BatchPhase, BatchRecord, BatchSpec
 from workflows.waits import EndsBy, WaitKind
 
@@ -119,7 +120,7 @@ class Gateway(Protocol):
         """
         ...
 
-    async def find(self, tenant: str, batch_id: str) -> BatchView:
+    async def find(self, ref: BatchRef) -> BatchView:
         """Return the batch with this id.
 
         Raises:
@@ -128,7 +129,7 @@ class Gateway(Protocol):
         """
         ...
 
-    async def cancel(self, tenant: str, batch_id: str) -> BatchView:
+    async def cancel(self, ref: BatchRef) -> BatchView:
         """Cancel a batch and return it. A batch that is already cancelling or cancelled is returned unchanged.
 
         Raises:
@@ -138,7 +139,7 @@ class Gateway(Protocol):
         """
         ...
 
-    async def set_paused(self, tenant: str, batch_id: str, paused: bool) -> BatchView:
+    async def set_paused(self, ref: BatchRef, paused: bool) -> BatchView:
         """Pause or resume a batch. It is no error if the batch is already in that state.
 
         Raises:
@@ -148,7 +149,7 @@ class Gateway(Protocol):
         """
         ...
 
-    async def delete(self, tenant: str, batch_id: str) -> None:
+    async def delete(self, ref: BatchRef) -> None:
         """Delete a batch that has ended, and its files.
 
         Raises:

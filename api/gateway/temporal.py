@@ -43,7 +43,7 @@ from api.gateway.worker_silence import LATE_SECONDS, WorkerSilence
 from api.gateway.workflow_reader import CALL_ERRORS, UNANSWERED, WorkflowReader, batches_of
 from workflows import contract
 from workflows.events import ByTenant
-from workflows.ids import is_batch_id
+from workflows.ids import BatchRef, is_batch_id
 from workflows.types import BatchPhase, BatchRecord, BatchSpec, BatchStatus
 from workflows.waits import Wait
 
@@ -78,7 +78,7 @@ class TemporalGateway:
         self._workers = WorkerSilence(self._readiness, task_queue)
 
     async def create(self, spec: BatchSpec, *, idempotent: bool) -> BatchView:
-        if idempotent and (record := await self._record(spec.tenant, spec.batch_id)):
+        if idempotent and (record := await asyncio.to_thread(self._catalog.find_batch, spec.ref)):
             return await self._same(record, spec)  # Temporal may have forgotten it already
         try:
             await self._start(spec)
@@ -88,25 +88,25 @@ class TemporalGateway:
             raise self._unavailable(error) from error
         return BatchView(await self._created(spec), Progress())
 
-    async def find(self, tenant: str, batch_id: str) -> BatchView:
-        return await self._looks.share((tenant, batch_id), lambda: self._find(tenant, batch_id))
+    async def find(self, ref: BatchRef) -> BatchView:
+        return await self._looks.share(ref, lambda: self._find(ref))
 
-    async def _find(self, tenant: str, batch_id: str) -> BatchView:
+    async def _find(self, ref: BatchRef) -> BatchView:
         try:
-            return await self.view(await self._known(tenant, batch_id))
+            return await self.view(await self._known(ref))
         except ObjectNotFoundError:
             raise
         except StoreError as error:
-            return await self._view_without_store(tenant, batch_id, error)
+            return await self._view_without_store(ref, error)
 
-    async def _view_without_store(self, tenant: str, batch_id: str, error: StoreError) -> BatchView:
+    async def _view_without_store(self, ref: BatchRef, error: StoreError) -> BatchView:
         """Return a batch from Temporal alone, because its record cannot be read.
 
         Raises:
             StoreError: Temporal does not know the batch, or the batch has ended.
         """
-        spec = await self._started_spec(batch_id) if is_batch_id(batch_id) else None
-        if spec is None or spec.tenant != tenant:
+        spec = await self._started_spec(ref)
+        if spec is None:
             raise error
         view = await self.view(BatchRecord(spec=spec, status=BatchStatus()))
         if view.progress is None or view.progress.waiting:
@@ -220,12 +220,12 @@ class TemporalGateway:
             waits = [ReportedWait(wait)]
         return self._telling(record, progress, waits)
 
-    async def cancel(self, tenant: str, batch_id: str) -> BatchView:
-        record = await self._known(tenant, batch_id)
+    async def cancel(self, ref: BatchRef) -> BatchView:
+        record = await self._known(ref)
         was_asked = False
         if not record.status.phase.is_terminal:
             try:
-                was_asked = await self._runs.cancel(batch_id, by=ByTenant(tenant=tenant))
+                was_asked = await self._runs.cancel(ref.batch_id, by=ByTenant(tenant=ref.tenant))
             except CALL_ERRORS as error:
                 raise self._unavailable(error) from error
         return await self._after_cancel(record, CANCEL_SECONDS if was_asked else 0)
@@ -235,7 +235,7 @@ class TemporalGateway:
         deadline = time.monotonic() + seconds
         while True:
             self._looks.forget(record)
-            view = await self.find(record.spec.tenant, record.spec.batch_id)
+            view = await self.find(record.spec.ref)
             status = view.record.status
             outcome = status.phase if status.phase.is_terminal else status.outcome
             if outcome is BatchPhase.CANCELLED or (outcome is None and status.cancelling_at is not None):
@@ -247,20 +247,18 @@ class TemporalGateway:
                 raise TemporalUnavailableError("it is not known yet whether the batch is cancelled")
             await asyncio.sleep(CANCEL_LOOK_SECONDS)
 
-    async def set_paused(self, tenant: str, batch_id: str, paused: bool) -> BatchView:
-        record = await self._known(tenant, batch_id)
+    async def set_paused(self, ref: BatchRef, paused: bool) -> BatchView:
+        record = await self._known(ref)
         if not record.status.phase.is_terminal:
-            await self._signal(
-                batch_id, contract.PAUSE_SIGNAL if paused else contract.RESUME_SIGNAL, ByTenant(tenant=tenant)
-            )
+            await self._signal(ref, contract.PAUSE_SIGNAL if paused else contract.RESUME_SIGNAL)
         self._looks.forget(record)
-        view = await self.find(tenant, batch_id)
+        view = await self.find(ref)
         if view.record.status.phase.is_terminal:
             raise BatchHasEndedError(view.record.status.phase)
         return view
 
-    async def delete(self, tenant: str, batch_id: str) -> None:
-        record = (await self.find(tenant, batch_id)).record
+    async def delete(self, ref: BatchRef) -> None:
+        record = (await self.find(ref)).record
         if not record.status.phase.is_terminal:
             raise BatchIsRunningError
         await asyncio.to_thread(self._catalog.delete_batch, record)
@@ -295,7 +293,7 @@ class TemporalGateway:
 
     def _prepare(self, spec: BatchSpec) -> int | None:
         """Remind the janitor of the batch before it starts. Returns the number of lines of its input, if known."""
-        self._catalog.remind("batch", spec.tenant, spec.batch_id, spec.created_at + RUN_LOOK_SECONDS)
+        self._catalog.remind("batch", *spec.ref, spec.created_at + RUN_LOOK_SECONDS)
         record = self._catalog.find_file(spec.tenant, spec.input_file_id)
         return record.lines if record else None  # validation reports a missing file
 
@@ -308,7 +306,7 @@ class TemporalGateway:
     async def _started_record(self, spec: BatchSpec) -> BatchRecord:
         """Return the record of a started batch. It is created from the history if it is not written yet."""
         try:
-            return await self._known(spec.tenant, spec.batch_id)
+            return await self._known(spec.ref)
         except ObjectNotFoundError:
             raise TemporalUnavailableError("a batch that was started has no history") from None
 
@@ -321,41 +319,41 @@ class TemporalGateway:
             log.warning("the record of batch %s is left to its worker: %s", spec.batch_id, error)
         return BatchRecord(spec=spec, status=BatchStatus())
 
-    async def _known(self, tenant: str, batch_id: str) -> BatchRecord:
+    async def _known(self, ref: BatchRef) -> BatchRecord:
         """Return the newest record of a batch. If a started batch has none yet, it is created from the history.
 
         Raises:
             ObjectNotFoundError: neither the store nor Temporal knows the batch, or it is another tenant's.
             TemporalUnavailableError: the store does not know the batch, and Temporal does not answer.
         """
-        if record := await self._record(tenant, batch_id):
+        if record := await asyncio.to_thread(self._catalog.find_batch, ref):
             if record.deleted_at is not None:
-                raise ObjectNotFoundError(batch_id[:80])
+                raise ObjectNotFoundError(ref.batch_id[:80])
             return record
-        spec = await self._started_spec(batch_id) if is_batch_id(batch_id) else None
-        if spec is None or spec.tenant != tenant:
-            raise ObjectNotFoundError(batch_id[:80])
+        spec = await self._started_spec(ref)
+        if spec is None:
+            raise ObjectNotFoundError(ref.batch_id[:80])
         return await self._created(spec)
 
-    async def _started_spec(self, batch_id: str) -> BatchSpec | None:
-        """Return the input of the workflow with this id, or ``None`` if there is no such batch workflow."""
+    async def _started_spec(self, ref: BatchRef) -> BatchSpec | None:
+        """Return the input of the batch's workflow, or ``None`` if there is none of this tenant."""
+        if not is_batch_id(ref.batch_id):
+            return None
         try:
             async with asyncio.timeout(STATUS_SECONDS):
-                return await self._runs.spec(batch_id)
+                spec = await self._runs.spec(ref.batch_id)
         except UNANSWERED as error:
             raise self._unavailable(error) from error
         except (EncryptedPayloadError, KeyError) as error:  # as in _look; the tenant is unknown
-            raise TemporalUnavailableError(f"the API has no payload key for batch {batch_id}") from error
-
-    async def _record(self, tenant: str, batch_id: str) -> BatchRecord | None:
-        return await asyncio.to_thread(self._catalog.find_batch, tenant, batch_id)
+            raise TemporalUnavailableError(f"the API has no payload key for batch {ref.batch_id}") from error
+        return spec if spec and spec.ref == ref else None
 
     # The end
 
     async def _ended(self, record: BatchRecord, description: WorkflowExecutionDescription | None) -> BatchView:
         """Return the view of a batch without a running workflow: its final record, or a wait for the janitor."""
         spec = record.spec
-        final = await asyncio.to_thread(self._catalog.get_final, spec.tenant, spec.batch_id)
+        final = await asyncio.to_thread(self._catalog.get_final, spec.ref)
         if final:
             return await self.view(final)
         if description is None:
@@ -379,10 +377,11 @@ class TemporalGateway:
             log.warning("the end of batch %s cannot be read", description.id)
         return name
 
-    async def _signal(self, batch_id: str, signal: str, by: ByTenant) -> None:
+    async def _signal(self, ref: BatchRef, signal: str) -> None:
         """Signal the workflow of a batch, unless it has closed."""
         try:
-            await self._reader.handle(batch_id).signal(signal, by, rpc_timeout=CALL_LIMIT)
+            by = ByTenant(tenant=ref.tenant)
+            await self._reader.handle(ref.batch_id).signal(signal, by, rpc_timeout=CALL_LIMIT)
         except CALL_ERRORS as error:
             if not is_unknown(error):
                 raise self._unavailable(error) from error

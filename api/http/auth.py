@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.http.bodies import Body
 from api.http.errors import ApiError, error_response
 from api.tenants.keys import KeyFile, TenantLimits
+from workflows.ids import BatchRef
 
 DEFAULT_TENANT: Final = "default"
 """The tenant of all requests to a server without a key file."""
@@ -144,3 +145,11 @@ async def limits(caller: CallerOf) -> TenantLimits | None:
 
 Tenant = Annotated[str, Depends(tenant)]
 Limits = Annotated[TenantLimits | None, Depends(limits)]
+
+
+async def batch_ref(batch_id: str, tenant: Tenant) -> BatchRef:
+    """Return the batch that the request's path names. It may not exist."""
+    return BatchRef(tenant, batch_id)
+
+
+PathBatch = Annotated[BatchRef, Depends(batch_ref)]

@@ -6,8 +6,9 @@ and invalid input is answered with 400.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, cast
 
 from fastapi import FastAPI
@@ -21,6 +22,7 @@ from activities.store.object_store import ObjectNotFoundError, StoreError
 from api.gateway.interface import TemporalUnavailableError
 from api.http.anthropic_errors import anthropic_error, is_anthropic
 from api.http.logs import REQUEST_ID
+from workflows.ids import BatchRef
 
 log = logging.getLogger("everbatch.api")
 
@@ -78,6 +80,15 @@ def unavailable(what: str, condition: str = "") -> ApiError:
 def permanent_conflict(message: str, code: str | None = None) -> ApiError:
     """Return a 409 that no retry can resolve. Without its header, OpenAI's clients would retry it twice."""
     return ApiError(409, message, code=code, headers={"x-should-retry": "false"})
+
+
+@contextlib.contextmanager
+def no_batch_found(ref: BatchRef) -> Generator[None]:
+    """Turn an :class:`ObjectNotFoundError` of the block into a 404 that names the batch."""
+    try:
+        yield
+    except ObjectNotFoundError:
+        raise ApiError(404, f"No batch found with id '{shown(ref.batch_id)}'.") from None
 
 
 def missing_parameter(param: str) -> ApiError:

@@ -18,9 +18,9 @@ from activities.records.read_ahead import read_ahead
 from activities.settings import Settings
 from activities.store.object_store import ObjectNotFoundError, ObjectStore, StoreError
 from api.gateway.interface import BatchHasEndedError, BatchView, Gateway
-from api.http.auth import Caller, CallerOf, Tenant
+from api.http.auth import Caller, CallerOf, PathBatch, Tenant
 from api.http.bodies import JsonRoute
-from api.http.errors import ApiError, permanent_conflict, shown
+from api.http.errors import ApiError, no_batch_found, permanent_conflict, shown
 from api.http.schemas import (
     Batch,
     BatchList,
@@ -36,7 +36,7 @@ from api.http.schemas import (
 from api.routes.creates import Creates, count_of
 from api.routes.partial_files import PartialFiles, PartialHeader
 from api.routes.retries import RetryRules, create_of, retry_spec
-from workflows.ids import create_digest
+from workflows.ids import BatchRef, create_digest
 from workflows.types import BatchRecord
 
 MAX_PAGE = 100
@@ -122,17 +122,15 @@ class _Batches:
 
     async def retry_batch(
         self,
-        batch_id: str,
+        ref: PathBatch,
         caller: CallerOf,
         body: RetryBatch | None = None,
         idempotency_key: IdempotencyKey = None,
     ) -> Batch:
         """Create a batch that sends the failed requests of an ended batch again. This extends OpenAI's API."""
         body = body or RetryBatch()
-        try:
-            first = (await self._gateway.find(caller.tenant, batch_id)).record
-        except ObjectNotFoundError:
-            raise _no_batch(batch_id) from None
+        with no_batch_found(ref):
+            first = (await self._gateway.find(ref)).record
         retry = await asyncio.to_thread(self._retries.claim, first, body, idempotency_key)
         spec = retry_spec(self.creates.spec(caller, create_of(first.spec, body.webhook)), first.spec, retry)
         try:
@@ -155,11 +153,9 @@ class _Batches:
         is_partial = self._partial.wanted(partial)
         return _rendered(batch_list(views, retried_by, has_more=len(records) > limit, partial=is_partial))
 
-    async def retrieve_batch(self, batch_id: str, tenant: Tenant, partial: PartialHeader = None) -> Response:
-        try:
-            view = await self._gateway.find(tenant, batch_id)
-        except ObjectNotFoundError:
-            raise _no_batch(batch_id) from None
+    async def retrieve_batch(self, ref: PathBatch, partial: PartialHeader = None) -> Response:
+        with no_batch_found(ref):
+            view = await self._gateway.find(ref)
         return _rendered(await self._object(view, partial=self._partial.wanted(partial)))
 
     async def _object(self, view: BatchView, *, partial: bool = False) -> Batch:
@@ -174,30 +170,28 @@ class _Batches:
         except StoreError:  # everything else in the response comes from Temporal
             return {}
 
-    async def cancel_batch(self, batch_id: str, tenant: Tenant) -> Batch:
+    async def cancel_batch(self, ref: PathBatch) -> Batch:
         try:
-            return await self._object(await self._gateway.cancel(tenant, batch_id))
-        except ObjectNotFoundError:
-            raise _no_batch(batch_id) from None
+            with no_batch_found(ref):
+                return await self._object(await self._gateway.cancel(ref))
         except BatchHasEndedError as error:
             raise permanent_conflict(f"Cannot cancel a batch with status '{error.status.value}'.") from None
 
-    async def pause_batch(self, batch_id: str, tenant: Tenant) -> Batch:
+    async def pause_batch(self, ref: PathBatch) -> Batch:
         """Pause a batch. This extends OpenAI's API.
 
         No requests are sent until the batch is resumed. Its completion window continues meanwhile.
         """
-        return await self._set_paused(tenant, batch_id, True)
+        return await self._set_paused(ref, True)
 
-    async def resume_batch(self, batch_id: str, tenant: Tenant) -> Batch:
+    async def resume_batch(self, ref: PathBatch) -> Batch:
         """Resume a paused batch. This extends OpenAI's API."""
-        return await self._set_paused(tenant, batch_id, False)
+        return await self._set_paused(ref, False)
 
-    async def _set_paused(self, tenant: str, batch_id: str, paused: bool) -> Batch:
+    async def _set_paused(self, ref: BatchRef, paused: bool) -> Batch:
         try:
-            return await self._object(await self._gateway.set_paused(tenant, batch_id, paused))
-        except ObjectNotFoundError:
-            raise _no_batch(batch_id) from None
+            with no_batch_found(ref):
+                return await self._object(await self._gateway.set_paused(ref, paused))
         except BatchHasEndedError as error:
             verb = "pause" if paused else "resume"
             raise permanent_conflict(f"Cannot {verb} a batch with status '{error.status.value}'.") from None
@@ -209,7 +203,7 @@ class _Batches:
 
     def _page(self, tenant: str, limit: int, ascending: bool, after: str | None) -> list[BatchRecord]:
         try:
-            position = self._catalog.batch_entry(tenant, after) if after is not None else None
+            position = self._catalog.batch_entry(BatchRef(tenant, after)) if after is not None else None
         except ObjectNotFoundError:
             raise ApiError(400, f"No batch found with id '{shown(after)}'.", param="after") from None
         return list(islice(self._catalog.list_batches(tenant, after=position, ascending=ascending), limit))
@@ -226,7 +220,3 @@ def _not_allowed(address: str) -> ApiError:
         "(EVERBATCH_INPUT_PREFIXES). Upload it as a file instead."
     )
     return ApiError(400, message, code="invalid_value", param="input_file_id")
-
-
-def _no_batch(batch_id: str) -> ApiError:
-    return ApiError(404, f"No batch found with id '{shown(batch_id)}'.")

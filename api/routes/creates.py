@@ -64,7 +64,7 @@ class Creates:
             async with self._limit.reserve(spec, maximum, may_exist=may_exist):
                 if webhook:
                     own = BatchWebhook(webhook.url, webhook.secret, list(webhook.events) if webhook.events else None)
-                    await asyncio.to_thread(self._own_webhooks.save, spec.tenant, spec.batch_id, own)
+                    await asyncio.to_thread(self._own_webhooks.save, spec.ref, own)
                 return await self._gateway.create(spec, idempotent=may_exist)
         except IdempotencyConflictError:
             raise key_conflict() from None

@@ -12,11 +12,10 @@ from zlib import crc32
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from activities.store.object_store import ObjectNotFoundError
 from api.gateway.interface import BatchView, Gateway
 from api.gateway.waits import duration
-from api.http.auth import Tenant
-from api.http.errors import ApiError, shown
+from api.http.auth import PathBatch
+from api.http.errors import ApiError, no_batch_found, shown
 from api.http.schemas import error_responses
 from workflows.details import end_reason
 from workflows.events import PastWait
@@ -52,18 +51,15 @@ def events_router(gateway: Gateway) -> APIRouter:
     router = APIRouter(prefix="/v1/batches", tags=["Batches"], responses=error_responses(401))
 
     async def list_events(
-        batch_id: str,
-        tenant: Tenant,
+        ref: PathBatch,
         limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
         after: str | None = None,
     ) -> BatchEventList:
         """List what has happened to a batch and what it has waited for, oldest first. This extends OpenAI's API."""
         if after is not None and not _ID.fullmatch(after):
             raise ApiError(400, f"No event found with id '{shown(after)}'.", param="after")
-        try:
-            view = await gateway.find(tenant, batch_id)
-        except ObjectNotFoundError:
-            raise ApiError(404, f"No batch found with id '{shown(batch_id)}'.") from None
+        with no_batch_found(ref):
+            view = await gateway.find(ref)
         found = [event for event in events_of(view, time.time()) if after is None or event.id > after]
         data = found[:limit]
         first_id, last_id = (data[0].id, data[-1].id) if data else (None, None)

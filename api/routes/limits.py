@@ -15,6 +15,7 @@ from activities.records.running import RunningBatches
 from activities.store.object_store import ObjectNotFoundError, StoreError
 from api.gateway.interface import Gateway, TemporalUnavailableError
 from api.http.errors import ApiError
+from workflows.ids import BatchRef
 from workflows.types import BatchSpec
 
 LOOK_SECONDS: Final = 10.0
@@ -56,7 +57,9 @@ class BatchLimit:
         Raises:
             TooManyBatchesError: there is no room, and the batch does not exist.
         """
-        is_new = spec.counts_towards_limits and not (may_exist and await self._is_recorded(spec))
+        is_new = spec.counts_towards_limits
+        if is_new and may_exist:
+            is_new = await asyncio.to_thread(self._catalog.find_batch, spec.ref) is None
         if is_new:
             async with self._locks[spec.tenant]:
                 is_new = await self._take(spec, maximum, may_exist)
@@ -66,42 +69,40 @@ class BatchLimit:
             # If the batch was started after all, its worker counts it again.
             if is_new:
                 with contextlib.suppress(StoreError):
-                    await asyncio.to_thread(self._running.remove, spec.tenant, spec.batch_id)
+                    await asyncio.to_thread(self._running.remove, spec.ref)
             raise
 
     async def _take(self, spec: BatchSpec, maximum: int | None, may_exist: bool) -> bool:
-        ids = await asyncio.to_thread(self._running.ids, spec.tenant)
-        if spec.batch_id in ids:
+        running = await asyncio.to_thread(self._running.batches, spec.tenant)
+        if spec.ref in running:
             return False
-        if maximum is not None and len(ids) >= maximum:
-            ids = await self._without_ended(spec.tenant, ids)
-            if len(ids) >= maximum:
-                if may_exist and not await self._has_ended(spec.tenant, spec.batch_id):
+        if maximum is not None and len(running) >= maximum:
+            running = await self._without_ended(spec.tenant, running)
+            if len(running) >= maximum:
+                if may_exist and not await self._has_ended(spec.ref):
                     return False
                 raise TooManyBatchesError(spec.tenant, maximum)
-        await asyncio.to_thread(self._running.add, spec.tenant, spec.batch_id)
+        await asyncio.to_thread(self._running.add, spec.ref)
         return True
 
-    async def _is_recorded(self, spec: BatchSpec) -> bool:
-        return await asyncio.to_thread(self._catalog.find_batch, spec.tenant, spec.batch_id) is not None
-
-    async def _without_ended(self, tenant: str, ids: list[str]) -> list[str]:
-        """Return ``ids`` without batches found to have ended: a killed process may have left them counted."""
+    async def _without_ended(self, tenant: str, running: list[BatchRef]) -> list[BatchRef]:
+        """Return ``running`` without batches found to have ended: a killed process may have left them counted."""
         now = time.monotonic()
         if now - self._looked_at.get(tenant, -LOOK_SECONDS) < LOOK_SECONDS:
-            return ids
+            return running
         self._looked_at[tenant] = now
-        looked_at = random.sample(ids, min(LOOK_AT, len(ids)))  # at random, since the first ones may all run for days
-        ended = await asyncio.gather(*(self._has_ended(tenant, batch_id) for batch_id in looked_at))
-        gone = {batch_id for batch_id, is_over in zip(looked_at, ended, strict=True) if is_over}
-        for batch_id in gone:
-            await asyncio.to_thread(self._running.remove, tenant, batch_id)
-        return [batch_id for batch_id in ids if batch_id not in gone]
+        # At random, since the first ones may all run for days.
+        looked_at = random.sample(running, min(LOOK_AT, len(running)))
+        ended = await asyncio.gather(*(self._has_ended(ref) for ref in looked_at))
+        gone = {ref for ref, is_over in zip(looked_at, ended, strict=True) if is_over}
+        for ref in gone:
+            await asyncio.to_thread(self._running.remove, ref)
+        return [ref for ref in running if ref not in gone]
 
-    async def _has_ended(self, tenant: str, batch_id: str) -> bool:
+    async def _has_ended(self, ref: BatchRef) -> bool:
         """Return whether the batch has ended or was never started; ``False`` if Temporal cannot tell."""
         try:
-            view = await self._gateway.find(tenant, batch_id)
+            view = await self._gateway.find(ref)
         except ObjectNotFoundError:
             return True
         except TemporalUnavailableError:

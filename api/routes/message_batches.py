@@ -40,7 +40,7 @@ from api.routes.message_input import ReceivedRequests, receive_requests
 from api.routes.message_results import open_results
 from api.routes.stored_bytes import StoredBytes, form_of
 from workflows.contract import MESSAGES_ENDPOINT
-from workflows.ids import create_digest
+from workflows.ids import BatchRef, create_digest
 from workflows.types import BatchRecord, BatchSpec
 
 WINDOW = "24h"
@@ -207,16 +207,16 @@ class _MessageBatches:
         return message_batch(await self._find(tenant, message_batch_id), time.time())
 
     async def cancel_message_batch(self, message_batch_id: str, tenant: Tenant) -> MessageBatch:
-        await self._find(tenant, message_batch_id)
+        ref = (await self._find(tenant, message_batch_id)).record.spec.ref
         try:
-            return message_batch(await self._gateway.cancel(tenant, batch_id_of(message_batch_id)), time.time())
+            return message_batch(await self._gateway.cancel(ref), time.time())
         except BatchHasEndedError:
             raise ApiError(400, f"Batch {shown(message_batch_id)} cannot be canceled: it has ended.") from None
 
     async def delete_message_batch(self, message_batch_id: str, tenant: Tenant) -> MessageBatchDeleted:
-        await self._find(tenant, message_batch_id)
+        ref = (await self._find(tenant, message_batch_id)).record.spec.ref
         try:
-            await self._gateway.delete(tenant, batch_id_of(message_batch_id))
+            await self._gateway.delete(ref)
         except BatchIsRunningError:
             raise _running(message_batch_id, "cannot be deleted") from None
         return MessageBatchDeleted(id=message_batch_id)
@@ -240,7 +240,7 @@ class _MessageBatches:
             ApiError: no batch has this id, or it is one of another endpoint.
         """
         with contextlib.suppress(ObjectNotFoundError):
-            view = await self._gateway.find(tenant, batch_id_of(message_batch_id))
+            view = await self._gateway.find(BatchRef(tenant, batch_id_of(message_batch_id)))
             if view.record.spec.endpoint == MESSAGES_ENDPOINT:
                 return view
         raise ApiError(404, f"No message batch found with id '{shown(message_batch_id)}'.")
@@ -255,7 +255,7 @@ class _MessageBatches:
         entry, given = None, before_id if before_id is not None else after_id
         if given is not None:
             try:
-                entry = self._catalog.batch_entry(tenant, batch_id_of(given))
+                entry = self._catalog.batch_entry(BatchRef(tenant, batch_id_of(given)))
             except ObjectNotFoundError:
                 raise ApiError(400, f"No message batch found with id '{shown(given)}'.") from None
         ascending = before_id is not None

@@ -58,8 +58,8 @@ class PartialFiles:
             return None
 
     async def _content(self, record: BatchRecord, kind: ResultKind, offset: int) -> Response:
-        tenant, batch_id = record.spec.tenant, record.spec.batch_id
-        shown = await asyncio.to_thread(self._pages.count, tenant, batch_id, kind)
+        ref = record.spec.ref
+        shown = await asyncio.to_thread(self._pages.count, ref, kind)
         has_ended = record.status.phase.is_terminal
         counts = record.status.counts
         last = (counts.completed if kind == "output" else counts.failed) if has_ended else shown
@@ -71,17 +71,17 @@ class PartialFiles:
                 f"Invalid 'offset': {offset} lines were never shown of this file. Send the X-Last-Line of a response."
             )
             raise ApiError(400, text, code="invalid_value", param="offset")
-        cursor = await asyncio.to_thread(self._pages.behind, tenant, batch_id, kind, offset)
+        cursor = await asyncio.to_thread(self._pages.behind, ref, kind, offset)
         first = await self._page(record, kind, cursor, last - offset)
         if not has_ended and first.cursor.offsets is not None:  # the batch has ended meanwhile
-            final = await asyncio.to_thread(self._catalog.get_batch, tenant, batch_id)
+            final = await asyncio.to_thread(self._catalog.get_batch, ref)
             return await self._content(final, kind, offset)
         lines = self._lines(record, kind, first, last - offset)
         return StreamingResponse(lines, headers=headers, media_type="application/octet-stream")
 
     async def _page(self, record: BatchRecord, kind: ResultKind, cursor: Cursor, maximum: int) -> Page:
         spec, limit = record.spec, min(maximum, PAGE_LINES)
-        return await asyncio.to_thread(self._pages.page, spec.tenant, spec.batch_id, cursor, limit, kind)
+        return await asyncio.to_thread(self._pages.page, spec.ref, cursor, limit, kind)
 
     async def _lines(self, record: BatchRecord, kind: ResultKind, page: Page, left: int) -> AsyncIterator[bytes]:
         """Yield ``left`` lines, or raise: the connection is then cut, and the client counts the lines that it has."""

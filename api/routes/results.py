@@ -11,9 +11,10 @@ from starlette.responses import Response
 from activities.records.catalog import Catalog
 from activities.result_pages import BadCursorError, Cursor, Page, ResultPages, ResultsGoneError
 from activities.store.object_store import ObjectNotFoundError
-from api.http.auth import Tenant
-from api.http.errors import ApiError, shown
+from api.http.auth import PathBatch
+from api.http.errors import ApiError, no_batch_found, shown
 from api.http.schemas import error_responses
+from workflows.ids import BatchRef
 
 MAX_LINES = 10_000
 CURSOR_HEADER = "Everbatch-Cursor"
@@ -38,10 +39,10 @@ def results_router(catalog: Catalog, pages: ResultPages) -> APIRouter:
     router = APIRouter(prefix="/v1/batches", tags=["Batches"], responses=error_responses(401))
 
     async def list_results(
-        batch_id: str, tenant: Tenant, after: str = "0", limit: Annotated[int, Query(ge=1, le=MAX_LINES)] = 1000
+        ref: PathBatch, after: str = "0", limit: Annotated[int, Query(ge=1, le=MAX_LINES)] = 1000
     ) -> Response:
         """List the committed results after a cursor, each once, while the batch runs too. This extends OpenAI's API."""
-        page = await asyncio.to_thread(_page, catalog, pages, tenant, batch_id, after, limit)
+        page = await asyncio.to_thread(_page, catalog, pages, ref, after, limit)
         headers = {CURSOR_HEADER: str(page.cursor), INCOMPLETE_HEADER: "false" if page.is_last else "true"}
         return Response(b"".join(page.lines), headers=headers, media_type="application/jsonl")
 
@@ -55,17 +56,15 @@ def results_router(catalog: Catalog, pages: ResultPages) -> APIRouter:
     return router
 
 
-def _page(catalog: Catalog, pages: ResultPages, tenant: str, batch_id: str, after: str, limit: int) -> Page:
+def _page(catalog: Catalog, pages: ResultPages, ref: BatchRef, after: str, limit: int) -> Page:
+    with no_batch_found(ref):
+        if catalog.get_batch(ref).deleted_at:
+            raise ObjectNotFoundError(ref.batch_id)
     try:
-        if catalog.get_batch(tenant, batch_id).deleted_at:
-            raise ObjectNotFoundError(batch_id)
-    except ObjectNotFoundError:
-        raise ApiError(404, f"No batch found with id '{shown(batch_id)}'.") from None
-    try:
-        return pages.page(tenant, batch_id, Cursor.parse(after), limit)
+        return pages.page(ref, Cursor.parse(after), limit)
     except BadCursorError:
         text = f"Invalid 'after': '{shown(after)}' is no cursor of this batch. Send the {CURSOR_HEADER} of a page."
         raise ApiError(400, text, code="invalid_value", param="after") from None
     except ResultsGoneError:
-        text = f"The results of batch {batch_id} are no longer stored: its result files were deleted or have expired."
+        text = f"The results of batch {ref.batch_id} are no longer stored: its files were deleted or have expired."
         raise ApiError(410, text, code="results_gone") from None

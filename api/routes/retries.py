@@ -11,7 +11,7 @@ from activities.retry_input import RetryGoneError, RetryInput
 from api.http.errors import ApiError, permanent_conflict, shown
 from api.http.schemas import CreateBatch, ExpiresAfter, RetryBatch, Webhook
 from api.routes.creates import key_conflict
-from workflows.ids import batch_id_for_key, create_digest
+from workflows.ids import BatchRef, batch_id_for_key, create_digest
 from workflows.types import BatchPhase, BatchRecord, BatchSpec
 
 MAX_CODES: Final = 50
@@ -34,37 +34,37 @@ class RetryRules:
             ApiError: nothing can be retried, other codes were retried already, or the idempotency key belongs to a
                 different batch.
         """
-        tenant, batch_id = first.spec.tenant, first.spec.batch_id
+        ref = first.spec.ref
         codes, key = _codes(body), idempotency_key or body.idempotency_key
         _check_end(first)
-        wanted = Retry(batch_id_for_key(tenant, key) if key else f"batch_{uuid.uuid4().hex}", codes)
+        wanted = Retry(batch_id_for_key(ref.tenant, key) if key else f"batch_{uuid.uuid4().hex}", codes)
         if key:
-            self._check_key(tenant, wanted, batch_id)
-        if not self._retries.is_retried(tenant, batch_id):
+            self._check_key(ref, wanted)
+        if not self._retries.is_retried(ref):
             self._check_lines(first, codes)
-        retry = self._retries.claim(tenant, batch_id, wanted)
+        retry = self._retries.claim(ref, wanted)
         if retry.codes != codes:
             text = (
-                f"Batch {batch_id} was already retried as {retry.batch_id}, for other codes. Wait for the end of that "
-                "batch and retry it: its results include those of the first batch."
+                f"Batch {ref.batch_id} was already retried as {retry.batch_id}, for other codes. Wait for the end of "
+                "that batch and retry it: its results include those of the first batch."
             )
             raise permanent_conflict(text, code="already_retried")
         return retry
 
     def release(self, first: BatchRecord, retry: Retry) -> None:
         """Forget a retry that was not started."""
-        self._retries.release(first.spec.tenant, first.spec.batch_id, retry)
+        self._retries.release(first.spec.ref, retry)
 
     def retried_by(self, record: BatchRecord) -> str | None:
         """Return the id of the newest retry of a batch, if there is one."""
         if not record.status.phase.is_terminal or not record.status.error_file_id:
             return None
-        retry = self._retries.latest(record.spec.tenant, record.spec.batch_id)
+        retry = self._retries.latest(record.spec.ref)
         return retry.batch_id if retry else None
 
-    def _check_key(self, tenant: str, wanted: Retry, batch_id: str) -> None:
-        there = self._catalog.find_batch(tenant, wanted.batch_id)
-        if there and there.spec.digest != retry_digest(batch_id, wanted.codes):
+    def _check_key(self, ref: BatchRef, wanted: Retry) -> None:
+        there = self._catalog.find_batch(BatchRef(ref.tenant, wanted.batch_id))
+        if there and there.spec.digest != retry_digest(ref.batch_id, wanted.codes):
             raise key_conflict()
 
     def _check_lines(self, first: BatchRecord, codes: list[str]) -> None:

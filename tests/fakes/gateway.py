@@ -15,6 +15,7 @@ from api.gateway.interface import (
     Progress,
     TemporalUnavailableError,
 )
+from workflows.ids import BatchRef
 from workflows.types import BatchPhase, BatchRecord, BatchSpec, BatchStatus
 
 
@@ -29,7 +30,7 @@ class FakeGateway:
         self._check()
         if idempotent:
             try:
-                record = self._catalog.get_batch(spec.tenant, spec.batch_id)
+                record = self._catalog.get_batch(spec.ref)
             except ObjectNotFoundError:
                 pass
             else:
@@ -46,15 +47,15 @@ class FakeGateway:
     async def glances(self, records: Sequence[BatchRecord]) -> list[BatchView]:
         return [self._view(record) for record in records]  # as they are recorded
 
-    async def find(self, tenant: str, batch_id: str) -> BatchView:
-        record = self._catalog.get_batch(tenant, batch_id)
+    async def find(self, ref: BatchRef) -> BatchView:
+        record = self._catalog.get_batch(ref)
         if record.deleted_at is not None:
-            raise ObjectNotFoundError(batch_id)
+            raise ObjectNotFoundError(ref.batch_id)
         return await self.view(record)
 
-    async def cancel(self, tenant: str, batch_id: str) -> BatchView:
+    async def cancel(self, ref: BatchRef) -> BatchView:
         self._check()
-        record = self._catalog.get_batch(tenant, batch_id)
+        record = self._catalog.get_batch(ref)
         status = record.status
         if status.phase.is_terminal and status.phase != BatchPhase.CANCELLED:
             raise BatchHasEndedError(status.phase)
@@ -62,16 +63,16 @@ class FakeGateway:
             record = self.set_status(record, status.model_copy(update={"cancelling_at": int(time.time())}))
         return self._view(record)
 
-    async def set_paused(self, tenant: str, batch_id: str, paused: bool) -> BatchView:
+    async def set_paused(self, ref: BatchRef, paused: bool) -> BatchView:
         self._check()
-        record = self._catalog.get_batch(tenant, batch_id)
+        record = self._catalog.get_batch(ref)
         if record.status.phase.is_terminal:
             raise BatchHasEndedError(record.status.phase)
         at = int(time.time()) if paused else None
         return self._view(self.set_status(record, record.status.model_copy(update={"paused_at": at})))
 
-    async def delete(self, tenant: str, batch_id: str) -> None:
-        record = self._catalog.get_batch(tenant, batch_id)
+    async def delete(self, ref: BatchRef) -> None:
+        record = self._catalog.get_batch(ref)
         if not record.status.phase.is_terminal:
             raise BatchIsRunningError
         self._catalog.delete_batch(record)

@@ -23,10 +23,10 @@ from activities.run_requests import RunRequests
 from activities.upstreams.limiter import Limiter
 from activities.upstreams.metrics import RequestMetrics
 from activities.upstreams.slots import RoomForRequests
-from tests.fakes.worker import BATCH, CHAT, TENANT, FakeEngine, ShakyStore, activity_environment, request_line
+from tests.fakes.worker import BATCH, CHAT, REF, TENANT, FakeEngine, ShakyStore, activity_environment, request_line
 from workflows.types import RunRequestsInput, Shard, ShardResult
 
-SHARD = ShardRef(TENANT, BATCH, "c1", 0)
+SHARD = ShardRef(REF, "c1", 0)
 
 
 class FakeTemporal:
@@ -61,7 +61,7 @@ class ShardWorker:
         self.activity = self.new_process()
         self.beats: list[Any] = []
         content = b"".join(request_line(number) for number in range(1, requests + 1))
-        self.store.put(keys.input_key(TENANT, BATCH), content)
+        self.store.put(keys.input_key(REF), content)
         self.shard = Shard(0, len(content), 1, requests)
 
     def new_process(self) -> RunRequests:

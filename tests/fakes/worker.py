@@ -22,10 +22,12 @@ from activities.upstreams.answers import Answer, classify
 from activities.upstreams.client import InferenceClient
 from activities.upstreams.config import Upstream
 from activities.upstreams.routes import ModelRoutes
+from workflows.ids import BatchRef
 from workflows.types import BatchRecord, BatchSpec
 
 TENANT = "t"
 BATCH = "batch_1"
+REF = BatchRef(TENANT, BATCH)
 FILE = "file-1"
 CHAT = "/v1/chat/completions"
 ONLY_UPSTREAM = Upstream(name="default", urls=("http://engine/v1",), is_only=True)

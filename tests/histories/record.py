@@ -27,6 +27,7 @@ from activities.temporal.namespace import prepare_namespace
 from api.dev.temporal_binary import Progress, locate_temporal
 from api.dev.temporal_server import EmbeddedTemporal
 from tests.integration.stack import Stack, progress_of, request, requests, until
+from workflows.ids import BatchRef
 
 FOLDER = Path(__file__).parent
 
@@ -88,7 +89,9 @@ async def cancelled_by_signal(it: Stack) -> str:
 async def cancelled_after_a_termination(it: Stack) -> str:
     batch_id = await _half_done(it)
     await it.workflow(batch_id).terminate()
-    await BatchRuns(it.temporal, it.settings.task_queue).start_cancelled(it.catalog.get_batch("default", batch_id).spec)
+    await BatchRuns(it.temporal, it.settings.task_queue).start_cancelled(
+        it.catalog.get_batch(BatchRef("default", batch_id)).spec
+    )
     return batch_id
 
 

@@ -17,6 +17,7 @@ from temporalio.client import Client
 from api.gateway.temporal import TemporalGateway
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import Finished, Stack, progress_of, request, requests, until
+from workflows.ids import BatchRef
 
 
 async def half_done(it: Stack) -> str:
@@ -242,7 +243,7 @@ async def test_a_cancel_counts_though_its_api_was_killed(stack: MakeStack, monke
 
     monkeypatch.setattr(TemporalGateway, "_after_cancel", killed)  # Temporal has been asked by then
     with pytest.raises(asyncio.CancelledError):
-        await TemporalGateway(it.temporal, it.store, it.settings.task_queue, "").cancel("default", batch_id)
+        await TemporalGateway(it.temporal, it.store, it.settings.task_queue, "").cancel(BatchRef("default", batch_id))
     finished = await it.finished(batch_id)
     check_partial(it, finished, "cancelled", "batch_cancelled")
     assert finished.batch.cancelling_at
@@ -308,7 +309,7 @@ async def test_terminated_by_an_operator(stack: MakeStack) -> None:
     assert batch.cancelling_at
     assert "the disk was on fire" in progress_of(batch)["waiting_reason"]
     assert [one.status async for one in it.openai.batches.list()] == ["cancelling"]
-    assert it.catalog.get_final("default", batch_id) is None  # who asks changes nothing
+    assert it.catalog.get_final(BatchRef("default", batch_id)) is None  # who asks changes nothing
     assert (await it.openai.batches.cancel(batch_id)).status == "cancelling"
     assert (await it.run_janitor(batch_id)).closed == 1
     finished = await it.finished(batch_id)

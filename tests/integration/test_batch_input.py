@@ -10,6 +10,7 @@ import pytest
 
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import CHAT, Finished, Stack, request, requests
+from workflows.ids import BatchRef
 
 
 def check_failed(it: Stack, finished: Finished) -> list[tuple[int | None, str | None, str | None]]:
@@ -64,7 +65,7 @@ async def test_every_bad_line_is_reported(stack: MakeStack) -> None:
     ]
     # Known and listed as failed, now and when Temporal has forgotten it.
     assert [batch.status async for batch in it.openai.batches.list()] == ["failed"]
-    record = it.catalog.get_final("default", finished.batch.id)
+    record = it.catalog.get_final(BatchRef("default", finished.batch.id))
     assert record
     assert record.status.errors_total == 12
 

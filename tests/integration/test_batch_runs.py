@@ -15,7 +15,7 @@ from activities.records.create_notes import CreateNotes
 from api.http.schemas import CreateBatch
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import CHAT, Finished, Stack, request, requests
-from workflows.ids import create_digest
+from workflows.ids import BatchRef, create_digest
 
 BATCH_KEYS = {
     *("id", "object", "endpoint", "model", "errors", "input_file_id", "completion_window", "status"),
@@ -333,7 +333,7 @@ async def test_a_retry_of_the_stock_client_makes_no_second_batch(stack: MakeStac
     sent = CreateBatch.model_validate(body).model_dump(exclude={"idempotency_key"})
     first = await it.http.post("/v1/batches", json=body, headers={"x-stainless-retry-count": "0"})
     batch_id = first.json()["id"]
-    spec = (await asyncio.to_thread(Catalog(it.store).get_batch, "default", batch_id)).spec
+    spec = (await asyncio.to_thread(Catalog(it.store).get_batch, BatchRef("default", batch_id))).spec
     # As it stays where the client has gone before its answer: an answer that was sent takes the note away.
     await asyncio.to_thread(CreateNotes(it.store).add, spec, create_digest(sent), 0)
     again = await it.http.post("/v1/batches", json=body, headers={"x-stainless-retry-count": "1"})

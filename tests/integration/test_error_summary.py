@@ -8,6 +8,7 @@ from openai.types import Batch
 
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import Stack, request, requests, until
+from workflows.ids import BatchRef
 from workflows.types import BatchRecord
 
 
@@ -30,7 +31,7 @@ async def test_single_requests_and_the_end(stack: MakeStack) -> None:
     (listed,) = (await it.openai.batches.list()).data
     assert summary_of(listed) == [{"code": code, "count": 2, "first_lines": [1, 3], "message": None}]
     assert message not in await events_text(it, finished.batch.id)
-    record = it.catalog.get_final("default", finished.batch.id)
+    record = it.catalog.get_final(BatchRef("default", finished.batch.id))
     assert isinstance(record, BatchRecord)
     assert record.error_messages == {code: message}
 

@@ -18,6 +18,7 @@ from activities.temporal.connection import connect
 from api.gateway.temporal import TemporalGateway
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import CHAT, requests, until
+from workflows.ids import BatchRef
 
 
 async def create(client: openai.AsyncOpenAI, file_id: str, key: str, **parameters: Any) -> Batch:
@@ -82,13 +83,13 @@ async def test_a_create_whose_record_cannot_be_written_has_happened(
         # As yet only Temporal knows it; another tenant's it is not, and what is no batch is none.
         assert (await it.get(batch.id)).created_at == batch.created_at
         gateway = TemporalGateway(it.temporal, it.store, it.settings.task_queue, "")
-        for tenant, batch_id in (("other", batch.id), ("default", "batch_" + "0" * 32), ("default", "else")):
+        for ref in (BatchRef("other", batch.id), BatchRef("default", "batch_" + "0" * 32), BatchRef("default", "else")):
             with pytest.raises(ObjectNotFoundError):
-                await gateway.find(tenant, batch_id)
+                await gateway.find(ref)
             with pytest.raises(ObjectNotFoundError):
-                await gateway.cancel(tenant, batch_id)
-        assert (await gateway.set_paused("default", batch.id, True)).record.spec.batch_id == batch.id
-        await gateway.set_paused("default", batch.id, False)
+                await gateway.cancel(ref)
+        assert (await gateway.set_paused(BatchRef("default", batch.id), True)).record.spec.batch_id == batch.id
+        await gateway.set_paused(BatchRef("default", batch.id), False)
         assert [one.id async for one in it.openai.batches.list()] == []
     assert await workflows_of(it.temporal, it.settings.task_queue, 1) == [batch.id]
     assert (await it.get(batch.id)).status == "validating"  # and its record is written by the way

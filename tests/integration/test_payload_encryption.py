@@ -20,6 +20,7 @@ from api.gateway.interface import TemporalUnavailableError
 from api.gateway.temporal import TemporalGateway
 from api.http.codec_server import create_codec_app
 from tests.integration.stack import Stack, progress_of, requests
+from workflows.ids import BatchRef
 
 CANARY = "canary"
 UI = "http://ui.example:8080"
@@ -81,7 +82,7 @@ async def test_an_api_without_the_key_says_so(temporal: Client, tmp_path: Path) 
         unrecorded = LocalStore(str(tmp_path / "empty"))
         gateway = TemporalGateway(temporal, unrecorded, it.settings.task_queue, "Temporal's address")
         with pytest.raises(TemporalUnavailableError, match="has no payload key"):
-            await gateway.find("default", batch_id)
+            await gateway.find(BatchRef("default", batch_id))
         await it.openai.batches.cancel(batch_id)
         await it.finished(batch_id)
 

@@ -18,6 +18,7 @@ from api.gateway.temporal import TemporalGateway
 from api.gateway.workflow_reader import WorkflowReader
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import CHAT, progress_of, request, requests, until
+from workflows.ids import BatchRef
 
 
 def counts_of(batch: Batch) -> tuple[int, int, int]:
@@ -225,7 +226,7 @@ async def test_a_batch_that_temporal_has_lost(stack: MakeStack, empty_temporal: 
     assert batch.status == "validating"
     assert "does not know this batch's workflow" in progress_of(batch)["waiting_reason"]
     # Only a claim of the moment: the right Temporal may come back, and then the batch goes on.
-    assert it.catalog.get_final("default", batch_id) is None
+    assert it.catalog.get_final(BatchRef("default", batch_id)) is None
     await it.start_worker()
     assert (await it.finished(batch_id)).counts == (2, 2, 0)
 

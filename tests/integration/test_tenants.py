@@ -366,4 +366,4 @@ async def test_limits_and_weight_of_a_tenant(stack: MakeStack, tmp_path: Path, a
 
 
 async def _is_empty(running: RunningBatches, tenant: str) -> bool:
-    return running.ids(tenant) == []
+    return running.batches(tenant) == []

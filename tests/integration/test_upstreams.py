@@ -21,6 +21,7 @@ from tests.fakes.nim import NimEngine
 from tests.integration.conftest import MakeStack
 from tests.integration.stack import Stack, progress_of, request, requests, until
 from tests.integration.test_worker_versions import deployed, promoted
+from workflows.ids import BatchRef
 
 
 class Engines:
@@ -171,7 +172,7 @@ async def test_an_upstream_with_other_clients_is_shown_with_what_it_does_for_the
     )
 
     async def is_shown() -> bool:
-        progress = (await gateway.find("default", batch_id)).progress
+        progress = (await gateway.find(BatchRef("default", batch_id))).progress
         assert progress
         return [one.model_dump() for one in progress.shared_upstreams] == [
             {"name": "shared", "interactive_headroom": 0.25, "body": {"priority": 100}}
@@ -195,7 +196,7 @@ async def test_an_upstream_that_running_batches_need_is_missed(stack: MakeStack,
     )
 
     async def missed() -> bool:
-        progress = (await gateway.find("default", batch_id)).progress
+        progress = (await gateway.find(BatchRef("default", batch_id))).progress
         return progress is not None and "is not configured any more" in (progress.waiting_reason or "")
 
     await until(missed, "missed")

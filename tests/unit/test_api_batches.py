@@ -18,6 +18,7 @@ from activities.records.create_notes import CreateNotes
 from activities.store.object_store import StoreError
 from api.routes.limits import TooManyBatchesError
 from tests.fakes.api import Api, error_of, open_api
+from workflows.ids import BatchRef
 from workflows.types import BatchError, BatchPhase, BatchSpec, BatchStatus, Counts, Usage
 
 GOOD: dict[str, Any] = {
@@ -55,7 +56,7 @@ async def create(api: Api, headers: dict[str, str] | None = None, **changes: Any
 
 
 async def set_status(api: Api, batch_id: str, **status: Any) -> dict[str, Any]:
-    view = await api.gateway.find("default", batch_id)
+    view = await api.gateway.find(BatchRef("default", batch_id))
     api.gateway.set_status(view.record, BatchStatus(**status))
     return (await api.http.get(f"/v1/batches/{batch_id}")).json()
 
@@ -301,7 +302,7 @@ def save(api: Api, number: int, phase: BatchPhase = BatchPhase.IN_PROGRESS) -> s
     )
     catalog = Catalog(api.store)
     catalog.create_batch(spec)
-    api.gateway.set_status(catalog.get_batch("default", spec.batch_id), BatchStatus(phase=phase))
+    api.gateway.set_status(catalog.get_batch(spec.ref), BatchStatus(phase=phase))
     return spec.batch_id
 
 
@@ -581,7 +582,7 @@ async def test_a_webhook_is_kept_beside_the_batch_alone(api: Api) -> None:
     (spec,) = api.gateway.created
     assert spec.webhooks == ["(batch)"]
     assert "CANARY" not in spec.model_dump_json()
-    own = BatchWebhooks(api.store).get("default", batch["id"])
+    own = BatchWebhooks(api.store).get(BatchRef("default", batch["id"]))
     assert own == BatchWebhook(**OWN_WEBHOOK)  # pyright: ignore[reportArgumentType]
 
 
@@ -589,7 +590,7 @@ async def test_a_webhook_is_a_parameter_and_its_secret_is_none(api: Api) -> None
     first = await create(api, webhook=OWN_WEBHOOK, idempotency_key="k")
     again = await create(api, webhook=OWN_WEBHOOK | {"secret": "another"}, idempotency_key="k")
     assert again.json()["id"] == first.json()["id"]
-    assert BatchWebhooks(api.store).get("default", first.json()["id"]).secret == "CANARY"
+    assert BatchWebhooks(api.store).get(BatchRef("default", first.json()["id"])).secret == "CANARY"
     other = await create(api, webhook=OWN_WEBHOOK | {"url": "https://hooks.example/y"}, idempotency_key="k")
     assert other.status_code == 409
 

@@ -20,6 +20,7 @@ from api.http.metrics import ApiMetrics
 from api.http.middleware import RequestMiddleware
 from tests.fakes.api import Api, chunked, error_of, field, file, form, open_api
 from tests.fakes.gateway import FakeGateway
+from workflows.ids import BatchRef
 from workflows.types import BatchPhase, BatchStatus
 
 GOOD: dict[str, Any] = {"input_file_id": "file-x", "endpoint": "/v1/embeddings", "completion_window": "24h"}
@@ -255,7 +256,7 @@ async def test_a_body_that_is_too_large(shared: Api, kind: str, declared: bool) 
 
 async def test_cancel_of_a_batch_that_has_ended(api: Api) -> None:
     batch = await api.openai.batches.create(**GOOD)
-    view = await api.gateway.find("default", batch.id)
+    view = await api.gateway.find(BatchRef("default", batch.id))
     api.gateway.set_status(view.record, BatchStatus(phase=BatchPhase.COMPLETED))
     response = await api.http.post(f"/v1/batches/{batch.id}/cancel")
     assert response.status_code == 409
@@ -475,7 +476,7 @@ async def test_browsers_that_ask_first_get_no_leave(api: Api) -> None:
 async def test_every_permanent_409_says_not_to_retry(api: Api) -> None:
     for phase in (BatchPhase.COMPLETED, BatchPhase.FAILED, BatchPhase.EXPIRED):
         batch = await api.openai.batches.create(**GOOD)
-        view = await api.gateway.find("default", batch.id)
+        view = await api.gateway.find(BatchRef("default", batch.id))
         api.gateway.set_status(view.record, BatchStatus(phase=phase))
         for action in ("cancel", "pause", "resume"):
             response = await api.http.post(f"/v1/batches/{batch.id}/{action}")

@@ -18,7 +18,7 @@ from activities.store.local import LocalStore
 from activities.store.object_store import CHUNK, StoreError
 from api.http.download import Reader
 from tests.fakes.api import Api, error_of, field, file, form, open_api
-from workflows.ids import file_id_for_key
+from workflows.ids import BatchRef, file_id_for_key
 from workflows.types import BatchPhase, BatchStatus
 
 KEYS = {"id", "object", "bytes", "created_at", "expires_at", "filename", "purpose", "status", "status_details"}
@@ -520,7 +520,7 @@ async def test_a_client_may_delete_what_it_lists(api: Api, order: Literal["asc",
 
 async def test_a_result_file_may_be_deleted_and_the_batch_keeps_its_id(api: Api) -> None:
     batch = await api.openai.batches.create(input_file_id="file-x", endpoint="/v1/embeddings", completion_window="24h")
-    view = await api.gateway.find("default", batch.id)
+    view = await api.gateway.find(BatchRef("default", batch.id))
     api.gateway.set_status(
         view.record,
         BatchStatus(phase=BatchPhase.COMPLETED, output_file_id=put(api, "file-o", purpose="batch_output")),

@@ -12,7 +12,7 @@ async def test_a_batch_that_a_list_shows_as_ended_is_found_running_by_nobody() -
     spec = make_spec()
     running = BatchRecord(spec=spec, status=BatchStatus(phase=BatchPhase.IN_PROGRESS))
     ended = BatchRecord(spec=spec, status=BatchStatus(phase=BatchPhase.COMPLETED))
-    looks, key = BatchLooks(), (spec.tenant, spec.batch_id)
+    looks, ref = BatchLooks(), spec.ref
 
     async def before() -> BatchView:
         return BatchView(running, Progress())
@@ -20,7 +20,7 @@ async def test_a_batch_that_a_list_shows_as_ended_is_found_running_by_nobody() -
     async def after(*_: BatchRecord) -> BatchView:
         return BatchView(ended, None)
 
-    assert (await looks.share(key, before)).record is running
+    assert (await looks.share(ref, before)).record is running
     (listed,) = await looks.glances([ended], after)
     assert listed.record is ended
-    assert (await looks.share(key, after)).record is ended
+    assert (await looks.share(ref, after)).record is ended

@@ -14,10 +14,11 @@ from activities.records.sending_order import ENTRY_BYTES, LinePlace, joined, pac
 from activities.records.shard_keys import ShardRef
 from activities.store.local import LocalStore
 from activities.store.object_store import ObjectNotFoundError, StoreError
-from tests.fakes.worker import BATCH, FILE, TENANT, ShakyStore, make_spec, save_input
+from tests.fakes.worker import BATCH, FILE, REF, TENANT, ShakyStore, make_spec, save_input
+from workflows.ids import BatchRef
 from workflows.types import BatchPhase, BatchRecord, BatchStatus, Shard
 
-SHARD = ShardRef(TENANT, BATCH, "c1", 3)
+SHARD = ShardRef(REF, "c1", 3)
 
 
 @pytest.fixture
@@ -46,9 +47,11 @@ def test_a_file_comes_and_goes(files: Catalog, store: LocalStore) -> None:
 
 @pytest.mark.parametrize("file_id", ["", "..", "a/b", "../../x", "a\0", "x" * 65, "é", "a b", "file-1\n"])
 def test_an_id_that_cannot_be_is_not_found(files: Catalog, file_id: str) -> None:
-    for call in (files.get_file, files.delete_file, files.get_batch):
+    for call in (files.get_file, files.delete_file):
         with pytest.raises(ObjectNotFoundError):
             call(TENANT, file_id)
+    with pytest.raises(ObjectNotFoundError):
+        files.get_batch(BatchRef(TENANT, file_id))
     with pytest.raises(ObjectNotFoundError):
         keys.content_key(TENANT, file_id)
 
@@ -106,16 +109,16 @@ def test_a_file_without_a_record_is_not_listed(files: Catalog, store: LocalStore
 def test_the_newest_record_of_a_batch_answers(files: Catalog) -> None:
     spec = make_spec()
     files.create_batch(spec)
-    assert files.get_batch(TENANT, BATCH) == BatchRecord(spec=spec, status=BatchStatus())
-    assert files.get_final(TENANT, BATCH) is None
+    assert files.get_batch(REF) == BatchRecord(spec=spec, status=BatchStatus())
+    assert files.get_final(REF) is None
     running = BatchRecord(spec=spec, status=BatchStatus(phase=BatchPhase.IN_PROGRESS))
     final = BatchRecord(spec=spec, status=BatchStatus(phase=BatchPhase.COMPLETED))
     files.save_running(running)
-    assert files.get_batch(TENANT, BATCH) == running
+    assert files.get_batch(REF) == running
     files.save_final(final)
     files.save_running(running)  # late writers
     files.create_batch(spec)
-    assert files.get_batch(TENANT, BATCH) == files.get_final(TENANT, BATCH) == final
+    assert files.get_batch(REF) == files.get_final(REF) == final
     assert [record.status.phase for record in files.list_batches(TENANT, after=None)] == [BatchPhase.COMPLETED]
 
 
@@ -124,11 +127,8 @@ def test_batches_page_as_files_do(files: Catalog) -> None:
         files.create_batch(make_spec(batch_id=f"batch_{number}", created_ms=at))
     listed = list(files.list_batches(TENANT, after=None))
     assert [record.spec.created_ms for record in listed] == [3, 2, 1]
-    assert list(files.list_batches(TENANT, after=files.batch_entry(TENANT, listed[0].spec.batch_id))) == listed[1:]
-    assert (
-        list(files.list_batches(TENANT, after=files.batch_entry(TENANT, listed[1].spec.batch_id), ascending=True))
-        == listed[:1]
-    )
+    assert list(files.list_batches(TENANT, after=files.batch_entry(listed[0].spec.ref))) == listed[1:]
+    assert list(files.list_batches(TENANT, after=files.batch_entry(listed[1].spec.ref), ascending=True)) == listed[:1]
 
 
 def test_cuts_read_back(files: Catalog) -> None:
@@ -136,20 +136,20 @@ def test_cuts_read_back(files: Catalog) -> None:
     cut = Cut("i", "l", shards, ["a", "b"])
     other = cut._replace(shards=shards[:1])
     for one in (cut, other):
-        files.save_cut(TENANT, BATCH, one)
-        assert files.get_cut(TENANT, BATCH, one.digest) == one
-    assert files.cuts(TENANT, BATCH) == sorted([cut.digest, other.digest])
+        files.save_cut(REF, one)
+        assert files.get_cut(REF, one.digest) == one
+    assert files.cuts(REF) == sorted([cut.digest, other.digest])
     assert cut.total == 3
 
 
 def test_the_sending_order_of_a_cut_reads_back_shard_by_shard(files: Catalog, store: LocalStore) -> None:
     places = [LinePlace(20, 5, 3), LinePlace(2**40, 2**33, 2**34), LinePlace(0, 20, 1)]
     cut = Cut("i", "l", [], ["a"], order="digest")
-    files.save_cut(TENANT, BATCH, cut, pack_places(places, len(places)))
+    files.save_cut(REF, cut, pack_places(places, len(places)))
     for first, count in ((0, 3), (0, 2), (2, 1)):
         shard = Shard(first * ENTRY_BYTES, 1, 1, count)
-        assert files.get_places(TENANT, BATCH, cut.digest, shard) == places[first : first + count]
-    assert files.cuts(TENANT, BATCH) == [cut.digest]
+        assert files.get_places(REF, cut.digest, shard) == places[first : first + count]
+    assert files.cuts(REF) == [cut.digest]
 
 
 def test_requests_that_touch_each_other_are_read_at_once() -> None:
@@ -162,15 +162,15 @@ def test_leftovers_go_and_the_records_stay(files: Catalog, store: LocalStore) ->
     spec = make_spec()
     files.create_batch(spec)
     files.save_final(BatchRecord(spec=spec, status=BatchStatus()))
-    files.save_cut(TENANT, BATCH, Cut("", "", [], []), b"order")
+    files.save_cut(REF, Cut("", "", [], []), b"order")
     for key in (
-        keys.input_key(TENANT, BATCH),
+        keys.input_key(REF),
         shard_keys.part_key(SHARD, "000001-a", 0),
         shard_keys.result_key(SHARD, "000001-a"),
     ):
         store.put(key, b"x")
-    files.delete_leftovers(TENANT, BATCH)
-    files.delete_leftovers(TENANT, BATCH)
+    files.delete_leftovers(REF)
+    files.delete_leftovers(REF)
     prefix = f"batches/{TENANT}/{BATCH}/"
     assert list(store.list(prefix)) == [f"{prefix}created.json", f"{prefix}record.json"]
 
@@ -202,7 +202,7 @@ def test_of_a_save_that_fails_nothing_is_seen(tmp_path: Path) -> None:
         with pytest.raises(StoreError):
             save()
         assert len(store.written) == 1
-    for get in (lambda: files.get_file(TENANT, FILE), lambda: files.get_batch(TENANT, BATCH)):
+    for get in (lambda: files.get_file(TENANT, FILE), lambda: files.get_batch(REF)):
         with pytest.raises(ObjectNotFoundError):
             get()
     assert list(files.list_files(TENANT, after=None)) == []

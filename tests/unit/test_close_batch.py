@@ -11,7 +11,7 @@ from activities.records import keys
 from activities.records.catalog import Catalog
 from activities.records.running import RunningBatches
 from activities.store.object_store import StoreError
-from tests.fakes.worker import BATCH, TENANT, FakeRuns, ShakyStore, activity_environment, make_spec
+from tests.fakes.worker import BATCH, REF, TENANT, FakeRuns, ShakyStore, activity_environment, make_spec
 from workflows.end_types import CloseBatchInput
 from workflows.types import BatchPhase, BatchStatus, Counts
 
@@ -23,8 +23,8 @@ class Closing:
         self.store = ShakyStore(str(folder))
         self.catalog = Catalog(self.store)
         self.temporal = FakeRuns()
-        self.store.put(keys.input_key(TENANT, BATCH), b"input")
-        RunningBatches(self.catalog).add(TENANT, BATCH, 5)
+        self.store.put(keys.input_key(REF), b"input")
+        RunningBatches(self.catalog).add(REF, 5)
 
     async def close(self, outcome: BatchPhase = BatchPhase.COMPLETED, **changes: bool) -> BatchStatus:
         status = BatchStatus(phase=BatchPhase.FINALIZING, outcome=outcome, counts=Counts(total=2, completed=2))
@@ -33,7 +33,7 @@ class Closing:
         return await environment.run(CloseBatch(self.store, self.temporal.runs).close_batch, task)
 
     def has_input(self) -> bool:
-        return keys.input_key(TENANT, BATCH) in self.store.list(f"batches/{TENANT}/{BATCH}/")
+        return keys.input_key(REF) in self.store.list(f"batches/{TENANT}/{BATCH}/")
 
 
 @pytest.fixture
@@ -44,10 +44,10 @@ def it(tmp_path: Path) -> Closing:
 async def test_the_record_is_final_and_the_end_is_told(it: Closing) -> None:
     status = await it.close()
     assert (status.phase, status.outcome, status.counts.total) == (BatchPhase.COMPLETED, None, 2)
-    final = it.catalog.get_final(TENANT, BATCH)
+    final = it.catalog.get_final(REF)
     assert final
     assert (final.status, final.keep_leftovers_until) == (status, None)
-    assert RunningBatches(it.catalog).ids(TENANT) == []
+    assert RunningBatches(it.catalog).batches(TENANT) == []
     assert it.temporal.webhooks == [f"{BATCH} completed"]
     assert it.temporal.cancelled == []
     assert not it.has_input()
@@ -66,12 +66,12 @@ async def test_a_close_that_was_cut_off_goes_on(it: Closing) -> None:
     it.store.on_write = fail
     with pytest.raises(StoreError):
         await it.close()
-    assert RunningBatches(it.catalog).ids(TENANT) == [BATCH]
+    assert RunningBatches(it.catalog).batches(TENANT) == [REF]
     assert it.temporal.webhooks == []
     it.store.on_write = lambda key: None
     it.store.down = False
     assert (await it.close()).phase is BatchPhase.COMPLETED
-    assert RunningBatches(it.catalog).ids(TENANT) == []
+    assert RunningBatches(it.catalog).batches(TENANT) == []
 
 
 @pytest.mark.parametrize("by_temporal", [True, False])
@@ -88,7 +88,7 @@ async def test_a_reset_run_of_a_cancelled_batch_is_cancelled_again(it: Closing) 
 
 async def test_answers_that_could_not_be_merged_stay(it: Closing) -> None:
     await it.close(BatchPhase.FAILED, keep_answers=True)
-    final = it.catalog.get_final(TENANT, BATCH)
+    final = it.catalog.get_final(REF)
     assert final
     assert final.keep_leftovers_until
     assert it.has_input()

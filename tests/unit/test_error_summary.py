@@ -16,7 +16,7 @@ from activities.results.error_lines import ErrorTally, read_error
 from activities.results.output_lines import OutputLines
 from activities.results.shard_log import ShardLog
 from activities.upstreams.answers import classify
-from tests.fakes.worker import BATCH, TENANT, FakeRuns, ShakyStore, activity_environment, make_spec
+from tests.fakes.worker import BATCH, REF, TENANT, FakeRuns, ShakyStore, activity_environment, make_spec
 from workflows.end_types import CloseBatchInput
 from workflows.error_summary import MAX_CODES, OTHER, ErrorCount, summed
 from workflows.ids import result_file_id
@@ -109,7 +109,7 @@ def test_a_code_of_an_engine_is_counted_as_it_is(code: str) -> None:
 
 async def test_a_shard_counts_what_is_committed_whoever_did_it(tmp_path: Path) -> None:
     store = ShakyStore(str(tmp_path))
-    shard = ShardRef(TENANT, BATCH, "c1", 3)
+    shard = ShardRef(REF, "c1", 3)
     log = ShardLog(store, shard, "000001-a")
     await log.load()
     log.add(7, "error", refused(7, "early"))
@@ -131,7 +131,7 @@ async def test_a_shard_counts_what_is_committed_whoever_did_it(tmp_path: Path) -
 async def test_a_running_batch_shows_a_message_that_is_committed_and_reads_it_once(tmp_path: Path) -> None:
     store = ShakyStore(str(tmp_path))
     catalog = Catalog(store)
-    log = ShardLog(store, ShardRef(TENANT, BATCH, "c1", 3), "000001-a")
+    log = ShardLog(store, ShardRef(REF, "c1", 3), "000001-a")
     log.add(7, "error", refused(7, "early"))
     await log.commit()
     store.put(f"batches/{TENANT}/{BATCH}/cuts/c1", b"")
@@ -159,6 +159,6 @@ async def test_the_final_record_keeps_a_message_of_each_code_that_temporal_never
     task = CloseBatchInput(spec=make_spec(), status=status)
     told = await environment.run(CloseBatch(store, FakeRuns().runs).close_batch, task)
     assert "why" not in told.model_dump_json()
-    final = Catalog(store).get_final(TENANT, BATCH)
+    final = Catalog(store).get_final(REF)
     assert final
     assert ErrorMessages(Catalog(store)).of(final) == {"code-1": "why 1", "code-0": "why 2"}

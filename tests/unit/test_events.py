@@ -17,7 +17,7 @@ from activities.results.shard_waits import ShardWaits, encode_waits, newest
 from api.gateway.interface import BatchView
 from api.routes.events import events_of
 from tests.fakes.api import open_api
-from tests.fakes.worker import BATCH, TENANT, ShakyStore, make_spec
+from tests.fakes.worker import REF, ShakyStore, make_spec
 from workflows.error_summary import ErrorCount
 from workflows.events import (
     MAX_EVENTS,
@@ -128,7 +128,7 @@ def test_a_wait_that_came_again_is_as_it_was_told_last() -> None:
 
 async def test_the_waits_of_a_finished_shard_are_found_where_its_end_was_not_reported(tmp_path: Path) -> None:
     store = ShakyStore(str(tmp_path))
-    shard = ShardRef(TENANT, BATCH, "c1", 0)
+    shard = ShardRef(REF, "c1", 0)
     killed = ShardLog(store, shard, "000001-a")
     killed.waits.begin(away())
     killed.add(1, "output", b"{}\n")
@@ -142,17 +142,17 @@ async def test_the_waits_of_another_cut_are_carried_over(tmp_path: Path) -> None
     shard = Shard(0, 10, 1, 2)
     cuts = [Cut("input", lines, [shard], ["default"]) for lines in ("first", "second")]
     for cut in cuts:
-        Catalog(store).save_cut(TENANT, BATCH, cut)
-    first, second = (ShardLog(store, ShardRef(TENANT, BATCH, cut.digest, 0), "000001-a") for cut in cuts)
+        Catalog(store).save_cut(REF, cut)
+    first, second = (ShardLog(store, ShardRef(REF, cut.digest, 0), "000001-a") for cut in cuts)
     first.waits.begin(away())
     await first.commit()
-    await carry_over(store, ShardRef(TENANT, BATCH, cuts[1].digest, 0), shard, second, {1, 2})
+    await carry_over(store, ShardRef(REF, cuts[1].digest, 0), shard, second, {1, 2})
     assert second.waits.past == first.waits.past
 
 
 async def test_the_next_attempt_takes_the_waits_up_and_the_batch_has_them_at_its_end(tmp_path: Path) -> None:
     store = ShakyStore(str(tmp_path))
-    shard = ShardRef(TENANT, BATCH, "c1", 0)
+    shard = ShardRef(REF, "c1", 0)
     first = ShardLog(store, shard, "000001-a")
     first.waits.begin(away())
     await first.commit()

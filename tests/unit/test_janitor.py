@@ -19,7 +19,17 @@ from activities.records.running import RunningBatches
 from activities.records.shard_keys import ShardRef
 from activities.records.uploads import UploadRecord, UploadRecords
 from activities.store.object_store import ObjectNotFoundError, StoreError
-from tests.fakes.worker import BATCH, FILE, TENANT, FakeRuns, ShakyStore, activity_environment, make_spec, save_input
+from tests.fakes.worker import (
+    BATCH,
+    FILE,
+    REF,
+    TENANT,
+    FakeRuns,
+    ShakyStore,
+    activity_environment,
+    make_spec,
+    save_input,
+)
 from workflows.ids import result_file_id
 from workflows.types import BatchPhase, BatchRecord, BatchStatus, DeleteExpiredInput, DeleteExpiredResult
 
@@ -146,28 +156,28 @@ async def test_parts_behind_the_end_of_a_batch_go_and_its_record_stays(it: Janit
     spec = make_spec(output_expires_after=2 * HOUR)
     it.catalog.create_batch(spec)
     it.catalog.save_final(BatchRecord(spec=spec, status=BatchStatus(phase=BatchPhase.COMPLETED)))
-    it.store.put(shard_keys.part_key(ShardRef(TENANT, BATCH, "c1", 0), "000001-a", 0), b"late")
-    RunningBatches(it.catalog).add(TENANT, BATCH, 5)
+    it.store.put(shard_keys.part_key(ShardRef(REF, "c1", 0), "000001-a", 0), b"late")
+    RunningBatches(it.catalog).add(REF, 5)
     it.save_file(id=result_file_id(BATCH, "output"), expires_at=CREATED + 2 * HOUR)
     it.store.put(keys.content_key(TENANT, result_file_id(BATCH, "error")), b"never published")
     for reminder in list(it.catalog.due(10**11)):
         it.catalog.forget(reminder)
-    it.catalog.remind("batch", TENANT, BATCH, CREATED + HOUR)
+    it.catalog.remind("batch", *REF, CREATED + HOUR)
     assert await it.run(CREATED + HOUR) == DeleteExpiredResult(batches=1, kept=1, files=1)
     prefix = f"batches/{TENANT}/{BATCH}/"
     assert it.keys("batches/") == [f"{prefix}created.json", f"{prefix}record.json"]
-    assert RunningBatches(it.catalog).ids(TENANT) == []
+    assert RunningBatches(it.catalog).batches(TENANT) == []
     assert it.reminders() == [("file", result_file_id(BATCH, "output"), CREATED + 2 * HOUR)]
     assert await it.run(CREATED + 2 * HOUR) == DeleteExpiredResult(files=1)
-    assert it.catalog.get_batch(TENANT, BATCH).status.phase is BatchPhase.COMPLETED
+    assert it.catalog.get_batch(REF).status.phase is BatchPhase.COMPLETED
 
 
 def open_batch(it: Janitor) -> str:
     """A batch without a final record, and the key of an answer that it has."""
-    it.catalog.remind("batch", TENANT, BATCH, CREATED)
-    RunningBatches(it.catalog).add(TENANT, BATCH, 5)
+    it.catalog.remind("batch", *REF, CREATED)
+    RunningBatches(it.catalog).add(REF, 5)
     it.catalog.create_batch(make_spec())
-    part = shard_keys.part_key(ShardRef(TENANT, BATCH, "c1", 0), "000001-a", 0)
+    part = shard_keys.part_key(ShardRef(REF, "c1", 0), "000001-a", 0)
     it.store.put(part, b"answers")
     return part
 
@@ -182,7 +192,7 @@ async def test_a_batch_that_runs_is_left_alone_and_looked_at_again(it: Janitor) 
 
 async def test_a_batch_whose_run_was_terminated_gets_another_that_closes_it(it: Janitor) -> None:
     part = open_batch(it)
-    it.catalog.remind("batch", TENANT, BATCH, CREATED + 1)  # of another create under the same key
+    it.catalog.remind("batch", *REF, CREATED + 1)  # of another create under the same key
     assert await it.run(CREATED + 5) == DeleteExpiredResult(closed=1)
     assert it.temporal.started == [BATCH]
     assert it.store.get(part) == b"answers"
@@ -207,17 +217,17 @@ async def test_a_batch_that_ends_while_the_janitor_looks_is_not_closed_again(it:
 
 
 async def test_a_batch_that_was_started_and_not_recorded_is_closed_too(it: Janitor) -> None:
-    it.catalog.remind("batch", TENANT, BATCH, CREATED)
+    it.catalog.remind("batch", *REF, CREATED)
     it.temporal.specs[BATCH] = make_spec()
     assert await it.run(CREATED + 5) == DeleteExpiredResult(closed=1)
     assert it.temporal.started == [BATCH]
 
 
 async def test_a_batch_that_was_never_started_is_forgotten(it: Janitor) -> None:
-    it.catalog.remind("batch", TENANT, BATCH, CREATED)
-    RunningBatches(it.catalog).add(TENANT, BATCH)
+    it.catalog.remind("batch", *REF, CREATED)
+    RunningBatches(it.catalog).add(REF)
     assert await it.run(CREATED + 5) == DeleteExpiredResult()
-    assert it.temporal.started == it.reminders() == RunningBatches(it.catalog).ids(TENANT) == []
+    assert it.temporal.started == it.reminders() == RunningBatches(it.catalog).batches(TENANT) == []
 
 
 async def test_a_run_that_cannot_be_looked_at_is_looked_at_later(it: Janitor, caplog: pytest.LogCaptureFixture) -> None:
@@ -326,11 +336,11 @@ def test_a_reminder_reads_back(it: Janitor, tenant: str) -> None:
 def test_reminders_come_in_order_and_no_further_than_now(it: Janitor) -> None:
     for at in (50, 7, 12_345_678_901, 50):
         it.catalog.remind("file", TENANT, f"file-{at}", at)
-    it.catalog.remind("batch", TENANT, BATCH, 50)
+    it.catalog.remind("batch", *REF, 50)
     assert [at for *_, at in it.catalog.due(49)] == [7]
     assert list(it.catalog.due(50)) == [
         Reminder("file", TENANT, "file-7", 7),
-        Reminder("batch", TENANT, BATCH, 50),
+        Reminder("batch", REF, 50),
         Reminder("file", TENANT, "file-50", 50),
     ]
 
@@ -341,9 +351,9 @@ async def test_answers_that_could_not_be_merged_stay_as_long_as_their_files_woul
         spec=spec, status=BatchStatus(phase=BatchPhase.FAILED), keep_leftovers_until=CREATED + 2 * HOUR
     )
     it.catalog.save_final(record)
-    part = shard_keys.part_key(ShardRef(TENANT, BATCH, "c1", 0), "000001-a", 0)
+    part = shard_keys.part_key(ShardRef(REF, "c1", 0), "000001-a", 0)
     it.store.put(part, b"answers")
-    it.catalog.remind("batch", TENANT, BATCH, CREATED + HOUR)
+    it.catalog.remind("batch", *REF, CREATED + HOUR)
     await it.run(CREATED + HOUR)
     assert it.store.get(part) == b"answers"
     assert it.reminders() == [("batch", BATCH, CREATED + 2 * HOUR)]
@@ -354,13 +364,13 @@ async def test_answers_that_could_not_be_merged_stay_as_long_as_their_files_woul
 async def test_the_feed_of_a_batch_goes_with_its_result_files(it: Janitor) -> None:
     spec = make_spec(output_expires_after=100 * HOUR)
     it.catalog.save_final(BatchRecord(spec=spec, status=BatchStatus(phase=BatchPhase.COMPLETED, completed_at=CREATED)))
-    it.store.put(f"{keys.feed_prefix(TENANT, BATCH)}00000000", b"[]")
-    BatchWebhooks(it.store).save(TENANT, BATCH, BatchWebhook("https://x", "secret"))
-    it.catalog.remind("batch", TENANT, BATCH, CREATED)
+    it.store.put(f"{keys.feed_prefix(REF)}00000000", b"[]")
+    BatchWebhooks(it.store).save(REF, BatchWebhook("https://x", "secret"))
+    it.catalog.remind("batch", *REF, CREATED)
     await it.run(CREATED + HOUR)
-    assert it.keys(keys.feed_prefix(TENANT, BATCH))
-    assert BatchWebhooks(it.store).get(TENANT, BATCH).secret == "secret"
+    assert it.keys(keys.feed_prefix(REF))
+    assert BatchWebhooks(it.store).get(REF).secret == "secret"
     await it.run(CREATED + 100 * HOUR)
-    assert it.keys(keys.feed_prefix(TENANT, BATCH)) == it.keys("due/") == []
+    assert it.keys(keys.feed_prefix(REF)) == it.keys("due/") == []
     with pytest.raises(ObjectNotFoundError):
-        BatchWebhooks(it.store).get(TENANT, BATCH)
+        BatchWebhooks(it.store).get(REF)

@@ -21,6 +21,7 @@ from api.routes.stored_bytes import StoredBytes, form_of
 from api.tenants.key_editing import create_key
 from api.tenants.keys import KeyFile
 from tests.fakes.api import Api, error_of, field, file, form, open_api
+from workflows.ids import BatchRef
 from workflows.types import BatchError, BatchPhase, BatchRecord, BatchSpec, BatchStatus, ValidateResult
 
 CREATE: dict[str, Any] = {
@@ -56,7 +57,7 @@ def spec(number: int = 0, **changes: Any) -> BatchSpec:
 
 def end(api: Api, batch_id: str) -> None:
     catalog = Catalog(api.store)
-    record = catalog.get_batch("search", batch_id)
+    record = catalog.get_batch(BatchRef("search", batch_id))
     catalog.save_final(BatchRecord(spec=record.spec, status=BatchStatus(phase=BatchPhase.COMPLETED)))
 
 
@@ -73,7 +74,7 @@ async def test_one_batch_too_many_is_for_later(tmp_path: Path) -> None:
     assert (error["type"], error["code"], error["param"]) == ("requests", "rate_limit_exceeded", None)
     assert "organization search. Limit: 2 running batches" in error["message"]
     assert len(api.gateway.created) == 2
-    RunningBatches(Catalog(api.store)).remove("search", made[0])  # as its end does
+    RunningBatches(Catalog(api.store)).remove(BatchRef("search", made[0]))  # as its end does
     assert (await api.http.post("/v1/batches", json=CREATE, headers=headers)).status_code == 200
 
 
@@ -107,21 +108,21 @@ async def test_a_repeat_of_a_batch_that_is_there_needs_no_place(tmp_path: Path) 
     batch_id = first.json()["id"]
     end(api, batch_id)
     running = RunningBatches(Catalog(api.store))
-    running.remove("search", batch_id)
+    running.remove(BatchRef("search", batch_id))
     assert (await api.http.post("/v1/batches", json=CREATE, headers=with_key)).json()["status"] == "completed"
-    assert running.ids("search") == []
+    assert running.batches("search") == []
     other = {**CREATE, "completion_window": "24h", "metadata": {"a": "b"}}
     assert (await api.http.post("/v1/batches", json=other, headers=with_key)).status_code == 409
-    assert running.ids("search") == []
+    assert running.batches("search") == []
 
 
 async def test_batches_that_ended_unseen_do_not_block_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     api, headers = limited(tmp_path, "max_running_batches = 2")
     running = RunningBatches(Catalog(api.store))
-    running.add("search", "batch_" + "0" * 32)  # its API process was killed before it started it
+    running.add(BatchRef("search", "batch_" + "0" * 32))  # its API process was killed before it started it
     (await api.http.post("/v1/batches", json=CREATE, headers=headers)).raise_for_status()
     assert (await api.http.post("/v1/batches", json=CREATE, headers=headers)).status_code == 200
-    assert sorted(running.ids("search")) == sorted(spec.batch_id for spec in api.gateway.created)
+    assert sorted(running.batches("search")) == sorted(spec.ref for spec in api.gateway.created)
     end(api, api.gateway.created[0].batch_id)
     # It has just looked, and does not do so for every refusal.
     assert (await api.http.post("/v1/batches", json=CREATE, headers=headers)).status_code == 429
@@ -135,7 +136,7 @@ async def test_no_order_of_ids_hides_a_batch_that_ended_unseen(tmp_path: Path, m
     monkeypatch.setattr(limits_module, "LOOK_AT", 1)
     api, headers = limited(tmp_path, "max_running_batches = 2")
     (await api.http.post("/v1/batches", json=CREATE, headers=headers)).raise_for_status()
-    RunningBatches(Catalog(api.store)).add("search", "batch_" + "f" * 32)  # behind the one that runs
+    RunningBatches(Catalog(api.store)).add(BatchRef("search", "batch_" + "f" * 32))  # behind the one that runs
     for _ in range(200):
         if (await api.http.post("/v1/batches", json=CREATE, headers=headers)).status_code == 200:
             return
@@ -172,8 +173,8 @@ def test_queued_requests_are_counted_over_all_running_batches(tmp_path: Path) ->
         "10, and this batch has 1. Waiting helps: please try again once some in_progress batches have been completed."
     )
     assert (failed.errors_total, failed.finished_at, failed.shards) == (1, 7, [])
-    assert running.ids("search") == [spec(1).batch_id, spec(2).batch_id]
-    running.remove("search", spec(1).batch_id)
+    assert running.batches("search") == [spec(1).ref, spec(2).ref]
+    running.remove(spec(1).ref)
     assert running.admit(spec(3, max_queued_requests=10), checked(6)).errors == []
 
 
@@ -192,7 +193,7 @@ def test_a_batch_that_has_ended_is_not_queued(tmp_path: Path) -> None:
     ended = BatchStatus(phase=BatchPhase.COMPLETED)
     catalog.save_final(BatchRecord(spec=spec(1), status=ended))
     assert running.admit(spec(2, max_queued_requests=10), checked(10)).errors == []
-    assert running.ids("search") == [spec(2).batch_id]
+    assert running.batches("search") == [spec(2).ref]
 
 
 def test_what_is_not_counted_leaves_no_trace(tmp_path: Path) -> None:
@@ -362,11 +363,11 @@ async def test_a_form_of_unknown_length_ends_where_the_room_does(tmp_path: Path)
 
 async def test_answers_of_running_batches_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     api, headers = limited(tmp_path, "max_stored_bytes = 100")
-    shard = ShardRef("search", spec(1).batch_id, "cut", 0)
+    shard = ShardRef(spec(1).ref, "cut", 0)
     api.store.put(part_key(shard, "1", 1), b"x" * 20)
     api.store.put(result_key(shard, "1"), b"x" * 30)
     assert (await upload(api, headers, 60)).status_code == 200  # it does not run
-    RunningBatches(Catalog(api.store)).add("search", shard.batch_id)
+    RunningBatches(Catalog(api.store)).add(shard.batch)
     monkeypatch.setattr(stored_bytes, "ANSWERS_SECONDS", 0.0)
     refused = await upload(api, headers, 11)
     assert "has 60, and 50 more are reserved" in error_of(refused)["message"]
@@ -426,7 +427,7 @@ async def test_a_retry_takes_a_place_as_a_create_does(tmp_path: Path, monkeypatc
         api.store.put(content_key("search", file_id), b"")
         catalog.save_file("search", record)
     first = (await api.http.post("/v1/batches", json=CREATE, headers=headers)).json()["id"]
-    spec = catalog.get_batch("search", first).spec
+    spec = catalog.get_batch(BatchRef("search", first)).spec
     status = BatchStatus(phase=BatchPhase.COMPLETED, error_file_id="file-e")
     catalog.save_final(BatchRecord(spec=spec, status=status))
     running = (await api.http.post("/v1/batches", json=CREATE, headers=headers)).json()["id"]
@@ -439,4 +440,4 @@ async def test_a_retry_takes_a_place_as_a_create_does(tmp_path: Path, monkeypatc
     retried = await api.http.post(f"{url}/retry", headers=headers)
     assert retried.status_code == 200
     assert (await api.http.get(url, headers=headers)).json()["retried_by"] == retried.json()["id"]
-    assert RunningBatches(catalog).ids("search") == [retried.json()["id"]]
+    assert RunningBatches(catalog).batches("search") == [BatchRef("search", retried.json()["id"])]

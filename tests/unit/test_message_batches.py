@@ -16,6 +16,7 @@ from api.routes.message_results import result_of
 from api.tenants.key_editing import create_key
 from api.tenants.keys import KeyFile
 from tests.fakes.api import Api, chunked, open_api
+from workflows.ids import BatchRef
 from workflows.types import BatchError, BatchPhase, BatchRecord, BatchStatus, Counts
 
 URL = "/v1/messages/batches"
@@ -54,7 +55,7 @@ def error_of(response: httpx2.Response) -> tuple[int, str, str]:
 
 def end(api: Api, batch: dict[str, Any], phase: BatchPhase, **status: Any) -> BatchRecord:
     catalog = Catalog(api.store)
-    record = catalog.get_batch("default", "batch_" + batch["id"].removeprefix("msgbatch_"))
+    record = catalog.get_batch(BatchRef("default", "batch_" + batch["id"].removeprefix("msgbatch_")))
     now = int(time.time())
     ended = {BatchPhase.CANCELLED: "cancelled_at", BatchPhase.EXPIRED: "expired_at", BatchPhase.FAILED: "failed_at"}
     times = {ended.get(phase, "completed_at"): now}

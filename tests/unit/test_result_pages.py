@@ -17,8 +17,8 @@ from activities.result_pages import BadCursorError, Cursor, ResultPages, Results
 from activities.results.output_lines import OutputLines, line_number
 from activities.results.shard_log import ShardLog
 from activities.store.object_store import ObjectNotFoundError
-from tests.fakes.worker import BATCH, TENANT, ShakyStore, make_spec
-from workflows.ids import ResultKind, result_file_id
+from tests.fakes.worker import BATCH, REF, TENANT, ShakyStore, make_spec
+from workflows.ids import BatchRef, ResultKind, result_file_id
 from workflows.types import BatchPhase, BatchRecord, BatchStatus, Counts, MissingReason
 
 SHARDS, REQUESTS = 4, 10
@@ -58,7 +58,7 @@ class Run:
         alive = [log for log in self.logs if self.shard_of[log] == (cut, shard)]
         if not alive or self.dice.random() < 0.2:  # another attempt, while the one before may not be dead
             self.attempts += 1
-            log = ShardLog(self.store, ShardRef(TENANT, BATCH, cut, shard), f"{self.attempts:06d}-x")
+            log = ShardLog(self.store, ShardRef(REF, cut, shard), f"{self.attempts:06d}-x")
             assert await log.load() is None
             self.logs.append(log)
             self.shard_of[log] = (cut, shard)
@@ -90,7 +90,7 @@ class Run:
             error_file_id=ids["error"],
         )
         self.catalog.save_final(BatchRecord(spec=make_spec(), status=status))
-        self.catalog.delete_leftovers(TENANT, BATCH)
+        self.catalog.delete_leftovers(REF)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -105,7 +105,7 @@ async def test_whoever_follows_gets_each_line_once(tmp_path: Path, seed: int, mo
         if dice.random() < 0.1:
             apis[dice.randrange(2)] = ResultPages(run.store)  # a process that was started anew
         api = dice.choice(apis)
-        page = api.page(TENANT, BATCH, Cursor.parse(str(cursors[number])), dice.choice([1, 3, 100]))
+        page = api.page(REF, Cursor.parse(str(cursors[number])), dice.choice([1, 3, 100]))
         assert all(line == line_of(line_number(line)) for line in page.lines)
         got[number] += map(line_number, page.lines)
         cursors[number], is_over[number] = page.cursor, page.is_last
@@ -122,14 +122,14 @@ async def test_whoever_follows_gets_each_line_once(tmp_path: Path, seed: int, mo
         while not is_over[number]:
             follow(number)
         assert sorted(got[number]) == list(range(1, LINES + 1))
-        assert apis[0].page(TENANT, BATCH, cursors[number], 5) == ([], cursors[number], True)
+        assert apis[0].page(REF, cursors[number], 5) == ([], cursors[number], True)
     common = min(place for place, _ in cursors[:2])
     assert got[0][:common] == got[1][:common] != got[2][:common]
     assert got[2] == list(range(1, LINES + 1))  # of a batch that has ended: in input order
 
 
 async def committed(store: ShakyStore, shard: int = 0, count: int = REQUESTS) -> ShardLog:
-    log = ShardLog(store, ShardRef(TENANT, BATCH, "c1", shard), f"{shard:06d}-x")
+    log = ShardLog(store, ShardRef(REF, "c1", shard), f"{shard:06d}-x")
     for line in range(1, count + 1):
         number = shard * REQUESTS + line
         log.add(number, kind_of(number), line_of(number))
@@ -143,22 +143,22 @@ async def test_what_is_not_committed_is_not_shown(tmp_path: Path) -> None:
     log.add(3, "output", line_of(3))
     now = [100.0]
     pages = ResultPages(store, lambda: now[0])
-    assert pages.page(TENANT, BATCH, Cursor(), 100) == ([line_of(1), line_of(2)], Cursor(2), False)
+    assert pages.page(REF, Cursor(), 100) == ([line_of(1), line_of(2)], Cursor(2), False)
     await log.commit()
-    assert pages.page(TENANT, BATCH, Cursor(2), 100).lines == []  # two looks at once would be one too many
+    assert pages.page(REF, Cursor(2), 100).lines == []  # two looks at once would be one too many
     now[0] += 2 / result_pages.ENTRIES_A_SECOND
-    assert pages.page(TENANT, BATCH, Cursor(2), 100).lines == [line_of(3)]
+    assert pages.page(REF, Cursor(2), 100).lines == [line_of(3)]
 
 
 async def test_a_page_that_is_read_while_the_batch_ends_is_one_of_its_files(tmp_path: Path) -> None:
     run = Run(tmp_path, random.Random(1))
     await committed(run.store)
     pages = ResultPages(run.store)
-    assert len(pages.page(TENANT, BATCH, Cursor(), 4).lines) == 4
+    assert len(pages.page(REF, Cursor(), 4).lines) == 4
     get_final, ended = Catalog.get_final, asyncio.Event()
 
-    def ends_behind_it(self: Catalog, tenant: str, batch_id: str) -> BatchRecord | None:
-        final = get_final(self, tenant, batch_id)
+    def ends_behind_it(self: Catalog, ref: BatchRef) -> BatchRecord | None:
+        final = get_final(self, ref)
         if not ended.is_set():
             ended.set()
             run.end()
@@ -166,7 +166,7 @@ async def test_a_page_that_is_read_while_the_batch_ends_is_one_of_its_files(tmp_
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Catalog, "get_final", ends_behind_it)
-        page = pages.page(TENANT, BATCH, Cursor(4), 100)
+        page = pages.page(REF, Cursor(4), 100)
     assert list(map(line_number, page.lines)) == list(range(5, LINES + 1))
     assert page.is_last
 
@@ -176,9 +176,9 @@ async def test_pages_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.Mo
     run = Run(tmp_path, random.Random(1))
     await committed(run.store)
     pages = ResultPages(run.store)
-    assert len(pages.page(TENANT, BATCH, Cursor(), 100).lines) == 2
+    assert len(pages.page(REF, Cursor(), 100).lines) == 2
     run.end()
-    assert len(pages.page(TENANT, BATCH, Cursor(), 100).lines) == 2
+    assert len(pages.page(REF, Cursor(), 100).lines) == 2
 
 
 async def test_cursors_that_are_none(tmp_path: Path) -> None:
@@ -190,11 +190,11 @@ async def test_cursors_that_are_none(tmp_path: Path) -> None:
             Cursor.parse(text)
     for cursor in (Cursor(REQUESTS + 1), Cursor(0, (0, 0))):
         with pytest.raises(BadCursorError):
-            pages.page(TENANT, BATCH, cursor, 10)
+            pages.page(REF, cursor, 10)
     run.end()
     for cursor in (Cursor(0, (1, 0)), Cursor(0, (0, 10**9))):
         with pytest.raises(BadCursorError):
-            pages.page(TENANT, BATCH, cursor, 10)
+            pages.page(REF, cursor, 10)
 
 
 async def test_results_that_were_deleted(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ async def test_results_that_were_deleted(tmp_path: Path) -> None:
     run.end()
     run.catalog.delete_file(TENANT, result_file_id(BATCH, "error"))
     with pytest.raises(ResultsGoneError):
-        ResultPages(run.store).page(TENANT, BATCH, Cursor(), 10)
+        ResultPages(run.store).page(REF, Cursor(), 10)
 
 
 async def test_answers_of_a_batch_whose_files_could_not_be_written(tmp_path: Path) -> None:
@@ -210,11 +210,11 @@ async def test_answers_of_a_batch_whose_files_could_not_be_written(tmp_path: Pat
     await committed(run.store)
     run.catalog.save_final(BatchRecord(spec=make_spec(), status=BatchStatus(phase=BatchPhase.FAILED)))
     pages = ResultPages(run.store)
-    page = pages.page(TENANT, BATCH, Cursor(), 10)
+    page = pages.page(REF, Cursor(), 10)
     assert (list(map(line_number, page.lines)), page.is_last) == (list(range(1, REQUESTS + 1)), True)
-    run.catalog.delete_leftovers(TENANT, BATCH)  # as the janitor does after a time
+    run.catalog.delete_leftovers(REF)  # as the janitor does after a time
     with pytest.raises(ResultsGoneError):
-        pages.page(TENANT, BATCH, Cursor(), 10)
+        pages.page(REF, Cursor(), 10)
 
 
 async def test_lines_of_the_output_file_alone(tmp_path: Path) -> None:
@@ -222,10 +222,10 @@ async def test_lines_of_the_output_file_alone(tmp_path: Path) -> None:
     await committed(store)
     await committed(store, shard=1)
     pages = ResultPages(store)
-    assert (pages.count(TENANT, BATCH, "output"), pages.count(TENANT, BATCH, "error")) == (18, 2)
+    assert (pages.count(REF, "output"), pages.count(REF, "error")) == (18, 2)
 
     def behind(kind: ResultKind, count: int) -> list[int]:
-        page = pages.page(TENANT, BATCH, pages.behind(TENANT, BATCH, kind, count), 100, kind)
+        page = pages.page(REF, pages.behind(REF, kind, count), 100, kind)
         return list(map(line_number, page.lines))
 
     assert behind("output", 8) == [10, 11, 12, 13, 15, 16, 17, 18, 19, 20]
@@ -237,7 +237,7 @@ async def test_nothing_is_read_twice_to_find_what_is_new(tmp_path: Path, monkeyp
     store = ShakyStore(str(tmp_path))
     await committed(store)
     pages = ResultPages(store)
-    pages.page(TENANT, BATCH, Cursor(), 100)
+    pages.page(REF, Cursor(), 100)
     streamed: list[str] = []
     stream = store.stream
 
@@ -247,7 +247,7 @@ async def test_nothing_is_read_twice_to_find_what_is_new(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(store, "stream", counted)
     for _ in range(3):
-        assert pages.page(TENANT, BATCH, Cursor(REQUESTS), 100).lines == []
+        assert pages.page(REF, Cursor(REQUESTS), 100).lines == []
     assert streamed == []
     with pytest.raises(ObjectNotFoundError):
-        store.get(shard_keys.result_key(ShardRef(TENANT, BATCH, "c1", 0), "000000-x"))
+        store.get(shard_keys.result_key(ShardRef(REF, "c1", 0), "000000-x"))

@@ -20,12 +20,12 @@ from activities.results.records import RecordReader, encode_record
 from activities.results.shard_log import ByteRange, Committed, RangeReader, ShardLog, Tries, find_result, look_up
 from activities.store.local import LocalStore
 from activities.store.object_store import ObjectNotFoundError, StoreError
-from tests.fakes.worker import BATCH, TENANT, ShakyStore, until
+from tests.fakes.worker import REF, ShakyStore, until
 from workflows.error_summary import ErrorCount
 from workflows.ids import ResultKind
 from workflows.types import ShardResult, Usage
 
-WHERE = ShardRef(TENANT, BATCH, "c1", 0)
+WHERE = ShardRef(REF, "c1", 0)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from activities.records.retries import Retries, Retry
 from activities.results.error_lines import read_error
 from activities.results.output_lines import OutputLines
 from activities.retry_input import RetryGoneError, RetryInput
-from tests.fakes.worker import BATCH, TENANT, ShakyStore, make_spec, refusal, save_input
+from tests.fakes.worker import BATCH, REF, TENANT, ShakyStore, make_spec, refusal, save_input
 from workflows.ids import result_file_id
 from workflows.types import BatchPhase, BatchRecord, BatchStatus, Counts, MissingReason
 
@@ -71,9 +71,9 @@ def test_lines_that_are_retried_keep_their_numbers(tmp_path: Path, content: byte
     for store in (ShakyStore(str(tmp_path / "a")), Chopped(str(tmp_path / "b"))):
         ended(store, content, failed)
         RetryInput(Catalog(store)).copy(SPEC.model_copy(update={"retry_codes": ["batch_cancelled"]}))
-        made = list(read_lines(store.stream(keys.input_key(TENANT, SPEC.batch_id)), 1000))
+        made = list(read_lines(store.stream(keys.input_key(SPEC.ref)), 1000))
         assert [(line.number, line.data) for line in made] == [(n, b"{%d}" % n) for n in retried]
-        assert store.get(keys.kept_key(TENANT, SPEC.batch_id, "error")).count(b"\n") == 6
+        assert store.get(keys.kept_key(SPEC.ref, "error")).count(b"\n") == 6
 
 
 def test_what_is_no_longer_stored(tmp_path: Path) -> None:
@@ -95,13 +95,13 @@ def test_one_retry_at_a_time(tmp_path: Path) -> None:
     catalog = Catalog(ShakyStore(str(tmp_path)))
     retries = Retries(catalog)
     first, second, third = (Retry(f"batch_{name}", []) for name in "abc")
-    assert retries.latest(TENANT, BATCH) is None
-    assert [retries.claim(TENANT, BATCH, one) for one in (first, second)] == [first, first]
-    retries.release(TENANT, BATCH, first)
-    assert retries.claim(TENANT, BATCH, second) == second
+    assert retries.latest(REF) is None
+    assert [retries.claim(REF, one) for one in (first, second)] == [first, first]
+    retries.release(REF, first)
+    assert retries.claim(REF, second) == second
     failed = BatchRecord(spec=make_spec(batch_id="batch_b"), status=BatchStatus(phase=BatchPhase.FAILED))
     catalog.save_final(failed)
-    assert not retries.is_retried(TENANT, BATCH)
-    assert retries.claim(TENANT, BATCH, second) == second
-    assert retries.claim(TENANT, BATCH, third) == third
-    assert retries.latest(TENANT, BATCH) == third
+    assert not retries.is_retried(REF)
+    assert retries.claim(REF, second) == second
+    assert retries.claim(REF, third) == third
+    assert retries.latest(REF) == third

@@ -22,8 +22,7 @@ from activities.upstreams.answers import Answer, Verdict
 from activities.upstreams.config import Upstream
 from tests.fakes.shard_worker import SHARD, ShardWorker
 from tests.fakes.worker import (
-    BATCH,
-    TENANT,
+    REF,
     refusal,
     reply,
     request_line,
@@ -259,12 +258,12 @@ async def test_the_reason_to_wait_names_an_upstream_that_has_a_name(worker: Shar
 
 async def test_a_shard_of_a_batch_with_a_sending_order_sends_its_own_requests_in_that_order(tmp_path: Path) -> None:
     worker = ShardWorker(tmp_path, 11, in_flight=1)
-    lines = list(read_lines(worker.store.stream(keys.input_key(TENANT, BATCH)), 1 << 20))
+    lines = list(read_lines(worker.store.stream(keys.input_key(REF)), 1 << 20))
     mine = [10, 2, 11, 4, 6, 8]
     places = [LinePlace(line.offset, line.length, number) for number in mine for line in lines if line.number == number]
     cut = Cut("", "", [], ["default"], order="digest")
     # Behind the entry of another shard.
-    Catalog(worker.store).save_cut(TENANT, BATCH, cut, pack_places([LinePlace(0, 1, 1), *places], 7))
+    Catalog(worker.store).save_cut(REF, cut, pack_places([LinePlace(0, 1, 1), *places], 7))
     task: dict[str, Any] = {"shard": Shard(ENTRY_BYTES, 1000, 10, 6), "cut": cut.digest, "has_order": True}
     worker.engine.fail([4], refusal(503))
     with pytest.raises(ApplicationError, match="of 6 requests to retry"):
@@ -279,11 +278,11 @@ async def test_a_shard_of_a_batch_with_a_sending_order_sends_its_own_requests_in
 async def test_a_request_that_is_too_long_to_hold_is_refused_in_a_sending_order_too(tmp_path: Path) -> None:
     worker = ShardWorker(tmp_path, 0)
     content = b"\xef\xbb\xbf" + request_line(1) + request_line(2, text="x" * 5000) + request_line(3)
-    worker.store.put(keys.input_key(TENANT, BATCH), content)
+    worker.store.put(keys.input_key(REF), content)
     lines = list(read_lines([content], 1 << 20))
     places = [LinePlace(line.offset, line.length, line.number) for line in reversed(lines)]
     cut = Cut("", "", [], ["default"], order="digest")
-    Catalog(worker.store).save_cut(TENANT, BATCH, cut, pack_places(places, 3))
+    Catalog(worker.store).save_cut(REF, cut, pack_places(places, 3))
     result = await worker.run(shard=Shard(0, len(content), 3, 3), cut=cut.digest, has_order=True, max_line_bytes=1000)
     found = [(line, kind) for line, kind, _ in worker.lines(result, cut=cut.digest)]
     assert found == [(1, "output"), (2, "error"), (3, "output")]

@@ -89,7 +89,7 @@ class Shown:
 
     async def find(self) -> tuple[BatchStatus, Progress]:
         """As it is kept for the next who asks."""
-        return _parts(await self._gateway.find(SPEC.tenant, SPEC.batch_id))
+        return _parts(await self._gateway.find(SPEC.ref))
 
     async def view(self) -> tuple[BatchStatus, Progress]:
         """As it is now."""

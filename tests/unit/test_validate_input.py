@@ -34,6 +34,7 @@ from tests.fakes.worker import (
     BATCH,
     FILE,
     ONLY_UPSTREAM,
+    REF,
     TENANT,
     FakeEngine,
     activity_environment,
@@ -89,15 +90,15 @@ async def test_a_good_input_becomes_shards_a_private_copy_and_a_record(store: Lo
     assert result.labels == ["r1", "r2", "r3"]
     assert [shard.first_line for shard in result.shards] == [2, 3, 4]
     files = Catalog(store)
-    assert files.cuts(TENANT, BATCH) == [result.cut]
-    assert files.get_cut(TENANT, BATCH, result.cut).shards == result.shards
-    record = files.get_batch(TENANT, BATCH)
+    assert files.cuts(REF) == [result.cut]
+    assert files.get_cut(REF, result.cut).shards == result.shards
+    record = files.get_batch(REF)
     assert (record.status.phase, record.status.counts) == (BatchPhase.IN_PROGRESS, Counts(total=3))
     assert record.status.in_progress_at == result.finished_at
     assert [batch.spec.batch_id for batch in files.list_batches(TENANT, after=None)] == [BATCH]
 
     files.delete_file(TENANT, FILE)  # the batch goes on
-    assert store.get(keys.input_key(TENANT, BATCH)) == content
+    assert store.get(keys.input_key(REF)) == content
 
 
 async def test_doing_it_again_gives_the_same(store: LocalStore) -> None:
@@ -122,7 +123,7 @@ async def test_a_file_that_is_not_there(store: LocalStore) -> None:
     error = only_error(await validate(store))
     message = f"Cannot find file {FILE}, or organization {TENANT} does not have access to it."
     assert error == BatchError(code="invalid_request", message=message, param="file_id")
-    assert Catalog(store).get_batch(TENANT, BATCH).status.phase is BatchPhase.VALIDATING
+    assert Catalog(store).get_batch(REF).status.phase is BatchPhase.VALIDATING
 
 
 @pytest.mark.parametrize("file_id", ["../x", "file-../..", "", "a/b", "x" * 5000])

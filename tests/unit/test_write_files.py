@@ -31,6 +31,7 @@ from activities.write_files import WriteFiles
 from tests.fakes.worker import (
     BATCH,
     ONLY_UPSTREAM,
+    REF,
     TENANT,
     FakeEngine,
     FakeRuns,
@@ -84,7 +85,7 @@ class Batch:
         self.upstream = ONLY_UPSTREAM
 
     async def begin(self, requests: int, content: bytes | None = None) -> None:
-        self.store.delete(keys.input_key(TENANT, BATCH))
+        self.store.delete(keys.input_key(REF))
         save_input(self.store, content or b"".join(request_line(n) for n in range(1, requests + 1)))
         await self.validate()
         self.files.delete_file(TENANT, SPEC.input_file_id)
@@ -100,10 +101,10 @@ class Batch:
 
     def places(self, shard: int) -> list[int]:
         """Line numbers of the requests of a shard, in a batch that has a sending order."""
-        return [place.line for place in self.files.get_places(TENANT, BATCH, self.cut, self.shards[shard])]
+        return [place.line for place in self.files.get_places(REF, self.cut, self.shards[shard])]
 
     def log(self, shard: int, attempt: str = "000001-a") -> ShardLog:
-        return ShardLog(self.store, ShardRef(TENANT, BATCH, self.cut, shard), attempt)
+        return ShardLog(self.store, ShardRef(REF, self.cut, shard), attempt)
 
     async def finish(self, shard: int, *answers: Answer, attempt: str = "000001-a") -> ShardResult:
         log = self.log(shard, attempt)
@@ -165,7 +166,7 @@ async def test_both_files_in_input_order_with_record_and_nothing_left_over(batch
     assert batch.ids(status.output_file_id) == ["r2", "r4"]
     assert batch.ids(status.error_file_id) == ["r1", "r3"]
     assert batch.left() == RECORDS
-    final = batch.files.get_final(TENANT, BATCH)
+    final = batch.files.get_final(REF)
     assert final
     assert (final.status, final.spec) == (status, SPEC)
 
@@ -351,7 +352,7 @@ async def test_an_attempt_that_is_overtaken_between_two_shards_fails_and_writes_
     asked = iter([None])
     find = Catalog.get_final
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Catalog, "get_final", lambda *place: next(asked, find(*place)))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+        patch.setattr(Catalog, "get_final", lambda *of: next(asked, find(*of)))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
         with pytest.raises(StoreError, match="another attempt has ended the batch"):
             await batch.write(BatchPhase.CANCELLED, MissingReason.CANCELLED)
 
@@ -360,17 +361,17 @@ async def test_an_attempt_that_is_overtaken_between_two_shards_fails_and_writes_
 
 
 async def spoil(batch: Batch, how: str) -> None:
-    key = shard_keys.result_key(ShardRef(TENANT, BATCH, batch.cut, 0), "000001-a")
-    log = ShardLog(batch.store, ShardRef(TENANT, BATCH, batch.cut, 1), "000001-a")
+    key = shard_keys.result_key(ShardRef(REF, batch.cut, 0), "000001-a")
+    log = ShardLog(batch.store, ShardRef(REF, batch.cut, 1), "000001-a")
     batch.store.delete_prefix(f"{key.rsplit('/', 2)[0]}/000001/")
     log.add({"twice": 1, "another": 3}.get(how, 2), "output", b"{}\n")
     await log.finish()
     if how == "no input":
-        batch.store.delete(key, keys.input_key(TENANT, BATCH))
+        batch.store.delete(key, keys.input_key(REF))
     if how == "no cut":
-        batch.store.delete_prefix(keys.cuts_prefix(TENANT, BATCH))
+        batch.store.delete_prefix(keys.cuts_prefix(REF))
     if how == "too few":
-        empty = ShardLog(batch.store, ShardRef(TENANT, BATCH, batch.cut, 0), "000001-a")
+        empty = ShardLog(batch.store, ShardRef(REF, batch.cut, 0), "000001-a")
         await empty.finish()
 
 
@@ -398,7 +399,7 @@ async def test_what_is_not_one_result_for_each_line_fails_the_batch_and_is_kept(
     assert list(batch.files.list_files(TENANT, after=None)) == []
     assert await batch.write() == status
     assert any(key.startswith("results/") for key in batch.left())
-    final = batch.files.get_final(TENANT, BATCH)
+    final = batch.files.get_final(REF)
     assert final
     assert final.keep_leftovers_until
 
@@ -409,9 +410,9 @@ async def test_answers_of_another_cut_count_by_their_lines(batch: Batch) -> None
     log = batch.log(2)
     batch.answer(log, 2, completion(3))
     await log.commit()
-    first = batch.files.get_cut(TENANT, BATCH, batch.cut)
+    first = batch.files.get_cut(REF, batch.cut)
     other = first._replace(shards=[Shard(0, sum(shard.length for shard in first.shards), 1, 4)])
-    batch.files.save_cut(TENANT, BATCH, other)
+    batch.files.save_cut(REF, other)
     batch.cut, batch.attempts[:] = other.digest, [None]
     status = await batch.write(BatchPhase.CANCELLED, MissingReason.CANCELLED)
     assert (batch.ids(status.output_file_id), batch.ids(status.error_file_id)) == (["r1", "r3"], ["r2", "r4"])
@@ -484,7 +485,7 @@ async def test_the_deepest_line_that_is_accepted_can_be_read_again(batch: Batch)
     good, bad = 1, 100_000
     while bad - good > 1:
         depth = (good + bad) // 2
-        batch.store.delete(keys.input_key(TENANT, BATCH))
+        batch.store.delete(keys.input_key(REF))
         save_input(batch.store, nested(depth))
         environment, _ = activity_environment()
         result = await environment.run(
@@ -577,7 +578,7 @@ class TestInPrefixOrder:
     async def test_an_object_that_vanished_is_as_a_shard_that_never_finished(self, batch: Batch) -> None:
         for shard in range(len(batch.shards)):
             await self.finish(batch, shard)
-        batch.store.delete(shard_keys.result_key(ShardRef(TENANT, BATCH, batch.cut, 1), "000001-a"))
+        batch.store.delete(shard_keys.result_key(ShardRef(REF, batch.cut, 1), "000001-a"))
         status = await batch.write()
         assert status.counts.unanswered == batch.shards[1].requests
 
@@ -619,7 +620,7 @@ class MixedBatch:
         return await self.begin_with(b"".join(lines))
 
     async def begin_with(self, content: bytes) -> ValidateResult:
-        self.store.delete(keys.input_key(TENANT, BATCH))
+        self.store.delete(keys.input_key(REF))
         save_input(self.store, content)
         environment, _ = activity_environment()
         self.result = await environment.run(self._validate, SPEC)
