@@ -18,10 +18,10 @@ from workflows.types import ShardProgress
 
 log = logging.getLogger("everbatch")
 
-ASK_SECONDS: Final = 0.4
-"""Minimum seconds between two questions to Temporal about one run."""
+CHECK_SECONDS: Final = 0.4
+"""Minimum seconds between two checks of one run."""
 EACH_SECONDS: Final = 0.05
-"""Seconds per run between two questions, to bound the load. From 30 runs on, the SDK's heartbeats are sooner."""
+"""Seconds per run between two checks, to bound the load. From 30 runs on, the SDK's heartbeats are sooner."""
 CALL_LIMIT: Final = timedelta(seconds=2)
 
 
@@ -30,7 +30,7 @@ class _Shard:
     task_token: bytes
     progress: Callable[[], ShardProgress]
     on_cancel: Callable[[], None]
-    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    checking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class CancelWatch:
@@ -69,10 +69,10 @@ class CancelWatch:
             if not self._runs[run_id]:
                 del self._runs[run_id]
                 self._cancelled.discard(run_id)
-            async with shard.asking:  # a heartbeat that is still on its way must not overwrite the shard's last one
+            async with shard.checking:  # a heartbeat that is still on its way must not overwrite the shard's last one
                 pass
 
-    def tell(self, run_id: str) -> None:
+    def notify(self, run_id: str) -> None:
         """Notify all shards of a run that it is cancelled."""
         if run_id in self._runs:
             self._cancelled.add(run_id)
@@ -81,21 +81,21 @@ class CancelWatch:
 
     async def _watch(self) -> None:
         while self._runs:
-            await asyncio.sleep(max(ASK_SECONDS, EACH_SECONDS * len(self._runs)))
-            asked = await asyncio.gather(*(self._look(run_id) for run_id in self._runs), return_exceptions=True)
-            for error in asked:
+            await asyncio.sleep(max(CHECK_SECONDS, EACH_SECONDS * len(self._runs)))
+            results = await asyncio.gather(*(self._check(run_id) for run_id in self._runs), return_exceptions=True)
+            for error in results:
                 if error:  # the SDK's own heartbeats still report a cancellation, only later
-                    log.warning("Temporal could not be asked whether a batch is cancelled: %r", error)
+                    log.warning("cannot check in Temporal whether a batch is cancelled: %r", error)
 
-    async def _look(self, run_id: str) -> None:
+    async def _check(self, run_id: str) -> None:
         if shards := self._runs.get(run_id):
             shard = shards.pop(0)
-            shards.append(shard)  # ask about another one next time, in case this one is lost
+            shards.append(shard)  # check another one next time, in case this one is lost
             if await self._is_cancelled(shard):
-                self.tell(run_id)
+                self.notify(run_id)
 
     async def _is_cancelled(self, shard: _Shard) -> bool:
-        async with shard.asking:
+        async with shard.checking:
             handle = self._client.get_async_activity_handle(task_token=shard.task_token)
             try:
                 async with asyncio.timeout(CALL_LIMIT.total_seconds()):  # the call's own limit is that of one attempt

@@ -21,7 +21,7 @@ from activities.store.object_store import ObjectStore, StoreError
 from activities.upstreams.client import InferenceClient
 from activities.upstreams.limiter import Limiter
 from activities.upstreams.metrics import RequestMetrics
-from activities.upstreams.slots import Antechamber, RoomForRequests
+from activities.upstreams.slots import FirstShardSlots, ShardSlots
 from workflows.contract import RUN_REQUESTS, RunRequestsStub
 from workflows.types import RunRequestsInput, ShardResult
 from workflows.waits import worker_wait
@@ -35,7 +35,7 @@ class RunRequests(RunRequestsStub):
         store: ObjectStore,
         client: InferenceClient,
         limiter: Limiter,
-        room: RoomForRequests,
+        slots: ShardSlots,
         commit_interval: float,
         metrics: RequestMetrics,
         process: Process,
@@ -44,7 +44,7 @@ class RunRequests(RunRequestsStub):
         self._store = store
         self._client = client
         self._limiter = limiter
-        self._room = room
+        self._slots = slots
         self._commit_interval = commit_interval
         self._metrics = metrics
         self._process = process
@@ -86,11 +86,11 @@ class RunRequests(RunRequestsStub):
             requests = await asyncio.to_thread(read_requests, self._store, task, log)
             await carry_over(self._store, shard, task.shard, log, requests, has_order=task.has_order)
             requests = {line: request for line, request in requests.items() if not log.has(line)}
-            with self._room.running(task.shard.requests, run.waiting):
+            with self._slots.running(task.shard.requests, run.waiting):
                 return await run.run(requests)
 
     def _turn(self, task: RunRequestsInput) -> str:
         """Return the key under which its requests take turns. All small batches of a tenant share one, because their
         number would otherwise put the large batches of other tenants at a disadvantage.
         """
-        return f"{task.tenant}/first" if isinstance(self._room, Antechamber) else task.batch_id
+        return f"{task.tenant}/first" if isinstance(self._slots, FirstShardSlots) else task.batch_id

@@ -190,7 +190,7 @@ class ShardRun:
         if details and details.paused and await self._in_flight_has_ended():
             return await self._end(pause_wait("is paused"))
         if details and details.cancel_requested:
-            self._cancels.tell(self._run_id)
+            self._cancels.notify(self._run_id)
         await self._drop()
         details = activity.cancellation_details()
         if self._limiter.draining or (details and details.worker_shutdown):

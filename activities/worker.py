@@ -40,7 +40,7 @@ from activities.upstreams.health_log import HealthLog
 from activities.upstreams.limiter import Limiter
 from activities.upstreams.load_watch import watch_load
 from activities.upstreams.metrics import RequestMetrics, report_limiters
-from activities.upstreams.slots import Antechamber, RoomForRequests
+from activities.upstreams.slots import FirstShardSlots, ShardSlots
 from activities.validate_input import ValidateInput
 from activities.write_files import WriteFiles
 from workflows.batch import BatchWorkflow
@@ -130,7 +130,7 @@ class BatchWorker:
         self._scans = ScanProcesses(SCAN_PROCESSES)
         self._inference = inference
         self._limiters: dict[str, Limiter] = {}
-        self._rooms: list[RoomForRequests] = []
+        self._slots: list[ShardSlots] = []
         self._metrics = RequestMetrics()
         self._process = Process(settings.max_answers_bytes, CancelWatch(client))
         self._drain = timedelta(seconds=settings.drain_timeout)
@@ -188,18 +188,18 @@ class BatchWorker:
         limiter.on_end = HealthLog(upstream).saw
         self._limiters[upstream.name] = limiter
         queue = upstream_task_queue(inference_task_queue(self._settings.task_queue), upstream.name)
-        antechamber = Antechamber(limiter)
-        room = RoomForRequests(limiter, antechamber)
+        first_slots = FirstShardSlots(limiter)
+        slots = ShardSlots(limiter, first_slots)
         interval = self._settings.commit_interval
         return [
             self._inference_worker(
-                name, room, RunRequests(store, inference, limiter, room, interval, self._metrics, self._process)
+                name, slots, RunRequests(store, inference, limiter, slots, interval, self._metrics, self._process)
             )
-            for name, room in ((queue, room), (first_task_queue(queue), antechamber))
+            for name, slots in ((queue, slots), (first_task_queue(queue), first_slots))
         ]
 
-    def _inference_worker(self, queue: str, room: RoomForRequests, run_requests: RunRequests) -> Worker:
-        self._rooms.append(room)
+    def _inference_worker(self, queue: str, slots: ShardSlots, run_requests: RunRequests) -> Worker:
+        self._slots.append(slots)
         fixed = FixedSizeSlotSupplier(1)  # this worker runs activities only
         return Worker(
             self._client,
@@ -208,7 +208,7 @@ class BatchWorker:
             activities=[run_requests.run_requests],
             tuner=WorkerTuner.create_composite(
                 workflow_supplier=fixed,
-                activity_supplier=room,
+                activity_supplier=slots,
                 local_activity_supplier=fixed,
                 nexus_supplier=fixed,
             ),
@@ -278,5 +278,5 @@ class BatchWorker:
 
     async def _drop(self, at_once: asyncio.Event) -> None:
         await at_once.wait()
-        for room in self._rooms:
-            room.clear()
+        for slots in self._slots:
+            slots.clear()

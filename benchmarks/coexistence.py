@@ -130,9 +130,11 @@ def simulate(kind: EngineKind, case: Case, seconds: float, people: int) -> tuple
 
 def simulate_all(seconds: float, only: str) -> None:
     for slots, answer_seconds, slope, people in ((8, 2.0, 0.005, 1), (32, 3.0, 0.004, 1), (128, 5.0, 0.001, 4)):
-        for tells in (True, False):
-            told = "tells its queue" if tells else "tells nothing"
-            kind = EngineKind(f"{slots} slots, {answer_seconds:g} s, {told}", slots, answer_seconds, slope, tells=tells)
+        for reports in (True, False):
+            report = "reports its queue" if reports else "reports nothing"
+            kind = EngineKind(
+                f"{slots} slots, {answer_seconds:g} s, {report}", slots, answer_seconds, slope, reports=reports
+            )
             if only in kind.name:
                 them = cases(has_priority=True)
                 show(kind.name, {case.name: simulate(kind, case, seconds, people) for case in them})

@@ -63,7 +63,7 @@ class EngineKind:
     """How much longer each step takes for each request that runs beside, as a share of the step's time alone."""
     refuses_beyond: int = 0
     """Requests in the engine; 429 for those that come then."""
-    tells: bool = False
+    reports: bool = False
     timeout: float = 600.0
 
     @property
@@ -235,7 +235,7 @@ async def _simulate(
     while loop.time() < seconds:
         for client in clients:
             client.supply()
-            client.limiter.observe_load(0, engine.load if kind.tells else None)
+            client.limiter.observe_load(0, engine.load if kind.reports else None)
         await asyncio.sleep(1.0)
         limits.append((loop.time(), sum(client.limiter.limit for client in clients)))
     if other and other.done():
@@ -274,7 +274,7 @@ def kinds() -> list[EngineKind]:
         EngineKind("1 slot, 1.3 s, timeout 8 s", 1, 1.3, timeout=8.0),
         EngineKind("128 that slow each other down, 1 s", 128, 1.0, slope=0.02),
     ]
-    return [*silent, *(dataclasses.replace(kind, tells=True) for kind in silent)]
+    return [*silent, *(dataclasses.replace(kind, reports=True) for kind in silent)]
 
 
 def main() -> None:
@@ -291,7 +291,7 @@ def main() -> None:
         steady, batch = ran.share(seconds / 2, seconds), ran.share(0, seconds)
         limits = [limit for at, limit in ran.limits if at > seconds / 2]
         text = (
-            f"{kind.name}{', tells its queue' if kind.tells else ''}: whole batch {batch:.3f} (target >= 0.9), "
+            f"{kind.name}{', reports its queue' if kind.reports else ''}: whole batch {batch:.3f} (target >= 0.9), "
             f"limit {min(limits):.0f} to {max(limits):.0f}, refused {ran.refused} of {ran.answered}, lost {ran.lost}"
         )
         report("knee", steady, ">= 0.95 of the best fixed setting", text, batch=round(batch, 4), lost=ran.lost)

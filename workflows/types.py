@@ -22,6 +22,17 @@ class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class BatchModel(Model):
+    """A model that belongs to one batch."""
+
+    batch_id: str
+    tenant: str
+
+    @property
+    def ref(self) -> BatchRef:
+        return BatchRef(self.tenant, self.batch_id)
+
+
 class BatchPhase(StrEnum):
     """The status values of the OpenAI batch object."""
 
@@ -42,13 +53,11 @@ class BatchPhase(StrEnum):
 TERMINAL_PHASES = frozenset({BatchPhase.COMPLETED, BatchPhase.FAILED, BatchPhase.EXPIRED, BatchPhase.CANCELLED})
 
 
-class BatchSpec(Model, NestedSettings):
+class BatchSpec(BatchModel, NestedSettings):
     """Everything that a run depends on, including limits and rules: workflow code cannot read settings."""
 
     NESTED = SETTINGS_OF_SPEC
 
-    batch_id: str
-    tenant: str
     input_file_id: str
     endpoint: str
     completion_window: str
@@ -92,10 +101,6 @@ class BatchSpec(Model, NestedSettings):
     """Number of requests in the create call itself. The input file made of them is deleted with the batch."""
 
     @property
-    def ref(self) -> BatchRef:
-        return BatchRef(self.tenant, self.batch_id)
-
-    @property
     def created_at(self) -> int:
         return self.created_ms // 1000
 
@@ -103,7 +108,7 @@ class BatchSpec(Model, NestedSettings):
     def expires_at(self) -> int:
         return self.created_at + self.window_seconds
 
-    def asks_for_the_same_as(self, other: BatchSpec) -> bool:
+    def is_same_create_as(self, other: BatchSpec) -> bool:
         """Return whether two creates are the same. Input files are compared by content, or by id if that is unknown."""
         if self.digest != other.digest:
             return False
@@ -199,9 +204,7 @@ class ValidateResult(Model):
         return self.kept.model_copy(update={"total": self.kept.total + self.total})
 
 
-class RunRequestsInput(Model):
-    batch_id: str
-    tenant: str
+class RunRequestsInput(BatchModel):
     endpoint: str
     index: int
     """Index of the shard, from 0."""
@@ -215,10 +218,6 @@ class RunRequestsInput(Model):
     """See :attr:`ValidateResult.cut`."""
     has_order: bool = False
     """See :attr:`ValidateResult.has_order`."""
-
-    @property
-    def ref(self) -> BatchRef:
-        return BatchRef(self.tenant, self.batch_id)
 
 
 class ShardResult(Model):

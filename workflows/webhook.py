@@ -22,13 +22,13 @@ class WebhookWorkflow:
         Raises:
             ApplicationError: some endpoints did not accept the event within 72 hours, or their address is not allowed.
         """
-        results = await asyncio.gather(*(self._tell(task, endpoint) for endpoint in task.endpoints))
+        results = await asyncio.gather(*(self._deliver(task, endpoint) for endpoint in task.endpoints))
         failed = [endpoint for endpoint, result in zip(task.endpoints, results, strict=True) if result is None]
         if failed:
             raise ApplicationError(f"not delivered: {', '.join(failed)}", type="NotDelivered")
         return WebhookResult(delivered=sum(result.delivered for result in results if result))
 
-    async def _tell(self, task: WebhookInput, endpoint: str) -> DeliverWebhookResult | None:
+    async def _deliver(self, task: WebhookInput, endpoint: str) -> DeliverWebhookResult | None:
         try:
             return await workflow.execute_activity_method(
                 contract.DeliverWebhookStub.deliver_webhook,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from workflows.types import BatchSpec, BatchStatus, Model
+from workflows.types import BatchModel, BatchSpec, BatchStatus, Model
 
 
-class WebhookInput(Model):
+class WebhookInput(BatchModel):
     """The event that a batch has ended, for all endpoints that receive it."""
 
-    batch_id: str
-    tenant: str
     endpoints: list[str]
     """Names of the endpoints. Only the worker knows their addresses and secrets."""
     event: str

@@ -32,7 +32,7 @@ class FirstAnswers:
         """Whether the first answers are known not to be all the same 404."""
         self._count = 0
         self._first: Answer | None = None
-        self._told: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], None]] = []
 
     @contextlib.contextmanager
     def watched(self, on_failure: Callable[[], None]) -> Generator[None]:
@@ -40,13 +40,13 @@ class FirstAnswers:
 
         Args: ``on_failure`` is called when the batch is to fail; nothing more may be sent after that.
         """
-        self._told.append(on_failure)
+        self._callbacks.append(on_failure)
         try:
             if self.failure:
                 on_failure()
             yield
         finally:
-            self._told.remove(on_failure)
+            self._callbacks.remove(on_failure)
 
     def add(self, answer: Answer) -> None:
         """Record an answer of the engine itself. Not to be called any more once :attr:`differ` is true."""
@@ -54,7 +54,7 @@ class FirstAnswers:
         self._count += 1
         self.differ = answer.status != HTTPStatus.NOT_FOUND or answer.body != first.body
         if self._count == FIRST_REQUESTS and self.failure:
-            for on_failure in self._told:
+            for on_failure in self._callbacks:
                 on_failure()
 
     @property

@@ -53,7 +53,7 @@ class _Source(NamedTuple):
     ref: ShardRef
     shard: Shard
     attempt: str | None
-    is_heard: bool
+    is_reported: bool
     """Whether the workflow has received the result of this attempt."""
     is_of_other_cut: bool = False
 
@@ -100,17 +100,17 @@ class MergedLines:
         sources: list[_Source] = []
         for index, shard in enumerate(self.cut.shards):
             ref = ShardRef(task.spec.ref, self._digest, index)
-            heard = task.attempts[index] if task.cut and index < len(task.attempts) else None
+            reported = task.attempts[index] if task.cut and index < len(task.attempts) else None
             attempts = found.get(index, [None])
-            is_heard = heard is not None and heard in attempts
+            is_reported = reported is not None and reported in attempts
             # If the object of the reported attempt is gone, the shard is treated as if it had never finished.
-            sources.append(_Source(ref, shard, heard if is_heard else attempts[0], is_heard))
+            sources.append(_Source(ref, shard, reported if is_reported else attempts[0], is_reported))
         return sources
 
     def _sources_of_other_cuts(self) -> list[_Source]:
         ref = self._task.spec.ref
         return [
-            _Source(ShardRef(ref, digest, number), shard, None, is_heard=False, is_of_other_cut=True)
+            _Source(ShardRef(ref, digest, number), shard, None, is_reported=False, is_of_other_cut=True)
             for digest, cut in other_cuts(self._store, ref, self._digest)
             for number, shard in enumerate(cut.shards)
         ]
@@ -139,7 +139,7 @@ class MergedLines:
         reader.shard_head()
         for record in reader.records():
             yield ResultLine(record.line, record.kind, record.usage, reader.line(), gives_way=source.is_of_other_cut)
-        if not (source.is_heard or source.is_of_other_cut):
+        if not (source.is_reported or source.is_of_other_cut):
             self.waits += reader.waits
 
     def _of_parts(self, source: _Source, found: Committed, keep_bytes: int | None) -> Iterator[ResultLine]:

@@ -38,10 +38,10 @@ class StoreError(Exception):
         self.reason = condition or reason or message
 
     @classmethod
-    def at(cls, key: str, said: str, condition: str = "") -> StoreError:
-        """Return an error about an object. Args: ``said`` is the text of the operating system or the server."""
-        why = f"{condition} ({said})" if condition else said
-        return cls(f"the store failed at {key}: {why}", condition, said)
+    def at(cls, key: str, text: str, condition: str = "") -> StoreError:
+        """Return an error about an object. Args: ``text`` is the text of the operating system or the server."""
+        why = f"{condition} ({text})" if condition else text
+        return cls(f"the store failed at {key}: {why}", condition, text)
 
     @property
     def wait(self) -> Wait:

@@ -83,26 +83,26 @@ class AdaptiveLimit:
             self._begin_anew()
             self._answered_since_cut = True  # refusals that follow are not yet an outage
 
-    def overloaded(self, sent_at: float, in_flight: int, *, asks_to_wait: bool) -> float:
+    def overloaded(self, sent_at: float, in_flight: int, *, has_retry_after: bool) -> float:
         """Record a refusal (429 or 503). Returns for how many seconds to send nothing at all.
 
         Args:
             sent_at: when the refused request was sent.
             in_flight: requests that still wait for their answer.
-            asks_to_wait: whether the response has a ``Retry-After``; the caller obeys it.
+            has_retry_after: whether the response has a ``Retry-After``; the caller obeys it.
         """
         if sent_at < self._cut_at:
             # The request was sent before the cut, together with the one that caused it. Requests still in flight after
             # the last of these refusals are those that the upstream accepts. If there are none, there was no limit.
-            if not (asks_to_wait or self._recovering):
+            if not (has_retry_after or self._recovering):
                 self._ceiling = min(self._ceiling, float(in_flight)) if in_flight else self._ceiling_before
             return 0.0
-        if not self._answered_since_cut and not asks_to_wait:
+        if not self._answered_since_cut and not has_retry_after:
             return self.unreachable(sent_at)
         if self._clock() - self._trouble_since > OUTAGE_ONSET:
             self._trouble_since = self._clock()
             self._ceiling_before = max(self._ceiling, self.limit)
-        if not asks_to_wait:
+        if not has_retry_after:
             self._ceiling = max(1.0, self.limit * 0.95)
         self.limit = max(1.0, self.limit / self._cut)
         self._recovering = False

@@ -182,7 +182,7 @@ class InferenceClient:
             pass
         return None
 
-    async def ask_models(self, replica: int) -> Answer:
+    async def get_models(self, replica: int) -> Answer:
         """Return a replica's answer to a request for its list of models."""
         timeout = aiohttp.ClientTimeout(total=MODEL_LIST_TIMEOUT)
         url = f"{self.upstream.urls[replica]}/models"

@@ -34,9 +34,9 @@ async def _log_one(client: InferenceClient, replica: int) -> None:
     others = _for_others(upstream)
     named = listed([*upstream.aliases, *upstream.models])
     if not upstream.lists_models:
-        log.info("%s is configured with the models %s; it is not asked for a list%s", label, named, others)
+        log.info("%s is configured with the models %s; its list of models is not requested%s", label, named, others)
         return
-    answer = await client.ask_models(replica)
+    answer = await client.get_models(replica)
     if answer.verdict is Verdict.SUCCESS:
         try:
             names = model_names(answer.body)
@@ -47,7 +47,7 @@ async def _log_one(client: InferenceClient, replica: int) -> None:
             log.info("%s answers; its models: %s%s%s", label, listed(sorted(names)) or "(none)", configured, others)
     elif answer.verdict is Verdict.FINAL:
         hint = "" if upstream.urls[replica].endswith("/v1") else "; is its base URL right? Most end in /v1"
-        log.warning("%s answers %s when asked for its models%s", label, answer.reason, hint)
+        log.warning("%s answers %s to the request for its models%s", label, answer.reason, hint)
     else:
         log.warning("%s; its requests wait until it answers", wait_after(answer, upstream, replica).text)
 

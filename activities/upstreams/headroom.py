@@ -99,7 +99,7 @@ class HeadroomLevel(InFlightLevel):
         preempted, self._preemptions = load.preemptions > self._preemptions > 0, load.preemptions
         if not in_flight or in_flight > 2 * (load.running + load.waiting):
             return  # the engine does not count our requests
-        now = self._told_at = self._clock()
+        now = self._reported_at = self._clock()
         there = max(load.running + load.waiting, in_flight)  # some of our requests may be on their way
         lasts, self._was_waiting = self._was_waiting and load.waiting >= 1, load.waiting >= 1
         is_full = preempted or lasts or load.waiting > max(1.0, QUEUE * load.running)

@@ -28,7 +28,7 @@ class HealthLog:
         self._upstream = upstream
         self._clock = clock
         self._away: dict[int, tuple[float, str]] = {}  # by replica: since when it is logged as down, and the reason
-        self._said: dict[tuple[int, str], float] = {}
+        self._logged_at: dict[tuple[int, str], float] = {}
 
     def saw(self, flight: Flight, outcome: Outcome, wait: Wait | None) -> None:
         """Record that a request has ended. Call this after the limiter has recorded it."""
@@ -41,9 +41,9 @@ class HealthLog:
     def _waits(self, replica: int, wait: Wait) -> None:
         now, what = self._clock(), _DIGITS.sub("", wait.text)
         since, why = self._away.get(replica, (now, ""))
-        if what == why or now - self._said.get((replica, what), float("-inf")) < AGAIN_SECONDS:
+        if what == why or now - self._logged_at.get((replica, what), float("-inf")) < AGAIN_SECONDS:
             return
-        self._said[replica, what] = now
+        self._logged_at[replica, what] = now
         self._away[replica] = since, what
         act = "; this does not end by itself" if wait.ends_by is EndsBy.OPERATOR else ""
         log.warning("%s; its requests wait%s", wait.text, act)

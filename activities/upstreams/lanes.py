@@ -46,12 +46,12 @@ class Gate:
         return max(0.0, self.paused_until - self._clock())
 
     @property
-    def has_room(self) -> bool:
+    def may_send(self) -> bool:
         return self.in_flight < int(self.limit) and self.paused_until <= self._clock()
 
 
-class ToldToWait:
-    """The batches whose requests for a model were refused with a long ``Retry-After``.
+class BatchPauses:
+    """Pauses of single batches, whose requests for a model were refused with a long ``Retry-After``.
 
     Only these batches wait for that time. Other batches probe for themselves, one request at a time, so that a
     cancelled batch leaves no pause behind.
@@ -115,7 +115,7 @@ class Lane(Gate):
         self._level = level
         self._spare = spare
         self.witnesses = Witnesses()
-        self.told_to_wait = ToldToWait()
+        self.batch_pauses = BatchPauses()
         self.unreported: list[Refusal] = []
         """Refusals that are not reported to the limit yet, because they may be the fault of their requests."""
         self.was_refused = False
@@ -142,40 +142,40 @@ class Lane(Gate):
         if not self._of_batch[batch_id]:
             del self._of_batch[batch_id]
 
-    def has_room_for(self, batch_id: str) -> bool:
-        """Like :attr:`has_room`, with some more above a found level for a batch with no requests in flight."""
-        if self.has_room or not self._spare or batch_id in self._of_batch:
-            return self.has_room
-        is_held = self.was_refused or self.adaptive.is_cut or self.told_to_wait.is_unanswered
+    def may_send_for(self, batch_id: str) -> bool:
+        """Like :attr:`may_send`, with some more above a found level for a batch with no requests in flight."""
+        if self.may_send or not self._spare or batch_id in self._of_batch:
+            return self.may_send
+        is_held = self.was_refused or self.adaptive.is_cut or self.batch_pauses.is_unanswered
         is_open = not is_held and self.paused_until <= self._clock()
         return is_open and int(self.limit) > self._spare and self.in_flight < int(self.limit) + self._spare
 
     @property
     def limit(self) -> float:
-        return 1.0 if self.told_to_wait.is_unanswered else self.adaptive.limit + self._stragglers
+        return 1.0 if self.batch_pauses.is_unanswered else self.adaptive.limit + self._stragglers
 
     @property
-    def has_room(self) -> bool:
+    def may_send(self) -> bool:
         # The place of a refused request stays free until the refusal is judged, unless no other request is in flight.
-        return super().has_room and (not self.in_flight or self.in_flight + len(self.unreported) < int(self.limit))
+        return super().may_send and (not self.in_flight or self.in_flight + len(self.unreported) < int(self.limit))
 
-    def heed(self, refusal: Refusal) -> float:
+    def obey(self, refusal: Refusal) -> float:
         """Obey a ``Retry-After``, if there is one. Returns the seconds during which nothing at all is sent."""
         sent, batch_id, seconds = refusal
         if seconds is None:
             return 0.0
         if seconds > MAX_PAUSE:
-            self.told_to_wait.add(batch_id, sent.sent_at, self._clock(), seconds)
+            self.batch_pauses.add(batch_id, sent.sent_at, self._clock(), seconds)
         return min(seconds, MAX_PAUSE)
 
     def pause_for(self, batch_id: str) -> float:
         """Return the seconds until a request of this batch may be sent."""
-        return max(self.pause_left, self.told_to_wait.left(batch_id, self._clock()))
+        return max(self.pause_left, self.batch_pauses.left(batch_id, self._clock()))
 
     @property
     def is_waiting(self) -> bool:
         """Whether requests fetched for this model are likely to wait."""
-        return self.pause_left > 0 or self.told_to_wait.longest_left(self._clock()) > 0
+        return self.pause_left > 0 or self.batch_pauses.longest_left(self._clock()) > 0
 
     def done(self, sent: Sent, work: float) -> None:
         """Record an answer; the request still counts as in flight. Args: ``work`` is its size in tokens, or one."""
@@ -269,7 +269,7 @@ class Replica(Gate):
         return level.value if level else self._maximum
 
     @property
-    def has_room(self) -> bool:
+    def may_send(self) -> bool:
         return self.in_flight < int(self.adaptive.limit) and self.paused_until <= self._clock()  # models have their own
 
     @property

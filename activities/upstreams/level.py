@@ -51,7 +51,7 @@ STRAGGLES: Final = 12.0
 
 QUEUE: Final = 0.1
 """Desired length of the engine's queue, as a fraction of the requests that it runs."""
-TOLD_SECONDS: Final = 3.0
+REPORT_SECONDS: Final = 3.0
 """Seconds for which the engine's last report of its queue decides alone."""
 SEEN_SECONDS: Final = 0.5
 """Seconds between two rises: until then, the requests of the last rise may not have reached the engine."""
@@ -89,7 +89,7 @@ class InFlightLevel:
         self._has_grown = False
         self._begin()
         # State of the judgement by the engine's queue
-        self._told_at = self._held_until = self._raised_at = float("-inf")
+        self._reported_at = self._held_until = self._raised_at = float("-inf")
         self._growth = FIRST_STEP
         self._preemptions = 0.0
 
@@ -104,7 +104,7 @@ class InFlightLevel:
         now = self._clock()
         seconds = max(now - sent_at, 1e-6)
         self._latency += (seconds - self._latency) * 0.1 if self._latency else seconds
-        if now - self._told_at < TOLD_SECONDS:
+        if now - self._reported_at < REPORT_SECONDS:
             self._begin()
         elif sent_at >= self._since and self._is_used(in_flight):
             self._count += 1
@@ -132,7 +132,7 @@ class InFlightLevel:
         preempted, self._preemptions = load.preemptions > self._preemptions > 0, load.preemptions
         if not in_flight or in_flight > 2 * there:
             return  # the engine's figures do not seem to include our requests
-        self._told_at = self._clock()
+        self._reported_at = self._clock()
         self._reference, self._direction = None, 0
         share = min(1.0, in_flight / there)
         spare = max(1.0, QUEUE * load.running) - load.waiting

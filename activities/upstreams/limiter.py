@@ -1,6 +1,6 @@
 """Limits the requests in flight to one upstream, serves batches in turn, and pauses. Each upstream has a limiter.
 
-The worker takes a shard from Temporal only if it has room to run it. Neither Temporal's fairness nor another worker can
+The worker takes a shard from Temporal only if it can run it. Neither Temporal's fairness nor another worker can
 reach shards that wait inside a worker, so as few requests wait here as throughput allows. Everything runs on the
 worker's event loop.
 """
@@ -70,7 +70,7 @@ class Limiter:
         self._look_at = float("-inf")
         self._rate = AnswerRate(clock)
         self.on_change: Callable[[], None] = lambda: None
-        """Called when there may be room for more requests."""
+        """Called when there may be capacity for more requests."""
         self.on_end: Callable[[Flight, Outcome, Wait | None], None] = lambda flight, outcome, wait: None
         """Called when a request has ended, with what went wrong, if anything."""
 
@@ -135,7 +135,7 @@ class Limiter:
         if outcome is Outcome.ANSWERED:
             lane.witnesses.answered(sent, now)
             lane.adaptive.answered(sent.sent_at)
-            lane.told_to_wait.answered(sent.sent_at)
+            lane.batch_pauses.answered(sent.sent_at)
             if replica.adaptive.limit < replica.adaptive.maximum:
                 replica.adaptive.answered(sent.sent_at)
             lane.unreported = [one for one in lane.unreported if not lane.witnesses.is_contradicted(one.sent.key)]
@@ -147,7 +147,7 @@ class Limiter:
         else:
             lane.witnesses.failed(sent, outcome, now, failed_before=failed_before)
             if not failed_before:
-                self._heed(flight, outcome, retry_after, wait)
+                self._adapt(flight, outcome, retry_after, wait)
         self.on_end(flight, outcome, wait)
         self._dispatch()
         self._judge_again()
@@ -233,11 +233,11 @@ class Limiter:
         self._drained_at = self._clock() + seconds
         self._announce_pause()
 
-    def room(self, expected: int) -> bool:
+    def may_fetch(self, expected: int) -> bool:
         """Return whether to fetch more requests if ``expected`` requests are already being fetched."""
         if self.is_paused:
             return False
-        # Requests that hang at a replica that is down take no room from the others.
+        # Requests that hang at a replica that is down leave the capacity of the others alone.
         here = self._reachable
         if _all_paused(here):
             return not expected and self._clock() >= self._look_at
@@ -245,7 +245,7 @@ class Limiter:
         return self.waiting + expected < ahead + sum(replica.limit - replica.in_flight for replica in here)
 
     @property
-    def only_looks(self) -> bool:
+    def is_all_paused(self) -> bool:
         """Whether every known model is paused, so that only requests for another model can be sent."""
         return _all_paused(self._reachable)
 
@@ -254,7 +254,7 @@ class Limiter:
         return [replica for replica in self._replicas if not replica.pause_for_all]
 
     def _dispatch(self) -> None:
-        full: set[tuple[str, str]] = set()  # pairs of model and batch without room
+        full: set[tuple[str, str]] = set()  # pairs of model and batch that may not send more
         while self.waiting and not (self.draining or self._blocked):
             for turn in self._turns:
                 if self._send_one(turn, full):
@@ -292,9 +292,9 @@ class Limiter:
         free = [
             replica
             for replica in self._replicas
-            if replica.has_room
+            if replica.may_send
             and not replica.pause_for(model, batch_id)
-            and replica.lane(model).has_room_for(batch_id)
+            and replica.lane(model).may_send_for(batch_id)
         ]
         return min(free, key=lambda replica: replica.in_flight) if free else None
 
@@ -310,7 +310,7 @@ class Limiter:
 
     # Adapting
 
-    def _heed(self, flight: Flight, outcome: Outcome, retry_after: float | None, wait: Wait | None) -> None:
+    def _adapt(self, flight: Flight, outcome: Outcome, retry_after: float | None, wait: Wait | None) -> None:
         """Adapt the model's limit to a failure, unless the failure is already known to be the request's own fault."""
         lane, sent = flight.lane, flight.sent
         if lane.witnesses.is_contradicted(sent.key):
@@ -332,9 +332,9 @@ class Limiter:
         lane.was_refused |= bool(reported)
         for refusal in reported:
             seconds = lane.adaptive.overloaded(
-                refusal.sent.sent_at, lane.in_flight, asks_to_wait=refusal.retry_after is not None
+                refusal.sent.sent_at, lane.in_flight, has_retry_after=refusal.retry_after is not None
             )
-            if seconds := max(seconds, lane.heed(refusal)):
+            if seconds := max(seconds, lane.obey(refusal)):
                 lane.witnesses.begin_outage(self._clock())
                 self._pause(lane, seconds)
         if may_be_out and not (reported or lane.in_flight or lane.pause_left):
@@ -344,7 +344,7 @@ class Limiter:
         lane = flight.lane
         lane.witnesses.begin_outage(self._clock())
         seconds = lane.adaptive.unreachable(flight.sent.sent_at)
-        self._pause(lane, max(seconds, lane.heed(Refusal(flight.sent, flight.batch_id, retry_after))))
+        self._pause(lane, max(seconds, lane.obey(Refusal(flight.sent, flight.batch_id, retry_after))))
 
     def _pause(self, gate: Gate, seconds: float) -> None:
         if not seconds:

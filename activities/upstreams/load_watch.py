@@ -23,20 +23,20 @@ async def watch_load(client: InferenceClient, limiter: Limiter, replica: int) ->
 
     Runs until it is cancelled.
     """
-    interval, asked_at, tells = INTERVAL, float("-inf"), False
+    interval, requested_at, reports = INTERVAL, float("-inf"), False
     while True:
         await asyncio.sleep(INTERVAL)
         if not limiter.in_flight_at(replica):
             continue
         load = None
-        if time.monotonic() - asked_at >= interval:
-            asked_at = time.monotonic()
+        if time.monotonic() - requested_at >= interval:
+            requested_at = time.monotonic()
             text = await client.get_metrics(replica)
             load = read_load(text) if text else None
             interval = INTERVAL if load else min(2 * interval, MAX_INTERVAL)
-            if load and not tells:
+            if load and not reports:
                 log.info(
                     "upstream %s reports its queue, which decides how many requests are in flight", client.upstream.name
                 )
-            tells |= load is not None
+            reports |= load is not None
         limiter.observe_load(replica, load)

@@ -36,7 +36,7 @@ class RequestMetrics:
         self._commits: list[float] = []
 
     def ended(self, upstream: str, model: str, outcome: str, usage: Usage | None = None) -> None:
-        """Count a request that has its line. Args: ``model`` is the only model of its batch, or empty."""
+        """Count a finished request. Args: ``model`` is the only model of its batch, or empty."""
         model = self._label(model)
         self._requests[upstream, model, outcome] += 1
         if usage:
@@ -64,11 +64,11 @@ class RequestMetrics:
 
     async def report(self, meter: MetricMeter) -> None:
         """Pass the counts to the meter every second, until cancelled."""
-        requests = meter.create_counter("everbatch_requests", "Requests of batches that got their line.")
-        retries = meter.create_counter("everbatch_retries", "Answers after which a request is tried again.")
+        requests = meter.create_counter("everbatch_requests", "Requests that are finished: completed or failed.")
+        retries = meter.create_counter("everbatch_retries", "Responses after which a request is retried.")
         tokens = meter.create_counter("everbatch_tokens", "Tokens of completed requests.")
         commits = meter.create_histogram_float(
-            "everbatch_commit_seconds", "From the first answer that waits to its being in the store."
+            "everbatch_commit_seconds", "Time from the first waiting response until it is in the store."
         )
         while True:
             for (upstream, model, outcome), count in self._requests.items():
@@ -86,10 +86,12 @@ class RequestMetrics:
 
 async def report_limiters(limiters: Mapping[str, Limiter], meter: MetricMeter) -> None:
     """Report the state of each upstream's limiter every second, until cancelled."""
-    limit = meter.create_gauge("everbatch_in_flight_limit", "Requests that the upstream is sent at once, as adapted.")
+    limit = meter.create_gauge("everbatch_in_flight_limit", "Maximum number of requests in flight, as adapted.")
     in_flight = meter.create_gauge("everbatch_in_flight", "Requests in flight.")
-    waiting = meter.create_gauge("everbatch_waiting", "Requests that wait in this worker for their turn.")
-    paused = meter.create_gauge("everbatch_paused", "1 while nothing is sent: the upstream or the store is down.")
+    waiting = meter.create_gauge("everbatch_waiting", "Requests that wait in the worker to be sent.")
+    paused = meter.create_gauge(
+        "everbatch_paused", "1 while nothing is sent because the upstream or the store is down."
+    )
     while True:
         for name, limiter in limiters.items():
             upstream = {"upstream": name}

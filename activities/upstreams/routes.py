@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # a process that checks inputs needs routes, and would start 
     from activities.upstreams.client import InferenceClient
 
 
-def _is_asked(upstream: Upstream) -> bool:
+def _routes_by_list(upstream: Upstream) -> bool:
     """Return whether the upstream's own list says which models it serves, rather than only its settings."""
     return upstream.lists_models and not upstream.models
 
@@ -35,7 +35,7 @@ class ModelRoutes:
     """
 
     def __init__(self, upstreams: Sequence[Upstream], listed: Sequence[frozenset[str] | None]) -> None:
-        """Args: ``listed`` are the models that each upstream lists, ``None`` if it was not asked or did not answer."""
+        """Args: ``listed`` are the models that each upstream lists, ``None`` if it is not known."""
         self._upstreams = upstreams
         self._found: dict[str, int | None] = {}
         for index, upstream in enumerate(upstreams):
@@ -45,7 +45,7 @@ class ModelRoutes:
         self._listed = [
             (index, names)
             for index, (upstream, names) in enumerate(zip(upstreams, listed, strict=True))
-            if _is_asked(upstream)
+            if _routes_by_list(upstream)
         ]
         self._default_upstream = self._listed[0][0] if self._listed else 0
         self.by_prefix = frozenset(index for index, upstream in enumerate(upstreams) if upstream.order != "input")
@@ -68,11 +68,11 @@ class ModelRoutes:
         for index, names in self._listed:
             if names is not None and model in names:
                 return index
-        unasked = [index for index, names in self._listed if names is None]
-        if len(unasked) > 1:
-            names = " or ".join(upstream_label(self._upstreams[index]) for index in unasked)
+        unlisted = [index for index, names in self._listed if names is None]
+        if len(unlisted) > 1:
+            names = " or ".join(upstream_label(self._upstreams[index]) for index in unlisted)
             raise UpstreamUnavailableError(f"may be served by {names}, of which none lists its models just now")
-        return unasked[0] if unasked else None
+        return unlisted[0] if unlisted else None
 
     def known(self) -> list[str]:
         """Return the names of all models that are known to be served."""
@@ -113,6 +113,6 @@ async def model_routes(clients: Sequence[InferenceClient], *, any_model: bool) -
         return ModelRoutes(upstreams, [None])
 
     async def listed(client: InferenceClient) -> frozenset[str] | None:
-        return await client.list_models() if _is_asked(client.upstream) else None
+        return await client.list_models() if _routes_by_list(client.upstream) else None
 
     return ModelRoutes(upstreams, await asyncio.gather(*map(listed, clients)))

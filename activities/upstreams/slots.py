@@ -1,4 +1,4 @@
-"""Decides when a worker polls Temporal for a shard: only while its limiter has room to run one."""
+"""Decides when a worker polls Temporal for a shard: only while its limiter can run one."""
 
 from __future__ import annotations
 
@@ -22,21 +22,20 @@ RECENT_SHARDS: Final = 10
 """Number of recent shards whose largest size is the expected size of the next. If only the last one counted, the worker
 would start several polls after each single request of a small batch, and could receive as many large shards at once."""
 
-
-ANTECHAMBER: Final = 8
+MAX_FIRST_WAITING: Final = 8
 """Maximum number of requests of small batches and of first shards that may wait in a full worker."""
 
 
-class RoomForRequests(CustomSlotSupplier):
-    """Lets the worker poll for a shard only while its limiter has room to run one.
+class ShardSlots(CustomSlotSupplier):
+    """Lets the worker poll for a shard only while its limiter can run one.
 
     A pending poll may return a shard of any size; it is assumed to be as large as the largest recent one.
     """
 
-    def __init__(self, limiter: Limiter, antechamber: Antechamber | None = None) -> None:
-        """Call this on the worker's event loop. Args: ``antechamber`` shares the limiter, and takes precedence."""
+    def __init__(self, limiter: Limiter, first_slots: FirstShardSlots | None = None) -> None:
+        """Call this on the worker's event loop. Args: ``first_slots`` shares the limiter, and takes precedence."""
         self._limiter = limiter
-        self._antechamber = antechamber
+        self._first_slots = first_slots
         self._loop = asyncio.get_running_loop()
         self._reserved: set[SlotPermit] = set()
         self._used: set[SlotPermit] = set()
@@ -59,7 +58,7 @@ class RoomForRequests(CustomSlotSupplier):
         self._attempts.add(attempt)
         self._running.append(waiting)
         self._sizes.append(requests)
-        self._loop.call_soon(self._let_in)
+        self._loop.call_soon(self._wake_next)
         try:
             yield
         finally:
@@ -77,17 +76,17 @@ class RoomForRequests(CustomSlotSupplier):
         return sum(waiting() for waiting in self._running)
 
     async def reserve_slot(self, ctx: SlotReserveContext) -> SlotPermit:
-        while not self._has_room():
+        while not self._may_poll():
             waiter = self._loop.create_future()
             self._waiters.append(waiter)
             try:
                 await waiter
             except asyncio.CancelledError:
-                self._let_in()  # this waiter may already have been woken: wake another one instead
+                self._wake_next()  # this waiter may already have been woken: wake another one instead
                 raise
         permit = SlotPermit()
         self._reserved.add(permit)
-        self._let_in()  # there may be room for another
+        self._wake_next()  # there may be capacity for another
         return permit
 
     def try_reserve_slot(self, ctx: SlotReserveContext) -> SlotPermit | None:
@@ -104,17 +103,17 @@ class RoomForRequests(CustomSlotSupplier):
     def _mark_used(self, permit: SlotPermit) -> None:
         self._reserved.discard(permit)
         self._used.add(permit)
-        self._let_in()  # its shard may be running already
+        self._wake_next()  # its shard may be running already
 
     def _release(self, permit: SlotPermit) -> None:
         self._reserved.discard(permit)
         self._used.discard(permit)
-        self._let_in()
+        self._wake_next()
 
-    def _has_room(self) -> bool:
-        # Requests in the antechamber do not count as waiting: otherwise small batches could keep large ones out.
-        ahead = self._antechamber.waiting if self._antechamber else 0
-        return self._limiter.room(self._expected(int(self._limiter.limit)) - ahead)
+    def _may_poll(self) -> bool:
+        # Requests of first shards do not count as waiting: otherwise small batches could keep large ones out.
+        ahead = self._first_slots.waiting if self._first_slots else 0
+        return self._limiter.may_fetch(self._expected(int(self._limiter.limit)) - ahead)
 
     def _expected(self, unknown: int) -> int:
         """Return the number of requests to expect from pending polls and from shards that are about to run, where
@@ -124,24 +123,24 @@ class RoomForRequests(CustomSlotSupplier):
         return on_their_way * max(self._sizes, default=unknown)
 
     def _changed(self) -> None:
-        if self._antechamber:
-            self._antechamber._let_in()
-        self._let_in()
+        if self._first_slots:
+            self._first_slots._wake_next()
+        self._wake_next()
 
-    def _let_in(self) -> None:
-        while self._waiters and self._has_room():
+    def _wake_next(self) -> None:
+        while self._waiters and self._may_poll():
             waiter = self._waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
                 return  # this waiter wakes the next one after it has reserved its slot
 
 
-class Antechamber(RoomForRequests):
+class FirstShardSlots(ShardSlots):
     """Lets a full worker still accept a few requests, so that batches that have nothing in flight get started."""
 
-    def _has_room(self) -> bool:
+    def _may_poll(self) -> bool:
         expected = self._expected(1)
-        if self._limiter.room(expected):
+        if self._limiter.may_fetch(expected):
             return True
-        may_wait = not (self._limiter.is_paused or self._limiter.only_looks)
-        return may_wait and self.waiting + expected < ANTECHAMBER
+        may_wait = not (self._limiter.is_paused or self._limiter.is_all_paused)
+        return may_wait and self.waiting + expected < MAX_FIRST_WAITING

@@ -88,6 +88,6 @@ def _validator(path: Path, schema: dict[str, Any]) -> Any:
 
 
 def _kind(property_: object) -> str:
-    said = cast("dict[str, Any]", property_).get("type") if isinstance(property_, dict) else None
-    kinds = [kind for kind in cast("list[Any]", said if isinstance(said, list) else [said]) if kind != "null"]
+    found = cast("dict[str, Any]", property_).get("type") if isinstance(property_, dict) else None
+    kinds = [one for one in cast("list[Any]", found if isinstance(found, list) else [found]) if one != "null"]
     return kinds[0] if len(kinds) == 1 and kinds[0] in _KINDS else "json"

@@ -99,8 +99,8 @@ def run(name: str, base_url: str | None, api_key: str | None, command: Callable[
     except KeyboardInterrupt:
         waiting = session.waiting_for if session else None
         runs = waiting and waiting.status not in TERMINAL
-        said = f"stopped; the batch continues to run: everbatch status {waiting.id}" if waiting and runs else "stopped"
-        display.say(said)
+        text = f"stopped; the batch continues to run: everbatch status {waiting.id}" if waiting and runs else "stopped"
+        display.say(text)
         return INTERRUPTED
 
 

@@ -188,8 +188,8 @@ def events_table(events: Sequence[dict[str, Any]]) -> list[str]:
     """Return the events of a batch as lines."""
     rows = [(clock(event["created_at"]), printable(event["message"])) for event in events]
     if _columns() < NARROW:
-        return [line for at, said in rows for line in (at, *_wrapped(said, "  ", "  "))]
-    return [line for at, said in rows for line in _wrapped(said, f"{at}  ", " " * 21)]
+        return [line for at, text in rows for line in (at, *_wrapped(text, "  ", "  "))]
+    return [line for at, text in rows for line in _wrapped(text, f"{at}  ", " " * 21)]
 
 
 def table(batches: Sequence[Batch]) -> list[str]:

@@ -54,8 +54,8 @@ def check(path: Path, name: str, endpoint: str, window: str) -> tuple[list[str],
         more = result.errors_total - len(result.errors)
         errors += [f"  and {more:,} more"] if more else []
         return [f"{name}: {result.errors_total:,} error{'s' if result.errors_total > 1 else ''}", *errors], False
-    given, asked = _tokens(path, spec.max_line_bytes)
-    maximum = f", at most {asked:,} output tokens" if asked is not None else ""
+    given, output = _tokens(path, spec.max_line_bytes)
+    maximum = f", at most {output:,} output tokens" if output is not None else ""
     requests = f"{result.total:,} request{'s' if result.total > 1 else ''}"
     return [f"{name}: {requests} for {endpoint}, no errors, about {given:,} input tokens{maximum}"], True
 
@@ -68,7 +68,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 def _tokens(path: Path, max_line_bytes: int) -> tuple[int, int | None]:
     """Return an estimate of the input tokens, and the maximum of output tokens if every request sets one."""
-    size, asked, is_limited = 0, 0, True
+    size, output, is_limited = 0, 0, True
     for line in read_lines(_chunks(path), max_line_bytes):
         if line.data is None:
             continue  # the request is not sent
@@ -76,8 +76,8 @@ def _tokens(path: Path, max_line_bytes: int) -> tuple[int, int | None]:
         size += sum(_text_bytes(body.get(name)) for name in _PROMPTS)
         limit = next((body[name] for name in _MAX_OUTPUT if type(body.get(name)) is int), None)
         is_limited = is_limited and limit is not None
-        asked += limit or 0
-    return size // BYTES_A_TOKEN, asked if is_limited else None
+        output += limit or 0
+    return size // BYTES_A_TOKEN, output if is_limited else None
 
 
 def _text_bytes(value: Any) -> int:

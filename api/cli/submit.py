@@ -171,8 +171,8 @@ class _Input:
                 for request in _requests_of_table(self._job, self._source, self._added, self._columns):
                     writer.add(request)
                 self._endpoint, _ = writer.end()
-        said, is_good = dry_run.check(path, name, self._endpoint, self._job.window)
-        for line in said:
+        lines, is_good = dry_run.check(path, name, self._endpoint, self._job.window)
+        for line in lines:
             click.echo(line)
         return ALL_SUCCEEDED if is_good else USAGE
 

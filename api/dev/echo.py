@@ -97,8 +97,8 @@ def _answer(answer: Callable[[Json], Json], raw: bytes, model: str) -> Json:
 
 def _chat(body: Json) -> Json:
     texts = [_text_of(message["content"]) for message in body["messages"]]
-    asked = [text for message, text in zip(body["messages"], texts, strict=True) if message["role"] == "user"]
-    answer, finish, usage = _generate(body, "messages", " ".join(texts), asked[-1])
+    prompts = [text for message, text in zip(body["messages"], texts, strict=True) if message["role"] == "user"]
+    answer, finish, usage = _generate(body, "messages", " ".join(texts), prompts[-1])
     message = {"role": "assistant", "content": answer, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
     return {"object": "chat.completion", "choices": [choice], "usage": usage}
@@ -133,7 +133,7 @@ def _completion(body: Json) -> Json:
     return {"object": "text_completion", "choices": choices, "usage": total}
 
 
-def _generate(body: Json, param: str, prompt: str, said: str) -> tuple[str, str, dict[str, int]]:
+def _generate(body: Json, param: str, prompt: str, last: str) -> tuple[str, str, dict[str, int]]:
     """Return the generated text, its finish reason and its token usage."""
     limit: int | None = body.get("max_completion_tokens") or body.get("max_tokens")
     prompt_tokens = len(prompt.split())
@@ -144,7 +144,7 @@ def _generate(body: Json, param: str, prompt: str, said: str) -> tuple[str, str,
             f"completion). Please reduce the length of the {param} or completion."
         )
         raise RefusalError(400, message, "context_length_exceeded", param)
-    words = f"You said: {said}".split(" ")
+    words = f"You said: {last}".split(" ")
     answer = " ".join(words[:limit])
     completion_tokens = len(answer.split())
     usage = {

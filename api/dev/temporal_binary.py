@@ -217,11 +217,11 @@ def _download(folder: Path, progress: Progress) -> tuple[Path | None, str]:
 def _build(go: str, folder: Path, progress: Progress) -> tuple[Path | None, str]:
     """Build with Go. Return the file, or the reason why the build failed."""
 
-    def tell(elapsed: float) -> bool:
+    def report(elapsed: float) -> bool:
         progress.tick(f"Building Temporal v{CLI_VERSION} … {elapsed:.0f} s")
         return False
 
-    code, output = _run([go, "install", GO_PACKAGE], {**os.environ, "GOBIN": str(folder)}, tell)
+    code, output = _run([go, "install", GO_PACKAGE], {**os.environ, "GOBIN": str(folder)}, report)
     progress.clear()
     made = folder / "temporal"
     if code == 0 and made.exists():

@@ -224,10 +224,10 @@ class EmbeddedTemporal:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.05):
                     status = await process.wait()
-                    said = self._data.log_tail(log_start) or "it logged nothing"
+                    tail = self._data.log_tail(log_start) or "it logged nothing"
                     raise EmbeddedTemporalError(
                         f"the embedded Temporal server ended while starting (exit status {status}; "
-                        f"log {self._data.log}): {said}"
+                        f"log {self._data.log}): {tail}"
                     )
             if not problem:
                 return

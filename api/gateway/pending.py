@@ -43,7 +43,7 @@ class Pending:
     """The current wait: for an activity between two attempts, the reason why the last attempt ended."""
     next_attempt_at: float | None
     """Unix time in seconds."""
-    heard_at: float | None = None
+    heartbeat_at: float | None = None
     """Unix time in seconds of the last heartbeat, if the activity is running."""
     oldest_at: float | None = None
     """Unix time in seconds at which its oldest request in flight was sent or, if unknown, the attempt started."""
@@ -86,30 +86,30 @@ def read_pending(activities: Sequence[PendingActivityInfo]) -> list[Pending]:
 
 def _read(activity: PendingActivityInfo) -> Pending:
     kind, _, number = activity.activity_id.partition("-")
-    said = _heartbeat(activity) if kind in ("shard", "line") else ShardProgress()
-    wait, next_attempt_at, in_flight = said.wait, None, said.in_flight
+    progress = _heartbeat(activity) if kind in ("shard", "line") else ShardProgress()
+    wait, next_attempt_at, in_flight = progress.wait, None, progress.in_flight
     is_waiting = activity.state in _WAITING
     if is_waiting:
         in_flight, wait = 0, _wait_after(activity)
         next_attempt_at = _seconds(activity, "next_attempt_schedule_time") if wait else None
     elif kind == "line" and not activity.heartbeat_details.payloads:
         in_flight = 1
-    heard_at = None if is_waiting else _seconds(activity, "last_heartbeat_time")
+    heartbeat_at = None if is_waiting else _seconds(activity, "last_heartbeat_time")
     started_at = None if is_waiting else _seconds(activity, "last_started_time")
     return Pending(
         shard=int(number) if kind == "shard" else None,
-        completed=said.completed if kind == "shard" else 0,
-        failed=said.failed if kind == "shard" else 0,
+        completed=progress.completed if kind == "shard" else 0,
+        failed=progress.failed if kind == "shard" else 0,
         in_flight=in_flight,
-        limit=None if is_waiting else said.limit,
+        limit=None if is_waiting else progress.limit,
         wait=wait,
         next_attempt_at=next_attempt_at,
-        heard_at=heard_at,
-        oldest_at=heard_at - said.oldest_seconds if heard_at and in_flight else started_at,
-        done_at=said.done_at,
+        heartbeat_at=heartbeat_at,
+        oldest_at=heartbeat_at - progress.oldest_seconds if heartbeat_at and in_flight else started_at,
+        done_at=progress.done_at,
         queue=activity.activity_options.task_queue.name.removesuffix(FIRST_SUFFIX),
-        errors=said.errors if kind == "shard" else [],
-        waits=said.waits,
+        errors=progress.errors if kind == "shard" else [],
+        waits=progress.waits,
     )
 
 
@@ -143,7 +143,7 @@ def _heartbeat(activity: PendingActivityInfo) -> ShardProgress:
     return ShardProgress()
 
 
-def tell_missing(pending: list[Pending], inference_queue: str, upstreams: Sequence[str]) -> list[Pending]:
+def mark_missing_upstreams(pending: list[Pending], inference_queue: str, upstreams: Sequence[str]) -> list[Pending]:
     """Return ``pending`` with a wait on activities that are queued for an upstream that is no longer configured."""
     there = {upstream_task_queue(inference_queue, name) for name in upstreams}
     return [

@@ -48,8 +48,8 @@ class Readiness:
     def __init__(self, client: Client, task_queue: str) -> None:
         self._client = client
         self._task_queue = task_queue
-        self._asking = asyncio.Lock()
-        self._asked_at = float("-inf")
+        self._probing = asyncio.Lock()
+        self._probed_at = float("-inf")
         self._has_worker = False
         self._deleting: set[asyncio.Task[None]] = set()
 
@@ -60,13 +60,13 @@ class Readiness:
             CannotWriteError: Temporal answers reads, but accepts no new workflows.
             TimeoutError, RPCError, RuntimeError: Temporal does not answer.
         """
-        async with self._asking:
-            if time.monotonic() - self._asked_at >= KEPT_SECONDS:
-                self._has_worker = await self._ask()
-                self._asked_at = time.monotonic()
+        async with self._probing:
+            if time.monotonic() - self._probed_at >= KEPT_SECONDS:
+                self._has_worker = await self._probe()
+                self._probed_at = time.monotonic()
             return self._has_worker
 
-    async def _ask(self) -> bool:
+    async def _probe(self) -> bool:
         polled = await self.was_polled()
         name = f"ready_{uuid.uuid4().hex}"
         try:

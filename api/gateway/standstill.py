@@ -51,7 +51,7 @@ class Standstill:
         now = time.time()
         if status.phase is not BatchPhase.IN_PROGRESS or status.in_progress_at is None:
             return None
-        is_silent = any(item.heard_at is not None and now - item.heard_at > SILENT_SECONDS for item in pending)
+        is_silent = any(item.heartbeat_at is not None and now - item.heartbeat_at > SILENT_SECONDS for item in pending)
         stands = not progress.in_flight and bool(pending) and now - status.in_progress_at >= PATIENCE_SECONDS
         if not (is_silent or stands):
             return None

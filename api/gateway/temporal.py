@@ -32,7 +32,7 @@ from api.gateway.interface import (
     TemporalUnavailableError,
 )
 from api.gateway.pace import Paces
-from api.gateway.pending import Pending, opened, read_pending, shared_upstreams, tell_missing
+from api.gateway.pending import Pending, mark_missing_upstreams, opened, read_pending, shared_upstreams
 from api.gateway.progress import live_status, progress_of, unfinished
 from api.gateway.readiness import CannotWriteError, Readiness
 from api.gateway.shared_looks import Seen
@@ -111,7 +111,7 @@ class TemporalGateway:
         view = await self.view(BatchRecord(spec=spec, status=BatchStatus()))
         if view.progress is None or view.progress.waiting:
             return view
-        return self._telling(view.record, view.progress, [ReportedWait(error.wait)])
+        return self._with_waits(view.record, view.progress, [ReportedWait(error.wait)])
 
     async def view(self, record: BatchRecord) -> BatchView:
         """Use the first available of: final record, workflow, Temporal's description of it, last known record."""
@@ -135,10 +135,7 @@ class TemporalGateway:
             return await self._ended(record, description)
         try:
             return await view_running(record, description, began)
-        except (
-            EncryptedPayloadError,
-            KeyError,
-        ) as error:  # the SDK raises KeyError if this process has no keys at all
+        except (EncryptedPayloadError, KeyError) as error:  # KeyError: from the SDK, if this process has no keys at all
             log.warning("batch %s cannot be read: %s", record.spec.batch_id, error)
             return await self._view_unread(record, SEALED)
 
@@ -160,7 +157,7 @@ class TemporalGateway:
     def _gone(self, view: BatchView, wait: Wait) -> BatchView:
         """Return the view without its progress, because no worker is left to run the activities."""
         as_of = view.progress.as_of if view.progress else None
-        return self._telling(view.record, Progress(as_of=as_of), [ReportedWait(wait)])
+        return self._with_waits(view.record, Progress(as_of=as_of), [ReportedWait(wait)])
 
     async def _view_described(
         self, record: BatchRecord, description: WorkflowExecutionDescription, began: float
@@ -190,9 +187,9 @@ class TemporalGateway:
     def _still(self, spec: BatchSpec, status: BatchStatus, wait: Wait, as_of: int | None) -> BatchView:
         """Return the view of a batch with no known activity."""
         record = self._looks.shown.record(spec, status)
-        return self._telling(record, Progress(as_of=as_of), [ReportedWait(wait)])
+        return self._with_waits(record, Progress(as_of=as_of), [ReportedWait(wait)])
 
-    def _telling(self, record: BatchRecord, progress: Progress, waits: Sequence[ReportedWait]) -> BatchView:
+    def _with_waits(self, record: BatchRecord, progress: Progress, waits: Sequence[ReportedWait]) -> BatchView:
         status = record.status
         return BatchView(record, with_waits(progress, waits, record.spec, status, status.counts, time.time()))
 
@@ -201,7 +198,7 @@ class TemporalGateway:
         pending = read_pending(activities)
         if self._upstreams:
             names = [upstream.name for upstream in self._upstreams]
-            pending = tell_missing(pending, record.spec.inference_task_queue, names)
+            pending = mark_missing_upstreams(pending, record.spec.inference_task_queue, names)
         return pending
 
     async def _shown(
@@ -218,17 +215,17 @@ class TemporalGateway:
         waits = waits_of(spec, status, pending, now)
         if not waits and (wait := await self._standstill.wait(spec.batch_id, status, pending, progress)):
             waits = [ReportedWait(wait)]
-        return self._telling(record, progress, waits)
+        return self._with_waits(record, progress, waits)
 
     async def cancel(self, ref: BatchRef) -> BatchView:
         record = await self._known(ref)
-        was_asked = False
+        was_running = False
         if not record.status.phase.is_terminal:
             try:
-                was_asked = await self._runs.cancel(ref.batch_id, by=ByTenant(tenant=ref.tenant))
+                was_running = await self._runs.cancel(ref.batch_id, by=ByTenant(tenant=ref.tenant))
             except CALL_ERRORS as error:
                 raise self._unavailable(error) from error
-        return await self._after_cancel(record, CANCEL_SECONDS if was_asked else 0)
+        return await self._after_cancel(record, CANCEL_SECONDS if was_running else 0)
 
     async def _after_cancel(self, record: BatchRecord, seconds: float) -> BatchView:
         """Return the batch once it is certain whether the cancel came before its outcome was decided."""
@@ -299,7 +296,7 @@ class TemporalGateway:
 
     async def _same(self, record: BatchRecord, spec: BatchSpec) -> BatchView:
         """Return the existing batch of an idempotency key, if it has the same parameters."""
-        if record.deleted_at is not None or not record.spec.asks_for_the_same_as(spec):
+        if record.deleted_at is not None or not record.spec.is_same_create_as(spec):
             raise IdempotencyConflictError
         return await self.view(record)
 

@@ -12,7 +12,7 @@ from api.gateway.pending import Pending
 from workflows.types import BatchPhase, BatchSpec, BatchStatus, Counts
 from workflows.waits import EndsBy, Wait, finalizing_wait, pause_wait, validating_wait
 
-MAX_TOLD: Final = 3
+MAX_NAMED: Final = 3
 """Maximum number of waits that the sentence names, for example of several upstreams."""
 
 PATIENCE_SECONDS: Final = 2.0
@@ -103,7 +103,7 @@ def with_waits(
         parts.append(f"next try {_in(first.next_attempt_at - now)}")
     if not _is_ending(status):
         parts.append(f"the window {_ends(spec.expires_at - now)}")
-    also = "; ".join(other.wait.text for other in waits[1:MAX_TOLD])
+    also = "; ".join(other.wait.text for other in waits[1:MAX_NAMED])
     return progress.model_copy(
         update={
             "waiting": Waiting(

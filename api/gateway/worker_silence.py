@@ -77,8 +77,8 @@ class WorkerSilence:
 
         Raises the errors of :meth:`Readiness.last_poll`.
         """
-        asked_at, polled_at = self._kept
-        if time.monotonic() - asked_at >= KEPT_SECONDS:
+        checked_at, polled_at = self._kept
+        if time.monotonic() - checked_at >= KEPT_SECONDS:
             async with asyncio.timeout(LATE_SECONDS):
                 polled_at = await self._readiness.last_poll()
             self._kept = (time.monotonic(), polled_at)

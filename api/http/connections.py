@@ -28,7 +28,7 @@ IDLE_SECONDS: Final = 60
 """Maximum time between two requests, which is longer than clients keep idle connections, so that clients close them."""
 WRITE_SECONDS: Final = 60.0
 """Time limit for a client to receive the data that waits to be sent to it, which is at most 64 KiB."""
-SAY_AGAIN_SECONDS: Final = 60.0
+LOG_AGAIN_SECONDS: Final = 60.0
 
 _MALFORMED: Final = ApiError(400, "The request is not valid HTTP.")
 _FULL: Final = ApiError(
@@ -137,15 +137,15 @@ class OutOfDescriptors:
     """
 
     def __init__(self) -> None:
-        self._said_at = float("-inf")
+        self._logged_at = float("-inf")
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if not context.get("message", "").startswith("socket.accept()"):
             loop.default_exception_handler(context)
             return
         now = time.monotonic()
-        if now - self._said_at >= SAY_AGAIN_SECONDS:
-            self._said_at = now
+        if now - self._logged_at >= LOG_AGAIN_SECONDS:
+            self._logged_at = now
             error = context.get("exception")
             reason = error.strerror if isinstance(error, OSError) else "out of resources"
             log.error(

@@ -14,9 +14,9 @@ REQUEST_ID: Final[ContextVar[str]] = ContextVar("request_id", default="")
 """Id of the HTTP request that is being handled, for every line that is logged meanwhile."""
 
 MINUTE: Final = 60.0
-SAID_A_MINUTE: Final = 60
+MAX_A_MINUTE: Final = 60
 """Maximum number of warnings and errors of one kind per minute."""
-SAID_BY_TEMPORAL: Final = 2
+MAX_OF_TEMPORAL: Final = 2
 """Maximum number of such lines from Temporal's SDK, which logs every failed poll while Temporal is down."""
 MAX_TEMPORAL_LENGTH: Final = 500
 """Maximum number of characters of a warning or error of Temporal's SDK."""
@@ -39,10 +39,10 @@ def configure_logging(log_format: Literal["text", "json"], level: int = logging.
     # requests get an error response and are counted.
     for name in ("uvicorn.error", "python_multipart"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    handler.addFilter(OftenSaid())
+    handler.addFilter(RepeatFilter())
 
 
-class OftenSaid(logging.Filter):
+class RepeatFilter(logging.Filter):
     """Limits warnings and errors of one kind per minute, and then reports how many were left out."""
 
     def __init__(self) -> None:
@@ -52,20 +52,20 @@ class OftenSaid(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return True
-        kind, maximum = (record.name, record.msg), SAID_A_MINUTE
+        kind, maximum = (record.name, record.msg), MAX_A_MINUTE
         if record.name.startswith(_TEMPORAL):
             record.msg, record.args = record.getMessage()[:MAX_TEMPORAL_LENGTH], ()
-            kind, maximum = (record.name, _VARIES.sub("", record.msg)), SAID_BY_TEMPORAL
-        begun_at, said = self._kinds.get(kind, (record.created, 0))
+            kind, maximum = (record.name, _VARIES.sub("", record.msg)), MAX_OF_TEMPORAL
+        begun_at, count = self._kinds.get(kind, (record.created, 0))
         if record.created - begun_at >= MINUTE:
-            if said > maximum:
-                record.msg = f"{record.getMessage()} ({said - maximum} more like it in between)"
+            if count > maximum:
+                record.msg = f"{record.getMessage()} ({count - maximum} more like it in between)"
                 record.args = ()
-            begun_at, said = record.created, 0
+            begun_at, count = record.created, 0
         if len(self._kinds) >= KINDS:
             self._kinds.clear()
-        self._kinds[kind] = begun_at, said + 1
-        return said < maximum
+        self._kinds[kind] = begun_at, count + 1
+        return count < maximum
 
 
 class TextFormatter(logging.Formatter):

@@ -32,14 +32,14 @@ class ApiMetrics:
         )
         self._seconds = Histogram(
             "everbatch_http_request_duration_seconds",
-            "From the request's first byte to the answer's last.",
+            "Time from the request's first byte to the response's last.",
             ["method", "route"],
             buckets=_BUCKETS,
             registry=self._registry,
         )
         self._batches = Gauge(
             "everbatch_batches",
-            "Batches by status, as Temporal knows them: ended ones until its retention is over.",
+            "Batches by status, as Temporal knows them; ended ones until its retention period is over.",
             ["status"],
             registry=self._registry,
         )

@@ -71,7 +71,7 @@ async def serve(
     asyncio.get_running_loop().set_exception_handler(OutOfDescriptors())
     config = uvicorn.Config(
         _ending_quietly(app),
-        http=cast("Any", functools.partial(Connection, min(max_connections, _room_for_connections()))),
+        http=cast("Any", functools.partial(Connection, min(max_connections, _allowed_connections()))),
         timeout_keep_alive=IDLE_SECONDS,
         log_config=None,
         access_log=False,
@@ -93,7 +93,7 @@ async def serve(
         ending.cancel()
 
 
-def _room_for_connections() -> int:
+def _allowed_connections() -> int:
     """Return the number of connections that the limit of open files allows, after raising it as far as possible."""
     soft = raise_open_files()
     if soft == resource.RLIM_INFINITY:

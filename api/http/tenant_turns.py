@@ -46,10 +46,10 @@ class Kind(Enum):
 
 
 def kind_of(method: str, path: str) -> Kind:
-    asked = f"{method} {path}"
-    if _TRANSFER.fullmatch(asked):
+    requested = f"{method} {path}"
+    if _TRANSFER.fullmatch(requested):
         return Kind.TRANSFER
-    return Kind.LIST if _LIST.fullmatch(asked) else Kind.OTHER
+    return Kind.LIST if _LIST.fullmatch(requested) else Kind.OTHER
 
 
 class TenantTurns:
@@ -85,13 +85,13 @@ class TenantTurns:
                 raise _TooManyError
             try:
                 async with asyncio.timeout(kind.patience):
-                    await lane.room.acquire()
+                    await lane.slots.acquire()
             except TimeoutError:
                 raise _TooManyError from None
             try:
                 yield
             finally:
-                lane.room.release()
+                lane.slots.release()
         finally:
             lane.users -= 1
             if not lane.users:
@@ -100,7 +100,7 @@ class TenantTurns:
 
 class _Lane:
     def __init__(self, kind: Kind) -> None:
-        self.room = asyncio.Semaphore(kind.maximum)
+        self.slots = asyncio.Semaphore(kind.maximum)
         self.users = 0
 
 

@@ -74,14 +74,14 @@ def stop_on_signals(lifeline: int | None = None) -> Generator[Stop]:
     Args: ``lifeline`` is the read end of a pipe. Its closing counts as the first signal.
     """
     stop = Stop()
-    told_at = float("-inf")
+    signalled_at = float("-inf")
 
     def on_signal() -> None:
-        nonlocal told_at
+        nonlocal signalled_at
         # `timeout` and many wrappers send a signal to the process and then to its group.
-        if loop.time() - told_at < SAME_SIGNAL_SECONDS:
+        if loop.time() - signalled_at < SAME_SIGNAL_SECONDS:
             return
-        told_at = loop.time()
+        signalled_at = loop.time()
         if stop.at_once.is_set():
             os._exit(130)
         (stop.at_once if stop.is_set() else stop).set()
@@ -190,22 +190,22 @@ async def run_api(settings: Settings, host: str, port: int, say: Say, *, insecur
             raise StartError(str(error)) from error
         async with _inference(settings, upstreams) as inference, codec_server(settings, codec):
             say(f"Everbatch API on http://{host}:{listener.getsockname()[1]}/v1")
-            telling = asyncio.create_task(_tell_of_temporal(client, stop))
+            logging_state = asyncio.create_task(_log_temporal_state(client, stop))
             try:
                 await _serve_api(settings, client, temporal_address(), store, inference, keys, listener, stop)
             finally:
-                telling.cancel()
+                logging_state.cancel()
 
 
-async def _tell_of_temporal(client: Client, stop: asyncio.Event) -> None:
+async def _log_temporal_state(client: Client, stop: asyncio.Event) -> None:
     """Log that Temporal is not available or not set up, and when it is. The API does not wait for it."""
 
-    async def ask() -> bool:
+    async def check() -> bool:
         await client.service_client.check_health(timeout=CONNECT_LIMIT)
         return await check_namespace(client)
 
     try:
-        await when_there(ask, stop)
+        await when_there(check, stop)
     except Exception as error:
         log.error("Temporal at %s cannot be reached: %s", temporal_address(), error)
 

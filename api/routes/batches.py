@@ -121,11 +121,7 @@ class _Batches:
         return batch_object(await self.creates.start(spec, caller, may_exist=True, webhook=body.webhook))
 
     async def retry_batch(
-        self,
-        ref: PathBatch,
-        caller: CallerOf,
-        body: RetryBatch | None = None,
-        idempotency_key: IdempotencyKey = None,
+        self, ref: PathBatch, caller: CallerOf, body: RetryBatch | None = None, idempotency_key: IdempotencyKey = None
     ) -> Batch:
         """Create a batch that sends the failed requests of an ended batch again. This extends OpenAI's API."""
         body = body or RetryBatch()

@@ -51,9 +51,7 @@ def events_router(gateway: Gateway) -> APIRouter:
     router = APIRouter(prefix="/v1/batches", tags=["Batches"], responses=error_responses(401))
 
     async def list_events(
-        ref: PathBatch,
-        limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
-        after: str | None = None,
+        ref: PathBatch, limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS, after: str | None = None
     ) -> BatchEventList:
         """List what has happened to a batch and what it has waited for, oldest first. This extends OpenAI's API."""
         if after is not None and not _ID.fullmatch(after):

@@ -127,7 +127,7 @@ class _Files:
             record = _record(file_id, upload)
             if idempotency_key:
                 return file_object(await self._keyed(tenant, form, record, upload))
-            async with self._stored.room(form, record.bytes):
+            async with self._stored.reserve(form, record.bytes):
                 await publish_file(self._catalog, tenant, record, upload.commit)
         return file_object(record)
 
@@ -144,7 +144,7 @@ class _Files:
             if before.digest != record.digest:
                 raise _key_conflict()
             return before
-        async with self._stored.room(form, record.bytes):
+        async with self._stored.reserve(form, record.bytes):
             if not await asyncio.to_thread(self._keyed_files.bind_key, tenant, record):
                 raise _key_conflict()
             if before:

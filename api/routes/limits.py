@@ -47,15 +47,15 @@ class BatchLimit:
 
     @contextlib.asynccontextmanager
     async def reserve(self, spec: BatchSpec, maximum: int | None, *, may_exist: bool) -> AsyncGenerator[None]:
-        """Reserve room for a batch that the block starts. The room is released if the block raises an exception.
+        """Count a batch that the block starts. It is no longer counted if the block raises an exception.
 
         Args:
-            spec: the batch. Nothing is reserved if it does not count towards limits.
+            spec: the batch. It is not counted if it does not count towards limits.
             maximum: the maximum number of running batches of its tenant, or ``None`` for no limit.
-            may_exist: whether the batch may exist already, in which case it needs no room.
+            may_exist: whether the batch may exist already, in which case it is counted already.
 
         Raises:
-            TooManyBatchesError: there is no room, and the batch does not exist.
+            TooManyBatchesError: the limit is reached, and the batch does not exist.
         """
         is_new = spec.counts_towards_limits
         if is_new and may_exist:

@@ -179,7 +179,7 @@ class _MessageBatches:
             )
             spec = _of_messages(self._creates.spec(caller, body, key), received)
             file = _file_record(spec, received)
-            async with self._stored.room(form, file.bytes):
+            async with self._stored.reserve(form, file.bytes):
                 await publish_file(self._catalog, caller.tenant, file, received.commit)
         try:
             yield spec

@@ -26,7 +26,7 @@ ANSWERS_SECONDS: Final = 10.0
 
 @dataclass(eq=False)
 class Form:
-    """The room that an arriving form, or an upload that is being created, takes of its tenant's limit."""
+    """The bytes that an arriving form, or an upload that is being created, reserves of its tenant's limit."""
 
     tenant: str
     maximum: int | None
@@ -94,16 +94,16 @@ class StoredBytes:
     async def arriving(
         self, request: Request, form: Form, max_bytes: int, *, is_repeat: bool = False
     ) -> AsyncGenerator[None]:
-        """Reserve room for the file in a form while the block reads the form.
+        """Reserve bytes for the file in a form while the block reads the form.
 
         Args:
             request: the request, whose ``Content-Length`` announces the size of the form, if it has one.
-            form: the form to reserve room for.
+            form: the form to reserve bytes for.
             max_bytes: the maximum size of the file in bytes.
-            is_repeat: whether the file may exist already, in which case it needs no room.
+            is_repeat: whether the file may exist already, in which case nothing is reserved.
 
         Raises:
-            ApiError: there is not enough room. The body has then been read, within bounds.
+            ApiError: the tenant would exceed its limit. The body has then been read, within bounds.
         """
         if form.maximum is None or is_repeat:
             yield
@@ -124,11 +124,11 @@ class StoredBytes:
             tenant.forms.discard(form)
 
     @contextlib.asynccontextmanager
-    async def room(self, form: Form, size: int) -> AsyncGenerator[None]:
-        """Reserve room of ``size`` bytes while the block publishes a file, stores a part or creates an upload.
+    async def reserve(self, form: Form, size: int) -> AsyncGenerator[None]:
+        """Reserve ``size`` bytes while the block publishes a file, stores a part or creates an upload.
 
         Raises:
-            ApiError: there is not enough room.
+            ApiError: the tenant would exceed its limit.
         """
         if form.maximum is None:
             yield
@@ -145,7 +145,7 @@ class StoredBytes:
         """Reserve ``size`` bytes for the form, and return the bytes that are left of the limit.
 
         Raises:
-            ApiError: there is not enough room.
+            ApiError: the tenant would exceed its limit.
         """
         assert form.maximum is not None, "who has no limit is not counted"
         tenant = self._tenants[form.tenant]

@@ -95,12 +95,12 @@ class _Uploads:
             purpose=body.purpose,
             lifetime=file_lifetime(body.purpose, body.expires_after),
         )
-        async with self._stored.room(form_of(tenant, limits), body.bytes):
+        async with self._stored.reserve(form_of(tenant, limits), body.bytes):
             return upload_object(await asyncio.to_thread(self._uploads.create, tenant, record))
 
     async def add_part(self, upload_id: str, request: Request, tenant: Tenant, limits: Limits) -> UploadPart:
         try:
-            await asyncio.to_thread(self._check_room, tenant, upload_id, 0)
+            await asyncio.to_thread(self._check_part, tenant, upload_id, 0)
         except ApiError:
             await refuse_upload(request, MAX_PART_BYTES)
             raise
@@ -112,15 +112,15 @@ class _Uploads:
             receive_upload(request, self._store, key, MAX_PART_BYTES, form.arrived, field="data") as data,
         ):
             part = ArrivedPart(part_id, data.size, data.newlines, data.is_open)
-            async with self._stored.room(form, part.bytes):
+            async with self._stored.reserve(form, part.bytes):
                 # Checked again: the upload may have ended, or other parts may have filled it, while this part arrived.
-                await asyncio.to_thread(self._check_room, tenant, upload_id, part.bytes)
+                await asyncio.to_thread(self._check_part, tenant, upload_id, part.bytes)
                 await data.commit()
                 await asyncio.to_thread(self._uploads.add_part, tenant, upload_id, part)
         return UploadPart(id=part_id, created_at=int(time.time()), upload_id=upload_id)
 
     async def complete_upload(self, upload_id: str, body: CompleteUpload, tenant: Tenant) -> Upload:
-        # The bytes of the file are already counted as those of its parts, so no room is reserved.
+        # The bytes of the file are already counted as those of its parts, so nothing is reserved.
         async with self._completing:
             # The thread finishes even if the client disconnects, and a repeated request finds its result.
             return upload_object(await asyncio.to_thread(self._complete, tenant, upload_id, body))
@@ -136,7 +136,7 @@ class _Uploads:
         except ObjectNotFoundError:
             raise _no_upload(upload_id) from None
 
-    def _check_room(self, tenant: str, upload_id: str, size: int) -> None:
+    def _check_part(self, tenant: str, upload_id: str, size: int) -> None:
         upload = self._find(tenant, upload_id)
         if upload.status != "pending":
             raise _wrong_state("add a part to", upload)

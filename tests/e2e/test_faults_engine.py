@@ -21,7 +21,7 @@ slow = pytest.mark.slow_faults
 both = pytest.mark.parametrize("size", [SINGLE, GROUPED], ids=str)
 
 
-async def until_told(it: World, *words: str) -> None:
+async def until_reported(it: World, *words: str) -> None:
     """Wait until the batch says why it waits."""
 
     async def look() -> bool:
@@ -44,7 +44,7 @@ async def test_engine_is_down(world: MakeWorld, size: Size, seconds: int) -> Non
     with it.fault():
         await it.engine.stop()
         it.struck()
-        await until_told(it, "refuses connections")
+        await until_reported(it, "refuses connections")
         await asyncio.sleep(max(0, seconds - (now() - it.since) / SECOND))
         await it.engine.start()
     it.lift()
@@ -66,7 +66,7 @@ async def test_503_with_retry_after(world: MakeWorld, size: Size) -> None:
         await asyncio.sleep(3)
         await it.engine.control()
     it.lift()
-    await until_told(it, "HTTP 503")
+    await until_reported(it, "HTTP 503")
     assert 0 < it.poller.progress["next_attempt_at"] - it.poller.latest["created_at"] < 60
     await it.end("Engine", "503 with `Retry-After: 20`")
     # What is in flight may still be answered, and one refusal may be its request's own fault; then nothing is sent.
@@ -158,10 +158,10 @@ async def test_a_slow_start(world: MakeWorld, size: Size) -> None:
     it = await world(size, engine_runs=False)
     with it.fault():
         await it.submit()
-        await until_told(it, "refuses connections")
+        await until_reported(it, "refuses connections")
         await it.engine.start()
         await it.engine.control(mode="status", status=503, latency=1.0)
-        await until_told(it, "HTTP 503")
+        await until_reported(it, "HTTP 503")
         await it.engine.control()
         it.lift()
         await it.until_answered(0.01)
@@ -176,7 +176,7 @@ async def test_a_wrong_key(world: MakeWorld, size: Size) -> None:
     wrong = await it.start_worker(EVERBATCH_UPSTREAM_API_KEY="wrong")
     with it.fault():
         await it.submit()
-        await until_told(it, "HTTP 401")
+        await until_reported(it, "HTTP 401")
         await signalled(wrong, signal.SIGTERM)
     it.lift()
     await it.start_worker(EVERBATCH_UPSTREAM_API_KEY="right")

@@ -17,7 +17,7 @@ from tests.e2e.conftest import MakeWorld, on_s3_too
 from tests.e2e.engine_log import SECOND
 from tests.e2e.faults import GROUPED, SINGLE, Size
 from tests.e2e.processes import now
-from tests.e2e.test_faults_engine import until_told
+from tests.e2e.test_faults_engine import until_reported
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow_faults]
 both = pytest.mark.parametrize("size", [SINGLE, GROUPED], ids=str)
@@ -54,7 +54,7 @@ async def test_the_disk_is_full(small_disk: Path, world: MakeWorld, size: Size) 
             while file.write(b"\0" * 4096):
                 pass
         it.struck()
-        await until_told(it, "the store cannot be used", *([] if it.s3 else ["its disk is full"]))
+        await until_reported(it, "the store cannot be used", *([] if it.s3 else ["its disk is full"]))
         with pytest.raises(openai.InternalServerError) as caught:
             await it.client.files.create(file=("more.jsonl", b"x" * 100_000), purpose="batch")
         assert caught.value.status_code == 503
@@ -77,7 +77,7 @@ async def test_the_input_cannot_be_read(world: MakeWorld, size: Size) -> None:
         away = source.rename(source.with_name("input-away"))
         source.symlink_to("/proc/self/mem")  # opens, and fails to be read with EIO
         it.struck()
-        await until_told(it, "Input/output error")
+        await until_reported(it, "Input/output error")
         os.replace(away, source)
     it.lift()
     await it.end("Store", "read errors (EIO) on the input")

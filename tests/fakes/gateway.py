@@ -34,7 +34,7 @@ class FakeGateway:
             except ObjectNotFoundError:
                 pass
             else:
-                if not record.spec.asks_for_the_same_as(spec):
+                if not record.spec.is_same_create_as(spec):
                     raise IdempotencyConflictError
                 return self._view(record)
         self.created.append(spec)

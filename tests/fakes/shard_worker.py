@@ -22,7 +22,7 @@ from activities.results.shard_log import Committed, look_up
 from activities.run_requests import RunRequests
 from activities.upstreams.limiter import Limiter
 from activities.upstreams.metrics import RequestMetrics
-from activities.upstreams.slots import RoomForRequests
+from activities.upstreams.slots import ShardSlots
 from tests.fakes.worker import BATCH, CHAT, REF, TENANT, FakeEngine, ShakyStore, activity_environment, request_line
 from workflows.types import RunRequestsInput, Shard, ShardResult
 
@@ -57,7 +57,7 @@ class ShardWorker:
         self.engine = FakeEngine()
         self.interval = interval
         self.limiter = Limiter(in_flight, replicas=replicas)
-        self.room = RoomForRequests(self.limiter)
+        self.slots = ShardSlots(self.limiter)
         self.activity = self.new_process()
         self.beats: list[Any] = []
         content = b"".join(request_line(number) for number in range(1, requests + 1))
@@ -67,7 +67,7 @@ class ShardWorker:
     def new_process(self) -> RunRequests:
         self.process = Process(1 << 20, CancelWatch(cast(Client, FakeTemporal())))
         return RunRequests(
-            self.store, self.engine.client, self.limiter, self.room, self.interval, RequestMetrics(), self.process
+            self.store, self.engine.client, self.limiter, self.slots, self.interval, RequestMetrics(), self.process
         )
 
     def start(
@@ -94,7 +94,7 @@ class ShardWorker:
         await asyncio.gather(running, return_exceptions=True)
         self.store = ShakyStore(self.folder)
         self.limiter = Limiter(self.in_flight)
-        self.room = RoomForRequests(self.limiter)
+        self.slots = ShardSlots(self.limiter)
         self.activity = self.new_process()
 
     async def run_to_retry(self, attempt: int = 1, **changes: Any) -> ApplicationError:

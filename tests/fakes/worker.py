@@ -134,7 +134,7 @@ class FakeRuns:
     specs: dict[str, BatchSpec] = field(default_factory=dict[str, BatchSpec])
     down: bool = False
     webhooks: list[str] = field(default_factory=list[str])
-    """Events that are told."""
+    """Events that are sent."""
     cancelled: list[str] = field(default_factory=list[str])
     started: list[str] = field(default_factory=list[str])
     """Batches that got another run, to be closed."""

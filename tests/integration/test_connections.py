@@ -152,7 +152,7 @@ async def test_silent_connections_keep_nobody_out(server: Server) -> None:
 
 
 async def test_more_requests_than_connections(server: Server) -> None:
-    """They are told, in a way that clients can read, and room comes back."""
+    """They get an error that clients can read, and are accepted again later."""
     busy = [await server.connect(POST % (b"batches", b"application/json")) for _ in range(20)]
     await asyncio.sleep(0.1)
     answer = await server.answer(CLOSE)

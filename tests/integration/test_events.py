@@ -90,7 +90,7 @@ async def test_who_paused_resumed_and_cancelled_it(stack: MakeStack) -> None:
     await it.until(other, lambda batch: progress_of(batch)["in_flight"] == 2)
     await it.workflow(other).cancel(reason='by tenant "ann" through the API' + "x" * 10_000)
     await it.finished(other)
-    told = next(event["message"] for event in await events_of(it, other) if event["type"] == "cancelling")
-    assert told.startswith('Cancelled in Temporal (by tenant "ann" through the APIx')
-    assert len(told) < 300
+    message = next(event["message"] for event in await events_of(it, other) if event["type"] == "cancelling")
+    assert message.startswith('Cancelled in Temporal (by tenant "ann" through the APIx')
+    assert len(message) < 300
     assert abs(time.time() - (await events_of(it, batch_id))[-1]["created_at"]) < 60

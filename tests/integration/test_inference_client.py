@@ -228,7 +228,7 @@ async def test_metrics_of_a_server_that_is_away_are_none() -> None:
     assert await metrics("http://127.0.0.1:9/v1") is None
 
 
-async def test_each_upstream_is_told_of_in_one_line(server: Recorder, caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_upstream_is_logged_in_one_line(server: Recorder, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "everbatch.upstreams")
     paths = {"up": "/v1", "wrong": "/missing/api", "moved": "/moved/v1"}
     upstreams = [Upstream(name=name, urls=(server.url + path,)) for name, path in paths.items()]
@@ -241,8 +241,8 @@ async def test_each_upstream_is_told_of_in_one_line(server: Recorder, caplog: py
     await log_upstreams(clients)
     for client in clients:
         await client.close()
-    told = [record.getMessage() for record in caplog.records if record.name.startswith("everbatch")]
-    assert sorted(line.replace(server.url, "URL") for line in told) == [
+    logged = [record.getMessage() for record in caplog.records if record.name.startswith("everbatch")]
+    assert sorted(line.replace(server.url, "URL") for line in logged) == [
         'upstream "down" (http://127.0.0.1:1/v1) refuses connections; its requests wait until it answers',
         'upstream "moved" (URL/moved/v1) answered HTTP 307 Temporary Redirect, a page that is not the engine\'s; '
         "is its base URL right? Most end in /v1; its requests wait until it answers",

@@ -12,7 +12,7 @@ from tests.integration.conftest import MakeStack
 from tests.integration.stack import Stack, progress_of, requests, until
 
 
-async def tell(it: Stack, batch_id: str, verb: str) -> dict[str, Any]:
+async def send(it: Stack, batch_id: str, verb: str) -> dict[str, Any]:
     answer = await it.http.post(f"/v1/batches/{batch_id}/{verb}")
     assert answer.status_code == 200, answer.text
     return answer.json()
@@ -21,7 +21,7 @@ async def tell(it: Stack, batch_id: str, verb: str) -> dict[str, Any]:
 async def paused_mid_run(it: Stack, count: int) -> str:
     batch_id = await it.submit(requests(count))
     await it.until(batch_id, lambda batch: batch.request_counts and batch.request_counts.completed > 0)
-    await tell(it, batch_id, "pause")
+    await send(it, batch_id, "pause")
 
     async def quiet() -> bool:
         """Shards hear of it with their heartbeats; then none runs any more."""
@@ -45,9 +45,9 @@ async def test_paused_and_resumed(stack: MakeStack, count: int, in_flight: int) 
     # Another batch is not held up by it, and has gone all its way without one more request of this one.
     assert (await it.run(requests(5, prefix="other"))).counts == (5, 5, 0)
     assert it.engine.counters().received_total == received + 5
-    await tell(it, batch_id, "pause")  # is no error
+    await send(it, batch_id, "pause")  # is no error
     it.script(latency=0.0)
-    await tell(it, batch_id, "resume")
+    await send(it, batch_id, "resume")
     finished = await it.finished(batch_id)
     assert finished.counts == (count, count, 0)
     assert finished.answered == [f"r-{number}" for number in range(count)]
@@ -72,17 +72,17 @@ async def test_a_cancel_reaches_what_a_pause_left_in_flight(stack: MakeStack) ->
         return it.engine.counters().in_flight == 8
 
     await until(in_flight, "in flight")
-    await tell(it, batch_id, "pause")
+    await send(it, batch_id, "pause")
 
     paused_at = time.time()
 
-    async def heard() -> bool:
+    async def is_paused() -> bool:
         """The answer to the first heartbeat after the pause tells of it; this is one of those behind that."""
         pending = (await it.workflow(batch_id).describe()).raw_description.pending_activities
         running = [one for one in pending if one.state == PendingActivityState.PENDING_ACTIVITY_STATE_PAUSE_REQUESTED]
         return len(running) == 8 and all(one.last_heartbeat_time.seconds > paused_at + 3 for one in running)
 
-    await until(heard, "heard of the pause")
+    await until(is_paused, "the pause")
     await it.openai.batches.cancel(batch_id)
     finished = await it.finished(batch_id, seconds=20)  # and not when the engine answers
     assert (finished.batch.status, finished.counts) == ("cancelled", (20, 0, 20))
@@ -92,7 +92,7 @@ async def test_a_cancel_reaches_what_a_pause_left_in_flight(stack: MakeStack) ->
 async def test_the_window_runs_on_while_a_batch_is_paused(stack: MakeStack) -> None:
     it = await stack(worker=False, completion_windows="4s")
     batch_id = await it.submit(requests(3), window="4s")
-    await tell(it, batch_id, "pause")
+    await send(it, batch_id, "pause")
     await it.start_worker()
     finished = await it.finished(batch_id)
     assert (finished.batch.status, finished.counts) == ("expired", (3, 0, 3))

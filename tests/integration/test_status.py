@@ -1,4 +1,4 @@
-"""What a client is told of a running batch, whoever is down."""
+"""What a client sees of a running batch, whoever is down."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def counts_of(batch: Batch) -> tuple[int, int, int]:
     return counts.total, counts.completed, counts.failed
 
 
-async def test_without_a_worker_the_status_is_told_and_why_nothing_moves(stack: MakeStack) -> None:
+async def test_without_a_worker_the_status_is_reported_and_why_nothing_moves(stack: MakeStack) -> None:
     it = await stack(worker=False)
     batch_id = await it.submit(requests(2))
     asked = time.monotonic()
@@ -88,7 +88,7 @@ async def test_counts_never_go_back_while_workers_come_and_go(stack: MakeStack) 
     assert set(it.engine.counters().answered.values()) == {1}
 
 
-async def test_progress_is_told(stack: MakeStack) -> None:
+async def test_progress_is_reported(stack: MakeStack) -> None:
     it = await stack(latency=0.2, max_in_flight=64)
     batch_id = await it.submit(requests(1200))
     batch = await it.until(batch_id, lambda batch: progress_of(batch).get("eta_seconds"))
@@ -98,7 +98,7 @@ async def test_progress_is_told(stack: MakeStack) -> None:
     assert (progress["waiting_reason"], progress["next_attempt_at"]) == (None, None)
 
 
-async def test_requests_in_flight_are_told(stack: MakeStack) -> None:
+async def test_requests_in_flight_are_reported(stack: MakeStack) -> None:
     it = await stack(max_in_flight=20)
     it.script(mode="hang")
     batch_id = await it.submit(requests(501))

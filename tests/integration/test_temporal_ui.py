@@ -14,7 +14,7 @@ from workflows.contract import ENDPOINT_ATTRIBUTE, MEMO_STATUS, STATUS_ATTRIBUTE
 from workflows.types import BatchMemo
 
 
-async def test_a_batch_tells_its_story(stack: MakeStack) -> None:
+async def test_a_batch_shows_its_story(stack: MakeStack) -> None:
     it = await stack()
     it.script(mode="hang", match="r-3")
     batch_id = await it.submit(requests(4))

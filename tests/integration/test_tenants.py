@@ -252,11 +252,11 @@ async def test_the_others_ids_are_missing_ids(stack: MakeStack, tmp_path: Path, 
             for trick in ("{id}", *TRICKS):
                 foreign = await ask(route, case, ids, trick, index)
                 nobodys = await ask(route, case, missing, trick, index)
-                told = (route, trick, foreign, nobodys)
-                assert foreign.status in (404, 405), told
-                assert {"message", "type"} <= set(json.loads(foreign.body)["error"]), told
-                assert SECRET.encode() not in foreign.body, told
-                assert same(foreign, nobodys, ids, missing), told
+                context = (route, trick, foreign, nobodys)
+                assert foreign.status in (404, 405), context
+                assert {"message", "type"} <= set(json.loads(foreign.body)["error"]), context
+                assert SECRET.encode() not in foreign.body, context
+                assert same(foreign, nobodys, ids, missing), context
 
     # And none of it has touched what is Ann's.
     assert SECRET.encode() in (await client.files.content(ids.file)).content

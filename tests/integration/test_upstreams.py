@@ -115,7 +115,7 @@ async def test_one_batch_over_an_engine_that_lives_and_one_that_is_down(
     assert dead.counters().received == {f"r-{n}": 1 for n in range(1, count, 2)}
 
 
-async def test_who_is_waited_for_is_told_while_the_other_is_busy(stack: MakeStack, engines: Engines) -> None:
+async def test_who_is_waited_for_is_reported_while_the_other_is_busy(stack: MakeStack, engines: Engines) -> None:
     await engines.start("up", "a", models='["a"]', max_in_flight=5)
     await engines.start("down", "b", models='["b"]', max_in_flight=7)
     it = await stack(upstreams=engines.path)
@@ -123,14 +123,14 @@ async def test_who_is_waited_for_is_told_while_the_other_is_busy(stack: MakeStac
     engines.engines[0].follow(Script(mode="hang"))
     batch_id = await it.submit(taking_turns(1200, "a", "b"))
 
-    def told(batch: Batch) -> bool:
+    def is_shown(batch: Batch) -> bool:
         return 'upstream "down"' in (progress_of(batch).get("waiting_reason") or "")
 
     # Groups tell with their heartbeats, so the limits come a little later.
     # While the one that is down is asked again, it counts with that one request.
     limits = ("in_flight", "in_flight_limit")
-    await it.until(batch_id, lambda batch: told(batch) and [progress_of(batch)[name] for name in limits] == [5, 5])
-    seen = [told(await it.get(batch_id)) for _ in range(40)]
+    await it.until(batch_id, lambda batch: is_shown(batch) and [progress_of(batch)[name] for name in limits] == [5, 5])
+    seen = [is_shown(await it.get(batch_id)) for _ in range(40)]
     assert seen.count(True) > 35  # but for the moments in which it is asked again
     await it.openai.batches.cancel(batch_id)
     assert (await it.finished(batch_id)).counts == (1200, 0, 1200)

@@ -1,4 +1,4 @@
-"""Every wait of a batch is told within seconds: in the API, by the commands, in Temporal, and in docs/waits.md."""
+"""Every wait of a batch is shown within seconds: in the API, by the commands, in Temporal, and in docs/waits.md."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.integration.stack import Stack, progress_of, request, until
 
 DOCS = Path(__file__).parents[2] / "docs" / "waits.md"
 WITHIN = 5.0
-"""Seconds from the begin of a wait until it is told; on a loaded machine its begin itself may be late."""
+"""Seconds from the begin of a wait until it is shown; on a loaded machine its begin itself may be late."""
 SLACK = 5.0
 MODELS = tuple(f"m-{number}" for number in range(50))
 
@@ -85,7 +85,7 @@ class World:
     def next_model(self) -> str:
         return next(self._models)
 
-    async def told(self, batch_id: str, kind: str, gist: str = "") -> dict[str, Any]:
+    async def shows(self, batch_id: str, kind: str, gist: str = "") -> dict[str, Any]:
         """What the API tells of a wait of this kind, as soon as it does, with these words in it."""
         started = time.monotonic()
 
@@ -113,19 +113,19 @@ class World:
         pending = (await workflow.describe()).raw_description.pending_activities
         return metadata.current_details, "\n".join(one.last_failure.message for one in pending)
 
-    async def is_told_everywhere(
+    async def is_shown_everywhere(
         self, batch_id: str, kind: str, documented: set[str], words: str = ""
     ) -> dict[str, Any]:
         """Fields, sentence, `status` and `list` of a wait agree, and the sentence is in the documentation."""
-        progress = await self.told(batch_id, kind, words)
+        progress = await self.shows(batch_id, kind, words)
         assert progress["next_attempt_at"] == progress["waiting"]["next_attempt_at"]
         sentence = progress["waiting_reason"]
         assert progress["waiting"]["subject"] in sentence
         assert progress["waiting"]["reason"] in sentence
         shown = pattern(sentence)
         assert is_documented(kind, shown, documented), sentence
-        told = shown.removeprefix("Waiting: ").removesuffix(".")
-        gist = told.partition("; ")[0]
+        sentence = shown.removeprefix("Waiting: ").removesuffix(".")
+        gist = sentence.partition("; ")[0]
         for arguments in (("status", batch_id), ("list", "--limit", "3")):
 
             async def prints(arguments: tuple[str, ...] = arguments) -> bool:
@@ -189,7 +189,7 @@ def labelled(world: World) -> str:
 async def test_an_upstream_that_is_down(world: World, documented: set[str]) -> None:
     await world.engine.close()
     batch_id = await world.submit(3)
-    progress = await world.is_told_everywhere(batch_id, "upstream", documented)
+    progress = await world.is_shown_everywhere(batch_id, "upstream", documented)
     waiting = progress["waiting"]
     assert (waiting["subject"], waiting["reason"]) == (labelled(world), "refuses connections")
     assert (waiting["ends_by"], waiting["requests"]) == ("itself", 3)
@@ -231,7 +231,7 @@ async def test_an_upstream_that_refuses_everything(
     world.engine.follow(msgspec.convert({"mode": "status", **script}, Script))
     retry_after, submitted = script.get("retry_after", 0), time.time()
     batch_id = await world.submit(3)
-    progress = await world.is_told_everywhere(batch_id, "upstream", documented)
+    progress = await world.is_shown_everywhere(batch_id, "upstream", documented)
     waiting = progress["waiting"]
     assert (waiting["subject"], waiting["reason"], waiting["ends_by"]) == (labelled(world), reason, ends_by)
     if retry_after:
@@ -254,7 +254,7 @@ async def test_an_engine_that_hangs(world: World, documented: set[str], monkeypa
     assert (await world.it.run(lines)).counts == (3, 3, 0)
     world.engine.follow(Script(mode="hang"))
     batch_id = await world.it.submit(lines)
-    waiting = (await world.is_told_everywhere(batch_id, "upstream", documented))["waiting"]
+    waiting = (await world.is_shown_everywhere(batch_id, "upstream", documented))["waiting"]
     assert waiting["subject"] == labelled(world)
     assert waiting["reason"].startswith("has 3 requests in flight and has answered none for ")
     assert "(each is given up after 600 s; lately an answer took up to" in waiting["reason"]
@@ -263,7 +263,7 @@ async def test_an_engine_that_hangs(world: World, documented: set[str], monkeypa
 
 async def test_a_model_of_which_nobody_can_tell_whose_it_is(world: World, documented: set[str]) -> None:
     batch_id = await world.it.submit([request("1", model="other")])
-    waiting = (await world.is_told_everywhere(batch_id, "model", documented))["waiting"]
+    waiting = (await world.is_shown_everywhere(batch_id, "model", documented))["waiting"]
     assert re.search('may be served by upstream "a" .* or upstream "b"', waiting["reason"])
     assert "a model that the batch names" in (await world.in_temporal(batch_id))[1]
     await world.ends(batch_id)
@@ -275,9 +275,9 @@ async def test_a_model_of_which_nobody_can_tell_whose_it_is(world: World, docume
 async def test_a_paused_batch(world: World, documented: set[str]) -> None:
     world.engine.follow(Script(mode="status", status=503, retry_after=60))
     batch_id = await world.submit(3)
-    await world.told(batch_id, "upstream")
+    await world.shows(batch_id, "upstream")
     assert (await world.it.http.post(f"/v1/batches/{batch_id}/pause")).status_code == 200
-    waiting = (await world.is_told_everywhere(batch_id, "pause", documented))["waiting"]
+    waiting = (await world.is_shown_everywhere(batch_id, "pause", documented))["waiting"]
     assert waiting["ends_by"] == "user"
     assert f"POST /v1/batches/{batch_id}/resume" in waiting["reason"]
     assert "Waiting: the batch is paused since 20" in (await world.in_temporal(batch_id))[0]
@@ -289,7 +289,7 @@ async def test_behind_other_batches(world: World, documented: set[str]) -> None:
     first = await world.submit(501)
     await world.it.until(first, lambda batch: progress_of(batch).get("in_flight") == 4)
     second = await world.submit(40)
-    waiting = (await world.is_told_everywhere(second, "other_batches", documented))["waiting"]
+    waiting = (await world.is_shown_everywhere(second, "other_batches", documented))["waiting"]
     assert (waiting["subject"], waiting["ends_by"]) == ("other batches", "itself")
     assert "501 of their requests" in waiting["reason"]
     for batch_id in (second, first):
@@ -321,7 +321,7 @@ async def test_a_store_that_cannot_be_written(world: World, documented: set[str]
     batch_id = await world.submit(101)
     await world.it.until(batch_id, lambda batch: batch.request_counts and batch.request_counts.completed)
     with refusing(world.it.store, number):
-        waiting = (await world.is_told_everywhere(batch_id, "store", documented))["waiting"]
+        waiting = (await world.is_shown_everywhere(batch_id, "store", documented))["waiting"]
     assert (waiting["subject"], waiting["reason"]) == ("the store", f"cannot be used: {said}")
     assert waiting["ends_by"] == "operator"
     world.engine.follow(Script(latency=0.0))
@@ -335,7 +335,7 @@ async def test_a_store_that_is_gone(world: World, documented: set[str]) -> None:
     root = world.it.settings.store
     os.rename(root, f"{root}-elsewhere")
     try:
-        progress = await world.told(batch_id, "store")
+        progress = await world.shows(batch_id, "store")
         assert counts_of(await world.it.get(batch_id)) == (3, 0, 0)  # as Temporal knows it
         assert is_documented("store", pattern(progress["waiting_reason"]), documented), progress["waiting_reason"]
         assert progress["waiting"]["reason"] == "cannot be used: its directory is empty or missing"
@@ -352,7 +352,7 @@ async def test_without_a_worker(world: World, documented: set[str]) -> None:
     await world.it.stop_worker()
     try:
         batch_id = await world.submit(2)
-        waiting = (await world.is_told_everywhere(batch_id, "worker", documented, "no worker"))["waiting"]
+        waiting = (await world.is_shown_everywhere(batch_id, "worker", documented, "no worker"))["waiting"]
         queue = world.it.settings.task_queue
         assert (waiting["subject"], waiting["ends_by"]) == (f'task queue "{queue}"', "operator")
         assert waiting["reason"] == "has no worker that answers"
@@ -395,7 +395,7 @@ async def test_a_step_that_takes_long(
     monkeypatch.setattr(where, method, held)
     batch_id = await world.submit(2)
     try:
-        await world.is_told_everywhere(batch_id, kind, documented)
+        await world.is_shown_everywhere(batch_id, kind, documented)
         assert "Waiting: the" in (await world.in_temporal(batch_id))[0]
     finally:
         go_on.set()

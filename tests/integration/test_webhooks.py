@@ -108,7 +108,7 @@ async def test_an_event_that_is_not_wanted_is_not_sent() -> None:
     assert receiver.received == []
 
 
-async def test_another_tenants_endpoint_is_not_told() -> None:
+async def test_another_tenants_endpoint_is_not_called() -> None:
     async with open_receiver() as receiver:
         error = await refusal(receiver.url(), tenants=frozenset({"other"}))
     assert error.type == "UnknownWebhook"
@@ -141,7 +141,7 @@ async def delivered(it: Stack, batch_id: str) -> WebhookResult:
     return await asyncio.wait_for(workflow.result(), 60)
 
 
-async def test_the_ends_of_batches_are_told_to_whom_they_concern(stack: MakeStack, tmp_path: Path) -> None:
+async def test_the_ends_of_batches_are_reported_to_whom_they_concern(stack: MakeStack, tmp_path: Path) -> None:
     async with open_receiver() as receiver:
         receiver.statuses = [500]
         file = write_file(tmp_path / "hooks", receiver)
@@ -176,7 +176,7 @@ async def test_the_ends_of_batches_are_told_to_whom_they_concern(stack: MakeStac
         assert {unwrapped(received).type for received in receiver.received} == {"batch.failed"}
 
 
-async def test_a_batch_that_an_operator_terminates_is_told_as_cancelled(stack: MakeStack, tmp_path: Path) -> None:
+async def test_a_batch_that_an_operator_terminates_is_reported_as_cancelled(stack: MakeStack, tmp_path: Path) -> None:
     async with open_receiver() as receiver:
         it = await stack(webhook_url=receiver.url(), webhook_secret=SECRET, webhook_allow_private=True)
         it.script(mode="hang")
@@ -191,7 +191,7 @@ async def test_a_batch_that_an_operator_terminates_is_told_as_cancelled(stack: M
         assert unwrapped(received).type == "batch.cancelled"
 
 
-async def test_an_endpoint_that_may_not_be_told_is_seen_as_such(stack: MakeStack) -> None:
+async def test_an_endpoint_that_may_not_be_called_is_seen_as_such(stack: MakeStack) -> None:
     async with open_receiver() as receiver:
         it = await stack(webhook_url=receiver.url(), webhook_secret=SECRET)
         done = await it.run(requests(1))

@@ -27,7 +27,7 @@ class Engine:
         served = min(sending, self.admits)
         self.paused = 0.0
         for in_flight in range(sending - 1, served - 1, -1):
-            self.paused = max(self.paused, self.limit.overloaded(sent_at, in_flight, asks_to_wait=False))
+            self.paused = max(self.paused, self.limit.overloaded(sent_at, in_flight, has_retry_after=False))
         self.now += 1.0
         for _ in range(served):
             self.limit.answered(sent_at)
@@ -97,7 +97,7 @@ def test_a_retry_after_teaches_nothing_about_the_limit() -> None:
     for _ in range(3):
         sent_at = engine.now
         engine.now += 1
-        assert engine.limit.overloaded(sent_at, 0, asks_to_wait=True) == 0
+        assert engine.limit.overloaded(sent_at, 0, has_retry_after=True) == 0
         engine.now += 20
     while engine.round() < 60:
         pass

@@ -365,7 +365,7 @@ async def test_client_request_id(shared: Api, value: str, status: int, caplog: p
         assert value in caplog.text
 
 
-async def test_a_request_that_a_stopping_server_cancels_is_told_to_try_again() -> None:
+async def test_a_request_that_a_stopping_server_cancels_gets_the_advice_to_try_again() -> None:
     async def never(*_: object) -> None:
         await asyncio.Event().wait()
 
@@ -545,7 +545,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("method", ["PUT", "OPTIONS", "HEAD"])
-async def test_another_method_is_405_and_told_which_are_allowed(api: Api, method: str) -> None:
+async def test_another_method_is_405_and_shows_which_are_allowed(api: Api, method: str) -> None:
     for path, allowed in ALLOWED.items():
         if method in allowed:
             continue
@@ -576,7 +576,7 @@ KINDS = ("missing", "type", "value")
 FOUND_IN_TURN = [(kind, name) for kind in KINDS for name, wrong in WRONG.items() if kind in wrong]
 
 
-async def test_of_several_errors_the_missing_one_is_told_then_the_type_then_the_value(api: Api) -> None:
+async def test_of_several_errors_the_missing_one_is_reported_then_the_type_then_the_value(api: Api) -> None:
     """The order is ours: among errors of one kind, that of the fields of the request."""
     for index, first in enumerate(FOUND_IN_TURN):
         for second in FOUND_IN_TURN[index + 1 :]:
@@ -590,7 +590,7 @@ async def test_of_several_errors_the_missing_one_is_told_then_the_type_then_the_
     assert api.gateway.created == []
 
 
-async def test_query_and_headers_are_told_before_the_body(api: Api) -> None:
+async def test_query_and_headers_are_reported_before_the_body(api: Api) -> None:
     response = await api.http.post("/v1/batches", json=GOOD | {"endpoint": "x"}, headers={"Idempotency-Key": ""})
     assert error_of(response)["param"] == "Idempotency-Key"
     response = await api.http.get("/v1/files?order=up&limit=x&after=nothing")
@@ -603,7 +603,7 @@ async def test_query_and_headers_are_told_before_the_body(api: Api) -> None:
     assert error_of(response)["param"] == "after"
 
 
-async def test_of_several_errors_of_a_form_the_file_is_told_first_then_purpose_then_expiry(api: Api) -> None:
+async def test_of_several_errors_of_a_form_the_file_is_reported_first_then_purpose_then_expiry(api: Api) -> None:
     half = field("expires_after[anchor]", "created_at")
     for parts, param in [
         ([field("purpose", "x"), half], "file"),

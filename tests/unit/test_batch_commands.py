@@ -206,7 +206,7 @@ def test_a_cancel_may_be_waited_for(server: BatchServer, run: Run) -> None:
     assert "status      cancelled" in result.stdout
 
 
-def test_a_cancel_that_came_too_late_is_told(server: BatchServer, run: Run) -> None:
+def test_a_cancel_that_came_too_late_is_reported(server: BatchServer, run: Run) -> None:
     server.add("batch_1", {"status": "in_progress"}, {"status": "completed"})
     assert run("cancel", "batch_1", "--wait").exit_code == 1
     server.failures = [error(409, "Cannot cancel a batch with status 'completed'.")]

@@ -40,21 +40,21 @@ class World:
     def __init__(self) -> None:
         self.temporal = FakeTemporal()
         self.watch = CancelWatch(cast(Client, self.temporal))
-        self.told: list[str] = []
+        self.notified: list[str] = []
 
     def shard(self, run: str, token: str) -> contextlib.AbstractAsyncContextManager[None]:
-        return self.watch.watched(run, token.encode(), ShardProgress, lambda: self.told.append(token))
+        return self.watch.watched(run, token.encode(), ShardProgress, lambda: self.notified.append(token))
 
 
-async def test_all_shards_of_a_run_are_told_and_those_that_begin_later() -> None:
+async def test_all_shards_of_a_run_are_notified_and_those_that_begin_later() -> None:
     world = World()
     async with world.shard("run-1", "a"), world.shard("run-1", "b"), world.shard("run-2", "c"):
         world.temporal.answers[b"b"] = CANCELLED
-        await until(lambda: set(world.told) == {"a", "b"})
+        await until(lambda: set(world.notified) == {"a", "b"})
         async with world.shard("run-1", "late"):
-            assert world.told[-1] == "late"
+            assert world.notified[-1] == "late"
     async with world.shard("run-1", "again"):  # of a run whose shards have all ended, Temporal is asked again
-        assert "again" not in world.told
+        assert "again" not in world.notified
 
 
 async def test_a_pause_is_not_taken_for_a_cancel_and_an_error_does_not_end_the_watch() -> None:
@@ -63,7 +63,7 @@ async def test_a_pause_is_not_taken_for_a_cancel_and_an_error_does_not_end_the_w
     async with world.shard("run-1", "paused"), world.shard("run-2", "broken"), world.shard("run-3", "c"):
         await asyncio.sleep(0)
         world.temporal.answers[b"c"] = CANCELLED
-        await until(lambda: "c" in world.told)
+        await until(lambda: "c" in world.notified)
         world.temporal.answers[b"broken"] = CANCELLED
-        await until(lambda: "broken" in world.told)
-    assert "paused" not in world.told
+        await until(lambda: "broken" in world.notified)
+    assert "paused" not in world.notified

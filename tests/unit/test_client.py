@@ -366,7 +366,7 @@ def test_retry_after_is_kept_to(world: World) -> None:
 
 
 @pytest.mark.parametrize("answer", [web_page, error(200)], ids=["HTML", "JSON"])
-def test_another_server_is_told_from_one_of_batches(world: World, answer: Answer) -> None:
+def test_another_server_is_distinguished_from_one_of_batches(world: World, answer: Answer) -> None:
     client = world.client()
     calls = [
         lambda: client.submit([("a", body())]),

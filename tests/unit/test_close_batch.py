@@ -1,4 +1,4 @@
-"""The activity that closes a batch: one final record, told once, and nothing left over."""
+"""The activity that closes a batch: one final record, reported once, and nothing left over."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def it(tmp_path: Path) -> Closing:
     return Closing(tmp_path)
 
 
-async def test_the_record_is_final_and_the_end_is_told(it: Closing) -> None:
+async def test_the_record_is_final_and_the_end_is_reported(it: Closing) -> None:
     status = await it.close()
     assert (status.phase, status.outcome, status.counts.total) == (BatchPhase.COMPLETED, None, 2)
     final = it.catalog.get_final(REF)
@@ -56,7 +56,7 @@ async def test_the_record_is_final_and_the_end_is_told(it: Closing) -> None:
 async def test_the_first_record_counts(it: Closing) -> None:
     first = await it.close(BatchPhase.EXPIRED)
     assert await it.close(BatchPhase.COMPLETED) == first
-    assert {told.split()[1] for told in it.temporal.webhooks} == {"expired"}
+    assert {event.split()[1] for event in it.temporal.webhooks} == {"expired"}
 
 
 async def test_a_close_that_was_cut_off_goes_on(it: Closing) -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("package", ["api", "activities", "workflows"])
-def test_a_package_of_the_same_name_is_told(tmp_path: Path, package: str) -> None:
+def test_a_package_of_the_same_name_is_reported(tmp_path: Path, package: str) -> None:
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").touch()
     done = subprocess.run(

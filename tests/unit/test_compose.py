@@ -147,9 +147,9 @@ def test_the_file_says_how_the_first_key_is_made(monkeypatch: pytest.MonkeyPatch
 
 
 def test_services_find_each_other() -> None:
-    """Each host and port that a service is told is another service and the port that it listens on."""
+    """Each host and port that a service is configured with is another service and the port that it listens on."""
     listening = {"postgres": 5432, "temporal": 7233, "s3": 7070}
-    told = {
+    configured = {
         "temporal-schema": {"postgres": int(SERVICES["temporal-schema"]["environment"]["SQL_PORT"])},
         "temporal": {"postgres": int(SERVICES["temporal"]["environment"]["DB_PORT"])},
     }
@@ -157,10 +157,10 @@ def test_services_find_each_other() -> None:
     assert SERVICES["temporal"]["environment"]["POSTGRES_SEEDS"] == "postgres"
     for name in (*OURS, "temporal-ui"):
         environment = SERVICES[name]["environment"]
-        told[name] = dict([_host_and_port(environment["TEMPORAL_ADDRESS"])])
+        configured[name] = dict([_host_and_port(environment["TEMPORAL_ADDRESS"])])
         if name in OURS:
-            told[name] |= dict([_host_and_port(environment["EVERBATCH_S3_ENDPOINT"])])
-    for name, addresses in told.items():
+            configured[name] |= dict([_host_and_port(environment["EVERBATCH_S3_ENDPOINT"])])
+    for name, addresses in configured.items():
         for host, port in addresses.items():
             assert listening[host] == port
             assert set(SERVICES[name]["networks"]) & set(SERVICES[host]["networks"])

@@ -28,7 +28,7 @@ def test_summaries() -> None:
 
 
 @pytest.mark.parametrize("phase", list(BatchPhase))
-def test_details_tell_how_it_stands(phase: BatchPhase) -> None:
+def test_details_show_how_it_stands(phase: BatchPhase) -> None:
     status = BatchStatus(phase=phase, counts=Counts(total=9, completed=4, failed=2), shards_total=3)
     text = batch_details(make_spec(), status)
     for row in (f"**{phase.value}**", "| requests | 9 |", "| completed | 4 |", "| failed | 2 |", "| shards | 3 |"):

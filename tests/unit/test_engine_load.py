@@ -41,7 +41,7 @@ nv_trt_llm_request_metrics{model="m",request_type="waiting",version="1"} 6
         (TRITON, EngineLoad(30, 6)),
     ],
 )
-def test_engines_tell_their_queues(text: bytes, load: EngineLoad) -> None:
+def test_engines_report_their_queues(text: bytes, load: EngineLoad) -> None:
     assert read_load(text) == load
 
 

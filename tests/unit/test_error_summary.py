@@ -157,8 +157,8 @@ async def test_the_final_record_keeps_a_message_of_each_code_that_temporal_never
     )
     environment, _ = activity_environment()
     task = CloseBatchInput(spec=make_spec(), status=status)
-    told = await environment.run(CloseBatch(store, FakeRuns().runs).close_batch, task)
-    assert "why" not in told.model_dump_json()
+    closed = await environment.run(CloseBatch(store, FakeRuns().runs).close_batch, task)
+    assert "why" not in closed.model_dump_json()
     final = Catalog(store).get_final(REF)
     assert final
     assert ErrorMessages(Catalog(store)).of(final) == {"code-1": "why 1", "code-0": "why 2"}

@@ -114,14 +114,14 @@ def test_an_answer_does_not_end_the_wait_for_the_store() -> None:
 
 
 @pytest.mark.parametrize("of_objects", [([past(0, 9)], [past(0, None)]), ([past(0, None)], [past(0, 9)])])
-def test_a_wait_that_one_part_tells_as_ended_has_ended(of_objects: tuple[list[PastWait], ...]) -> None:
+def test_a_wait_that_one_part_reports_as_ended_has_ended(of_objects: tuple[list[PastWait], ...]) -> None:
     found = Committed({}, {}, {}, [], {}, [])
     for waits in of_objects:
         found.take("part", RecordReader(iter([encode_waits(waits)])))
     assert spans(found.waits) == [(0, 9, 1)]
 
 
-def test_a_wait_that_came_again_is_as_it_was_told_last() -> None:
+def test_a_wait_that_came_again_is_as_it_was_reported_last() -> None:
     first, again = past(0, 9), past(0, 9).merged(past(20, None))
     assert newest([again, first]) == newest([first, again]) == [again]
 
@@ -186,7 +186,7 @@ def test_a_reason_is_bounded() -> None:
     assert len(who(ByTenant(tenant="x" * 10_010))) < 2 * MAX_REASON
 
 
-def test_the_end_is_told_as_it_was() -> None:
+def test_the_end_is_reported_as_it_was() -> None:
     spec = make_spec(created_ms=NOW * 1000)
     errors = [ErrorCount(code="context_length_exceeded", count=312, first_lines=[88])]
     status = BatchStatus(
@@ -197,11 +197,11 @@ def test_the_end_is_told_as_it_was() -> None:
         history=History(waits=[past(0, 0), past(60, 900, subject="store")], dropped=4),
     )
 
-    def told(status: BatchStatus) -> list[str]:
+    def messages(status: BatchStatus) -> list[str]:
         record = BatchRecord(spec=spec, status=status)
         return [event.message for event in events_of(BatchView(record, None), NOW + 9999)]
 
-    assert told(status) == [
+    assert messages(status) == [
         "Created.",
         "Waited 14 min: store is away.",
         "312 × context_length_exceeded (first line 88)",
@@ -211,9 +211,9 @@ def test_the_end_is_told_as_it_was() -> None:
     failed = BatchStatus(
         phase=BatchPhase.FAILED, failed_at=NOW + 2, errors=[BatchError(code="c", message="Bad.", line=2)]
     )
-    assert told(failed)[-1] == "Failed after 2 s. Bad. (line 2)"
+    assert messages(failed)[-1] == "Failed after 2 s. Bad. (line 2)"
     running = BatchStatus(phase=BatchPhase.IN_PROGRESS, history=History(waits=[past(9999 - 125, None)]))
-    assert told(running) == ["Created.", "Waiting for 2 min so far: gpu is away."]
+    assert messages(running) == ["Created.", "Waiting for 2 min so far: gpu is away."]
 
 
 async def test_pages_of_a_running_batch_hold_each_event_once_and_its_id_stays(tmp_path: Path) -> None:

@@ -23,23 +23,23 @@ def settled(ran: Run) -> list[float]:
     return [limit for at, limit in ran.limits if at > ran.seconds / 2]
 
 
-@pytest.mark.parametrize("tells", [False, True])
+@pytest.mark.parametrize("reports", [False, True])
 @pytest.mark.parametrize(("slots", "seconds"), [(8, 0.4), (32, 1.0), (200, 2.0)])
-def test_it_settles_below_the_knee_and_costs_no_more_than_that(slots: int, seconds: float, tells: bool) -> None:
-    ran = run(EngineKind("", slots, seconds, tells=tells), None, 120, sharing=SHARING)
+def test_it_settles_below_the_knee_and_costs_no_more_than_that(slots: int, seconds: float, reports: bool) -> None:
+    ran = run(EngineKind("", slots, seconds, reports=reports), None, 120, sharing=SHARING)
     assert max(settled(ran)) <= 0.85 * slots
     assert ran.share(60, 120) > 0.68
     assert ran.lost == 0
 
 
-@pytest.mark.parametrize("tells", [False, True])
+@pytest.mark.parametrize("reports", [False, True])
 @pytest.mark.parametrize("slots", [1, 2])
-def test_an_engine_with_a_place_or_two_is_sent_one(slots: int, tells: bool) -> None:
-    ran = run(EngineKind("", slots, 0.1, tells=tells), None, 120, sharing=SHARING)
+def test_an_engine_with_a_place_or_two_is_sent_one(slots: int, reports: bool) -> None:
+    ran = run(EngineKind("", slots, 0.1, reports=reports), None, 120, sharing=SHARING)
     assert set(settled(ran)) == {1.0}
 
 
-def test_whoever_else_comes_to_an_engine_that_tells_its_queue_finds_a_place() -> None:
+def test_whoever_else_comes_to_an_engine_that_reports_its_queue_finds_a_place() -> None:
     waits: list[float] = []
 
     async def ask(engine: SimulatedEngine) -> None:
@@ -50,7 +50,7 @@ def test_whoever_else_comes_to_an_engine_that_tells_its_queue_finds_a_place() ->
             await engine.serve(0.2, 0, lambda sent=sent: waits.append(loop.time() - sent))
             await asyncio.sleep(0.5)
 
-    kind = EngineKind("", 16, 1.0, tells=True)
+    kind = EngineKind("", 16, 1.0, reports=True)
     run(kind, None, 120, sharing=SHARING, beside=ask)
     assert len(waits) > 50
     assert max(waits) < 0.01
@@ -64,26 +64,26 @@ def test_ours_make_room_for_many_others_and_come_back() -> None:
         await asyncio.sleep(40)
         await asyncio.gather(*(engine.serve(40.0) for _ in range(20)))  # for 40 s
 
-    ran = run(EngineKind("", 32, 1.0, tells=True), None, 120, sharing=SHARING, beside=ask)
+    ran = run(EngineKind("", 32, 1.0, reports=True), None, 120, sharing=SHARING, beside=ask)
     of_second = {round(at): limit for at, limit in ran.limits}
     assert of_second[40] == 25
     assert max(of_second[second] for second in range(50, 79)) <= 25.6 - 20
     assert of_second[86] == 25
 
 
-def test_several_workers_share_an_engine_that_tells_its_queue() -> None:
-    ran = run(EngineKind("", 32, 0.5, tells=True), None, 60, workers=3, sharing=SHARING)
+def test_several_workers_share_an_engine_that_reports_its_queue() -> None:
+    ran = run(EngineKind("", 32, 0.5, reports=True), None, 60, workers=3, sharing=SHARING)
     assert ran.share(30, 60) > 0.68
     assert statistics.mean(settled(ran)) <= 0.8 * 32
 
 
 def test_a_fixed_number_is_where_it_begins_and_what_it_comes_back_to() -> None:
-    told = Told(ceiling=51, finds_level=False)
-    assert told.level.value == 51
-    assert told.say(40, 20, in_flight=51) < 51
+    engine = ReportingEngine(ceiling=51, finds_level=False)
+    assert engine.level.value == 51
+    assert engine.report(40, 20, in_flight=51) < 51
     for _ in range(2 * int(ALONE_SECONDS)):
-        told.say(told.level.value)
-    assert told.level.value == 51
+        engine.report(engine.level.value)
+    assert engine.level.value == 51
 
 
 def test_a_volley_of_timeouts_lowers_it_once() -> None:
@@ -99,24 +99,24 @@ def test_a_volley_of_timeouts_lowers_it_once() -> None:
 
 
 def test_a_capacity_that_was_one_for_a_while_is_not_taken_for_ever() -> None:
-    told = Told()
-    told.say(1, 3)
-    assert told.say(1) == 1
+    engine = ReportingEngine()
+    engine.report(1, 3)
+    assert engine.report(1) == 1
     for _ in range(int(3 * ALONE_SECONDS)):
-        told.say(told.level.value)
-    assert told.level.value > 10
+        engine.report(engine.level.value)
+    assert engine.level.value > 10
 
 
 def test_ours_come_back_at_once_where_answers_take_long() -> None:
-    told = Told(timeout=600)
-    told.learn(100)
-    level = told.level.value
+    engine = ReportingEngine(timeout=600)
+    engine.learn(100)
+    level = engine.level.value
     for _ in range(50):
-        told.level.answered(told.now - 10, 1, int(level))
+        engine.level.answered(engine.now - 10, 1, int(level))
     for _ in range(60):
-        told.say(100, in_flight=int(told.level.value))
-    assert told.level.value == 1
-    assert told.say(1) >= level - 1
+        engine.report(100, in_flight=int(engine.level.value))
+    assert engine.level.value == 1
+    assert engine.report(1) >= level - 1
 
 
 async def test_no_batch_exceeds_it() -> None:
@@ -137,7 +137,7 @@ async def test_no_batch_exceeds_it() -> None:
 # What the engine says
 
 
-class Told:
+class ReportingEngine:
     """An engine of which ours are all requests, or ``in_flight``."""
 
     def __init__(
@@ -146,7 +146,7 @@ class Told:
         self.now = 100.0
         self.level = HeadroomLevel(ceiling, lambda: self.now, timeout, headroom=headroom, finds_level=finds_level)
 
-    def say(self, running: float, waiting: float = 0, in_flight: int | None = None, **more: float) -> float:
+    def report(self, running: float, waiting: float = 0, in_flight: int | None = None, **more: float) -> float:
         self.now += 1
         ours = int(running + waiting) if in_flight is None else in_flight
         self.level.observe_load(EngineLoad(running, waiting, **more), ours)
@@ -155,114 +155,114 @@ class Told:
     def grow(self, running: float) -> None:
         """Until more than that is in flight."""
         while self.level.value <= running:
-            self.say(self.level.value)
+            self.report(self.level.value)
 
     def learn(self, capacity: float) -> None:
         """What runs when requests wait, and that they are done."""
         self.grow(capacity)
         for _ in range(2):
-            self.say(capacity, max(1.0, self.level.value - capacity))
+            self.report(capacity, max(1.0, self.level.value - capacity))
         for _ in range(5):
-            self.say(self.level.value)
+            self.report(self.level.value)
 
 
 def test_it_grows_by_a_quarter_until_requests_wait_and_stays_below_what_runs_then() -> None:
-    told = Told()
-    assert [told.say(running) for running in (4, 5, 6, 7, 8, 10)] == [5, 6, 7, 8, 10, 12]
-    told.grow(20)
-    assert told.say(20, 4) <= 24 - 8
-    assert [told.say(16), told.say(16)] == [16, 16]
+    engine = ReportingEngine()
+    assert [engine.report(running) for running in (4, 5, 6, 7, 8, 10)] == [5, 6, 7, 8, 10, 12]
+    engine.grow(20)
+    assert engine.report(20, 4) <= 24 - 8
+    assert [engine.report(16), engine.report(16)] == [16, 16]
 
 
 def test_one_request_that_waits_may_be_on_its_way_and_two_times_in_a_row_it_is_not() -> None:
-    told = Told()
-    told.grow(20)
-    level = told.level.value
-    assert told.say(level - 1, 1) == level
-    assert told.say(level - 1, 1) < level
+    engine = ReportingEngine()
+    engine.grow(20)
+    level = engine.level.value
+    assert engine.report(level - 1, 1) == level
+    assert engine.report(level - 1, 1) < level
 
 
 def test_each_request_of_others_is_one_less_of_ours() -> None:
-    told = Told()
-    told.learn(20)
-    assert told.level.value == 16
-    assert told.say(19, in_flight=16) == 13
-    assert told.say(16, in_flight=13) == 13
-    assert told.say(13, in_flight=13) == 16
+    engine = ReportingEngine()
+    engine.learn(20)
+    assert engine.level.value == 16
+    assert engine.report(19, in_flight=16) == 13
+    assert engine.report(16, in_flight=13) == 13
+    assert engine.report(13, in_flight=13) == 16
 
 
 def test_others_alone_are_left_all_but_one() -> None:
-    told = Told()
-    told.say(4)
+    engine = ReportingEngine()
+    engine.report(4)
     for _ in range(10):
-        told.say(8, 20, in_flight=int(told.level.value))
-    assert told.level.value == 1
+        engine.report(8, 20, in_flight=int(engine.level.value))
+    assert engine.level.value == 1
 
 
 def test_requests_that_waited_for_a_moment_only_do_not_make_the_engine_small() -> None:
-    told = Told()
-    told.grow(32)
-    level = told.level.value
-    told.say(6, level - 6)  # prompts are being read
-    assert told.say(level) < level
+    engine = ReportingEngine()
+    engine.grow(32)
+    level = engine.level.value
+    engine.report(6, level - 6)  # prompts are being read
+    assert engine.report(level) < level
     for _ in range(5):
-        told.say(told.level.value)
-    assert told.level.value == int(0.8 * level)
+        engine.report(engine.level.value)
+    assert engine.level.value == int(0.8 * level)
 
 
 def test_more_is_looked_for_after_a_while_alone_and_seldom_beside_others() -> None:
-    told = Told()
-    told.learn(20)
-    told.now += ALONE_SECONDS
-    told.say(16, in_flight=15)  # somebody is there
+    engine = ReportingEngine()
+    engine.learn(20)
+    engine.now += ALONE_SECONDS
+    engine.report(16, in_flight=15)  # somebody is there
     for _ in range(5):
-        assert told.say(told.level.value) <= 16
-    told.now += ALONE_SECONDS
+        assert engine.report(engine.level.value) <= 16
+    engine.now += ALONE_SECONDS
     for _ in range(5):
-        told.say(told.level.value)
-    assert told.level.value > 16
-    told.learn(20)
-    told.now += SHARED_SECONDS
+        engine.report(engine.level.value)
+    assert engine.level.value > 16
+    engine.learn(20)
+    engine.now += SHARED_SECONDS
     for _ in range(10):
-        told.say(told.level.value + 1, in_flight=int(told.level.value))
-    assert told.level.value > 16
+        engine.report(engine.level.value + 1, in_flight=int(engine.level.value))
+    assert engine.level.value > 16
 
 
 def test_preemptions_lower_it_and_a_full_cache_does_not_let_it_grow() -> None:
-    told = Told()
-    told.say(4, preemptions=5.0)
-    assert told.say(5, preemptions=5.0, cache_used=0.99) == 5
-    assert told.say(5, preemptions=6.0) == 4
+    engine = ReportingEngine()
+    engine.report(4, preemptions=5.0)
+    assert engine.report(5, preemptions=5.0, cache_used=0.99) == 5
+    assert engine.report(5, preemptions=6.0) == 4
 
 
 def test_a_fixed_number_gives_way_to_a_queue_and_is_not_exceeded() -> None:
-    told = Told(ceiling=12, finds_level=False)
-    assert told.say(12) == 12
-    assert told.say(8, 4) < 12
+    engine = ReportingEngine(ceiling=12, finds_level=False)
+    assert engine.report(12) == 12
+    assert engine.report(8, 4) < 12
     for _ in range(5):
-        told.say(told.level.value)
-    assert told.level.value == 6
+        engine.report(engine.level.value)
+    assert engine.level.value == 6
 
 
 def test_an_engine_that_counts_other_requests_than_ours_is_not_believed() -> None:
-    told = Told()
-    assert told.say(0, 0, in_flight=4) == FIRST
+    engine = ReportingEngine()
+    assert engine.report(0, 0, in_flight=4) == FIRST
 
 
 def test_what_the_upstream_refuses_is_its_capacity() -> None:
-    told = Told()
-    told.grow(12)
-    told.level.cut(10)
-    assert told.level.value == 8
-    told.now += 60
-    assert told.say(8) == 8
+    engine = ReportingEngine()
+    engine.grow(12)
+    engine.level.cut(10)
+    assert engine.level.value == 8
+    engine.now += 60
+    assert engine.report(8) == 8
 
 
 # What latency says
 
 
 class Silent:
-    """An engine that tells nothing, always as busy as the level allows."""
+    """An engine that reports nothing, always as busy as the level allows."""
 
     def __init__(self, *, finds_level: bool = False) -> None:
         self.now = 100.0

@@ -122,7 +122,7 @@ async def test_a_download_goes_on_while_its_file_is_deleted(it: Janitor) -> None
 
 @pytest.mark.parametrize("published", [True, False])
 async def test_an_upload_that_meets_the_janitor_at_work_knows_it(it: Janitor, published: bool) -> None:
-    """Whether its record comes before the janitor looks, or after: it stays whole, or the upload is told."""
+    """Whether its record comes before the janitor looks, or after: it stays whole, or the upload learns of it."""
     before = it.save_file(expires_at=CREATED + HOUR)
     again = before.model_copy(update={"created_ms": (CREATED + HOUR) * 1000, "expires_at": CREATED + 3 * HOUR})
     key = f"files/{TENANT}/{FILE}/object.json"

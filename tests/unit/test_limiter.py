@@ -39,8 +39,8 @@ class Upstream:
     replicas: int = 1
     timeout: float = float("inf")
     finds_level: bool = False
-    told: list[str] = field(default_factory=list[str])
-    """Shards that were told to hold back, once for each time."""
+    notified: list[str] = field(default_factory=list[str])
+    """Shards that were notified to hold back, once for each time."""
 
     def __post_init__(self) -> None:
         self.limiter = Limiter(self.maximum, self.clock, self.replicas, self.timeout, finds_level=self.finds_level)
@@ -62,7 +62,7 @@ class Upstream:
             assert there <= limit + (SPARE if self.finds_level else 0)
 
         def on_pause() -> None:
-            self.told.append(name)
+            self.notified.append(name)
             self.limiter.withdraw(queue)
 
         queue = WaitingRequests(batch or name, list(range(requests)), start, model, batch or name)
@@ -301,7 +301,7 @@ async def test_a_model_that_refuses_makes_no_other_wait_and_two_speak_for_all() 
     for _ in range(2):
         up.answer(1, Outcome.OVERLOADED, retry_after=600)
     assert (up.limiter.pause_for("a"), up.limiter.pause_for("b"), up.limiter.pause_left) == (MAX_PAUSE, 0, 0)
-    assert set(up.told) == {"a"}
+    assert set(up.notified) == {"a"}
     up.shard("c", 1, model="b")
     up.flying.sort(key=lambda one: one[0], reverse=True)
     for _ in range(2):
@@ -318,20 +318,20 @@ async def test_a_short_retry_after_pauses_all_shards() -> None:
     up.shard("b", 10)
     up.clock.now += 1
     up.answer(2, Outcome.OVERLOADED, retry_after=3.0)
-    assert sorted(set(up.told)) == ["a", "b"]
+    assert sorted(set(up.notified)) == ["a", "b"]
     assert (up.limiter.waiting, up.limiter.pause_for("", "c")) == (0, 3.0)
-    assert not up.limiter.room(0)
+    assert not up.limiter.may_fetch(0)
 
-    up.told.clear()
+    up.notified.clear()
     up.clock.now += 2.9
     up.shard("c", 1)
-    assert up.told == ["c"]
+    assert up.notified == ["c"]
     up.clock.now += 0.2
     assert up.limiter.pause_for("", "a") == 0
     assert len(up.flying) == 2
 
 
-async def test_a_long_retry_after_is_for_the_batch_that_was_told_and_another_asks_for_itself() -> None:
+async def test_a_long_retry_after_is_for_the_batch_that_was_refused_and_another_asks_for_itself() -> None:
     up = Upstream(maximum=4)
     up.shard("a", 10)
     up.clock.now += 1
@@ -341,14 +341,14 @@ async def test_a_long_retry_after_is_for_the_batch_that_was_told_and_another_ask
     up.clock.now += MAX_PAUSE + 0.001
     up.shard("b", 10)
     up.shard("a again", 10, batch="a")
-    assert (up.order[4:], up.told[-1]) == (["b"], "a again")  # one request, and none of the batch that was told
+    assert (up.order[4:], up.notified[-1]) == (["b"], "a again")  # one request, and none of the batch that was notified
     up.answer(1)
     assert up.order[5:] == ["b"] * len(up.flying)
     assert len(up.flying) > 1
     assert up.limiter.pause_for("", "a") == 0  # its cause is gone
 
 
-async def test_a_batch_that_is_told_to_wait_for_long_asks_again_at_growing_intervals() -> None:
+async def test_a_batch_that_is_refused_for_long_asks_again_at_growing_intervals() -> None:
     up = Upstream(maximum=4)
     waits: list[float] = []
     for _ in range(6):
@@ -425,7 +425,7 @@ class Replicas:
     maximum: int = 4
     clock: Clock = field(default_factory=Clock)
     flying: list[Flight] = field(default_factory=list[Flight])
-    told: int = 0
+    notified: int = 0
 
     def __post_init__(self) -> None:
         self.limiter = Limiter(self.maximum, self.clock, replicas=self.count)
@@ -435,7 +435,7 @@ class Replicas:
             self.flying.append(flight)
 
         def on_pause() -> None:
-            self.told += 1
+            self.notified += 1
             self.limiter.withdraw(queue)
 
         queue = WaitingRequests("b", list(range(requests)), start)
@@ -469,7 +469,7 @@ async def test_a_replica_that_is_away_is_set_aside_until_it_answers_again() -> N
     them.send(30)
     them.clock.now += 1
     them.end(0, Outcome.UNREACHABLE, count=4)
-    assert (them.at(0), them.at(1), them.limiter.is_paused, them.told) == (0, 4, False, 0)
+    assert (them.at(0), them.at(1), them.limiter.is_paused, them.notified) == (0, 4, False, 0)
     them.end(1, count=4)
     assert (them.at(0), them.at(1)) == (0, 4)
     them.clock.now += FIRST_PAUSE + 0.001
@@ -481,7 +481,7 @@ async def test_a_replica_that_is_away_is_set_aside_until_it_answers_again() -> N
     them.end(1)
     them.end(0)
     assert them.at(0) == 4  # back
-    assert them.told == 0
+    assert them.notified == 0
 
 
 async def test_the_end_of_one_replicas_pause_lets_in_what_waits() -> None:
@@ -501,9 +501,9 @@ async def test_when_all_replicas_are_away_nothing_is_sent() -> None:
     them.end(0, Outcome.UNREACHABLE)
     them.clock.now += 0.2
     them.end(1, Outcome.UNREACHABLE)
-    assert (them.limiter.is_paused, them.told, them.limiter.waiting) == (True, 1, 0)
+    assert (them.limiter.is_paused, them.notified, them.limiter.waiting) == (True, 1, 0)
     assert them.limiter.pause_left == pytest.approx(FIRST_PAUSE - 0.2)  # until the first of them is asked again
-    assert not them.limiter.room(0)
+    assert not them.limiter.may_fetch(0)
 
 
 async def test_what_hangs_at_a_replica_that_is_away_takes_no_room() -> None:
@@ -513,8 +513,8 @@ async def test_what_hangs_at_a_replica_that_is_away_takes_no_room() -> None:
     them.end(0, Outcome.UNREACHABLE)
     them.end(1, count=4)
     assert (them.at(0), them.at(1)) == (3, 0)
-    assert them.limiter.room(4)
-    assert not them.limiter.room(6)
+    assert them.limiter.may_fetch(4)
+    assert not them.limiter.may_fetch(6)
 
 
 async def test_a_replica_that_only_fails_is_set_aside_where_another_answers() -> None:
@@ -522,7 +522,7 @@ async def test_a_replica_that_only_fails_is_set_aside_where_another_answers() ->
     them.send(100)
     them.clock.now += 1
     them.end(0, Outcome.FAILED, count=5)
-    assert (them.at(0), them.at(1), them.told) == (3 + 4, 8, 0)  # the sixth would have been the next to fail
+    assert (them.at(0), them.at(1), them.notified) == (3 + 4, 8, 0)  # the sixth would have been the next to fail
     them.end(0, Outcome.DROPPED, count=7)
     them.clock.now += FIRST_PAUSE + 0.001
     them.end(1)
@@ -539,12 +539,12 @@ async def test_block_holds_everybody_back_until_the_last_unblock() -> None:
     up.shard("a", 5)
     up.limiter.block()
     up.limiter.block()
-    assert up.told == ["a", "a"]
+    assert up.notified == ["a", "a"]
     up.answer(2)
     assert up.flying == []
     up.limiter.unblock()
     up.shard("b", 1)
-    assert (up.told[-1], up.flying) == ("b", [])
+    assert (up.notified[-1], up.flying) == ("b", [])
     changes = up.changes
     up.limiter.unblock()
     assert up.changes > changes
@@ -552,19 +552,19 @@ async def test_block_holds_everybody_back_until_the_last_unblock() -> None:
     assert len(up.flying) == 1
 
 
-async def test_who_has_left_is_told_nothing() -> None:
+async def test_who_has_left_is_not_notified() -> None:
     up = Upstream()
-    told: list[str] = []
+    notified: list[str] = []
     first, second = (WaitingRequests(name, [1], lambda number, flight: None) for name in "ab")
-    up.limiter.add(first, lambda: told.append("a"))
+    up.limiter.add(first, lambda: notified.append("a"))
     up.limiter.leave(second)
     up.limiter.block()
-    assert told == ["a"]
+    assert notified == ["a"]
     up.limiter.unblock()
-    up.limiter.add(second, lambda: told.append("b"))
+    up.limiter.add(second, lambda: notified.append("b"))
     up.limiter.leave(second)
     up.limiter.drain(0)
-    assert told == ["a", "a"]
+    assert notified == ["a", "a"]
 
 
 async def test_drain_is_for_good() -> None:
@@ -573,7 +573,7 @@ async def test_drain_is_for_good() -> None:
     up.limiter.drain(0)
     up.answer(2)
     up.shard("b", 1)
-    assert (up.told, up.flying, up.limiter.room(0)) == (["a", "b"], [], False)
+    assert (up.notified, up.flying, up.limiter.may_fetch(0)) == (["a", "b"], [], False)
 
 
 # Whatever happens
@@ -625,6 +625,6 @@ async def test_whatever_happens_the_count_is_right_and_nobody_waits_in_vain(
         elif limiter.waiting and replicas == 1:
             (lane,) = limiter._replicas[0].lanes.values()  # pyright: ignore[reportPrivateUsage]
             assert limiter.in_flight + len(lane.unreported) >= int(limiter.limit)
-            assert not limiter.room(int(limiter.limit))
+            assert not limiter.may_fetch(int(limiter.limit))
         elif limiter.waiting:
             assert limiter.in_flight >= 1

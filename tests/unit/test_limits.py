@@ -409,13 +409,13 @@ async def test_each_record_is_read_once(tmp_path: Path, monkeypatch: pytest.Monk
     record = FileRecord(id="file-0", bytes=10, created_ms=0, filename="a", purpose="batch")
     for number in range(3):
         catalog.save_file("search", record.model_copy(update={"id": f"file-{number}"}))
-        async with stored.room(form_of("search", limits), 10):
+        async with stored.reserve(form_of("search", limits), 10):
             pass
     assert read == ["file-0", "file-1", "file-2"]
     # Under an idempotency key a file that expired is followed by one of the same id.
     catalog.save_file("search", record.model_copy(update={"bytes": 81, "created_ms": 9}))
     with pytest.raises(ApiError):
-        async with stored.room(form_of("search", limits), 1):
+        async with stored.reserve(form_of("search", limits), 1):
             pass
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from api.http.logs import REQUEST_ID, SAID_A_MINUTE, SAID_BY_TEMPORAL, JsonFormatter, OftenSaid, TextFormatter
+from api.http.logs import MAX_A_MINUTE, MAX_OF_TEMPORAL, REQUEST_ID, JsonFormatter, RepeatFilter, TextFormatter
 from tests.fakes.api import open_api
 
 BATCH = "batch_" + "0a" * 16
@@ -36,13 +36,13 @@ def test_a_batch_in_the_message_is_its_batch_id() -> None:
     assert line("GET /v1/batches/%s/cancel 200 3 ms", BATCH)["batch_id"] == BATCH
 
 
-def test_an_activity_tells_its_batch_and_attempt() -> None:
+def test_an_activity_names_its_batch_and_attempt() -> None:
     where = {"workflow_id": BATCH, "activity_id": "shard-3", "attempt": 2, "task_queue": "q"}
     found = line("answers wait to be stored", temporal_activity=where)
     assert (found["batch_id"], found["activity_id"], found["attempt"]) == (BATCH, "shard-3", 2)
 
 
-def test_a_workflow_tells_its_batch() -> None:
+def test_a_workflow_names_its_batch() -> None:
     assert line("a shard ended", temporal_workflow={"workflow_id": BATCH, "attempt": 1})["batch_id"] == BATCH
 
 
@@ -80,27 +80,27 @@ def test_the_words_of_a_client_are_one_line() -> None:
 
 
 def test_what_is_said_too_often_is_counted() -> None:
-    often = OftenSaid()
+    often = RepeatFilter()
 
     def passes(message: str, at: float) -> str:
         record = logging.LogRecord("everbatch.x", logging.WARNING, "x.py", 1, message, (3,), None)
         record.created = at
         return record.getMessage() if often.filter(record) else ""
 
-    said = [passes("lost %d", 100.0 + n / 100) for n in range(5000)]
-    assert len([text for text in said if text]) == SAID_A_MINUTE
+    passed = [passes("lost %d", 100.0 + n / 100) for n in range(5000)]
+    assert len([text for text in passed if text]) == MAX_A_MINUTE
     assert passes("another %d", 101.0) == "another 3"
-    assert passes("lost %d", 161.0) == f"lost 3 ({5000 - SAID_A_MINUTE} more like it in between)"
+    assert passes("lost %d", 161.0) == f"lost 3 ({5000 - MAX_A_MINUTE} more like it in between)"
 
 
 def test_what_the_sdk_of_temporal_says_is_limited_whatever_its_fields_are() -> None:
-    often = OftenSaid()
+    often = RepeatFilter()
 
     def passes(number: int) -> logging.LogRecord | None:
         message = f"gRPC call poll_{'x' * 900} retried {number} times {{'error': 'Status {number}'}}"
         record = logging.LogRecord("temporalio.core", logging.WARNING, "x.py", 1, message, (), None)
         return record if often.filter(record) else None
 
-    said = [record for record in map(passes, range(500)) if record]
-    assert len(said) == SAID_BY_TEMPORAL
-    assert all(len(record.getMessage()) <= 500 for record in said)
+    passed = [record for record in map(passes, range(500)) if record]
+    assert len(passed) == MAX_OF_TEMPORAL
+    assert all(len(record.getMessage()) <= 500 for record in passed)

@@ -45,7 +45,7 @@ def rate_after(*moments: tuple[float, int], begun_with: int | None = 0) -> float
     return found and found.per_second
 
 
-def test_nothing_is_told_before_something_is_done() -> None:
+def test_nothing_is_reported_before_something_is_done() -> None:
     assert Paces().of("b", status(0, 5, 5), [], NOW) is None
     assert Paces().of("b", status(7, 5, 5, begun_with=7), [], NOW) is None
     assert Paces().of("b", BatchStatus(counts=Counts(total=5)), [], NOW) is None
@@ -82,7 +82,7 @@ def test_the_last_third_counts_where_it_is_remembered() -> None:
     assert rate_after((100, 10), (110, 210), (120, 410)) == 20.0  # faster by now, perhaps after an outage: of what came
 
 
-def test_what_comes_within_moments_of_each_other_tells_nothing() -> None:
+def test_what_comes_within_moments_of_each_other_shows_nothing() -> None:
     # A shard that begins to tell what it has done, a moment after another.
     assert rate_after((20, 100), (20.01, 400)) == pytest.approx(20, rel=0.01)
 
@@ -93,7 +93,7 @@ def test_after_a_pause_only_what_was_seen_to_come_counts(seen_first: int) -> Non
     assert rate_after((1, seen_first), (11, seen_first + 50), begun_with=None) == 5.0
 
 
-def test_what_was_seen_before_a_pause_tells_nothing() -> None:
+def test_what_was_seen_before_a_pause_shows_nothing() -> None:
     paces = Paces()
     for ago, done in ((900, 200), (800, 400)):
         paces.of("b", status(done, 1000 - ago, 0, now=NOW - ago), [], NOW - ago)

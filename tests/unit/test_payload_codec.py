@@ -29,13 +29,13 @@ def test_keys_are_read_in_order() -> None:
 
 
 @pytest.mark.parametrize("bad", ["secret", "c2VjcmV0", "A" * 24, "ä" * 44], ids=["text", "short", "half", "no ASCII"])
-def test_what_is_no_key_is_refused_without_telling_it(bad: str) -> None:
+def test_what_is_no_key_is_refused_without_showing_it(bad: str) -> None:
     with pytest.raises(ValueError, match="key 2 is not base64 of 32 bytes") as refused:
         parse_keys(f"{text(key())},{bad}")
     assert bad not in str(refused.value)
 
 
-async def test_a_sealed_payload_tells_nothing_and_opens() -> None:
+async def test_a_sealed_payload_shows_nothing_and_opens() -> None:
     codec = AesGcmCodec([key()])
     (sealed,) = await codec.encode([CLEAR])
     assert sealed.metadata["encoding"] == ENCODING

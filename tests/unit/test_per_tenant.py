@@ -12,7 +12,7 @@ from tests.fakes.worker import activity_environment
 
 
 class Work:
-    """Activities that wait for their turn, and end it when told."""
+    """Activities that wait for their turn, and end it on request."""
 
     def __init__(self) -> None:
         self.turns = PerTenant(2)

@@ -64,7 +64,7 @@ async def test_each_new_reason_why_temporal_is_not_there_is_said_once(
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "bad host:1"])
-async def test_telling_of_temporal_is_for_the_log_alone(
+async def test_the_state_of_temporal_is_for_the_log_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, address: str
 ) -> None:
     ended: list[str] = []
@@ -86,7 +86,7 @@ async def test_telling_of_temporal_is_for_the_log_alone(
     assert ended == ["served"]
     assert address in caplog.text
     await asyncio.sleep(0.05)
-    assert not any("_tell_of_temporal" in repr(task) for task in asyncio.all_tasks())
+    assert not any("_log_temporal_state" in repr(task) for task in asyncio.all_tasks())
 
 
 STARTS: list[Callable[[Settings], Awaitable[None]]] = [

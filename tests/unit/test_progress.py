@@ -10,7 +10,7 @@ from temporalio.api.workflow.v1 import PendingActivityInfo
 
 from api.gateway.interface import Progress
 from api.gateway.pace import Paces
-from api.gateway.pending import read_pending, tell_missing
+from api.gateway.pending import mark_missing_upstreams, read_pending
 from api.gateway.progress import HighWater, live_status, progress_of, unfinished
 from api.gateway.waits import duration, waits_of, with_waits
 from tests.fakes.worker import make_spec
@@ -95,11 +95,11 @@ def test_a_shard_that_waits_keeps_its_counts_and_says_why_and_until_when() -> No
         "requests": 103,
         "next_attempt_at": int(NOW) + 12,
     }
-    told = "Waiting: gpu is away; 103 of 200 requests wait; next try in 12 s; the window ends in 23 h."
-    assert shown.waiting_reason == told
+    text = "Waiting: gpu is away; 103 of 200 requests wait; next try in 12 s; the window ends in 23 h."
+    assert shown.waiting_reason == text
 
 
-def test_who_has_to_act_is_told() -> None:
+def test_who_has_to_act_is_reported() -> None:
     status = BatchStatus(counts=Counts(total=2))
     queued = waiting("line-1", failure(away("gpu", 1, EndsBy.OPERATOR)), -3)
     _, shown = progress(status, queued)
@@ -124,7 +124,7 @@ def test_a_lost_worker_is_called_that() -> None:
     assert "was lost" in shown.waiting.reason
 
 
-def test_a_bug_is_told_as_it_is_and_needs_an_operator() -> None:
+def test_a_bug_is_reported_as_it_is_and_needs_an_operator() -> None:
     _, shown = progress(BatchStatus(counts=Counts(total=1)), waiting("line-1", Failure(message="a bug" + "!" * 999), 2))
     assert shown.waiting
     assert (shown.waiting.kind, shown.waiting.ends_by) == ("worker", "operator")
@@ -132,7 +132,7 @@ def test_a_bug_is_told_as_it_is_and_needs_an_operator() -> None:
     assert len(shown.waiting.reason) < 300
 
 
-def test_answers_that_wait_for_the_store_are_told_while_requests_are_in_flight() -> None:
+def test_answers_that_wait_for_the_store_are_reported_while_requests_are_in_flight() -> None:
     status = BatchStatus(counts=Counts(total=100))
     wait = store_wait("its disk is full", is_lasting=True)
     _, shown = progress(status, pending("shard-0", said(0, 0, 5, 64, wait)))
@@ -158,7 +158,7 @@ def test_what_is_paused_in_temporal_alone_is_for_its_operator_to_resume() -> Non
     assert (shown.waiting.kind, shown.waiting.ends_by) == ("pause", "operator")
 
 
-def test_a_long_validation_and_the_writing_of_files_are_told() -> None:
+def test_a_long_validation_and_the_writing_of_files_are_reported() -> None:
     _, shown = progress(BatchStatus())
     assert (shown.waiting and shown.waiting.kind) == "validating"
     status = BatchStatus(phase=BatchPhase.FINALIZING, finalizing_at=int(NOW) - 3, counts=Counts(total=5))
@@ -226,7 +226,7 @@ def test_an_upstream_that_is_away_is_named_while_others_answer() -> None:
     assert (shown.waiting, shown.waiting_reason, shown.in_flight, shown.in_flight_limit) == (None, None, 68, 72)
 
 
-def test_all_that_is_waited_for_is_told_the_soonest_first() -> None:
+def test_all_that_is_waited_for_is_reported_the_soonest_first() -> None:
     status = BatchStatus(counts=Counts(total=400))
     infos = [
         of_upstream("a", waiting("shard-0", failure(away("a", 100)), 9)),
@@ -241,17 +241,17 @@ def test_all_that_is_waited_for_is_told_the_soonest_first() -> None:
     )
 
 
-def test_an_upstream_that_is_no_more_is_told() -> None:
+def test_an_upstream_that_is_no_more_is_reported() -> None:
     queue = "everbatch-inference"
     infos = [of_upstream("gone", pending("line-1")), of_upstream("here", pending("line-2"))]
     for info in infos:
         info.state = PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
     infos += [pending("validate"), of_upstream("gone", pending("line-3"))]  # the last runs, so somebody has it
-    found = tell_missing(read_pending(infos), queue, ["here"])
+    found = mark_missing_upstreams(read_pending(infos), queue, ["here"])
     assert [item.wait.text if item.wait else "" for item in found] == [
         'upstream "gone" is not configured any more',
         "",
         "",
         "",
     ]
-    assert tell_missing(read_pending(infos), queue, ["here", "gone"]) == read_pending(infos)
+    assert mark_missing_upstreams(read_pending(infos), queue, ["here", "gone"]) == read_pending(infos)

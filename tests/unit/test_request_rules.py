@@ -315,7 +315,7 @@ def test_a_model_that_the_upstream_does_not_list() -> None:
     assert error.message == "The provided model 'gpt' is not supported by the Batch API. Available models: 'm'."
 
 
-def test_an_unknown_model_is_told_what_it_resembles_and_what_there_is() -> None:
+def test_an_unknown_model_gets_a_message_with_what_it_resembles_and_what_there_is() -> None:
     lines = checker(known_models=frozenset({"llama-3.1-8b", *(f"z-{number:02}" for number in range(30))}))
     error = check(body(model="lama-3.1-8b"), lines)
     assert error

@@ -143,7 +143,7 @@ async def test_an_upstream_that_is_not_available_is_waited_for_uncounted(worker:
     assert (result.completed, result.failed) == (10, 0)
 
 
-async def test_retry_after_is_waited_for_and_nothing_of_the_answer_is_told(worker: ShardWorker) -> None:
+async def test_retry_after_is_waited_for_and_nothing_of_the_answer_is_shown(worker: ShardWorker) -> None:
     worker.engine.fail(range(1, 11), refusal(503, "secret words", retry_after="40"))
     error = await worker.run_to_retry()
     assert error.next_retry_delay is not None
@@ -189,7 +189,7 @@ async def test_a_reset_workflow_counts_attempts_anew_and_loses_nothing(worker: S
 # Progress
 
 
-async def test_heartbeats_tell_what_is_committed_and_in_flight(
+async def test_heartbeats_report_what_is_committed_and_in_flight(
     worker: ShardWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeats, "BEAT_SECONDS", 0.01)

@@ -113,7 +113,7 @@ async def test_cancelling_many_shards_at_once_leaves_no_request_counted(tmp_path
     worker.settled()
 
 
-async def test_the_first_shard_that_hears_of_a_cancel_tells_the_others(tmp_path: Path) -> None:
+async def test_the_first_shard_that_learns_of_a_cancel_notifies_the_others(tmp_path: Path) -> None:
     """They would hear of it one after the other, and send what each leaves free."""
     worker = ShardWorker(tmp_path, 8, in_flight=4)
     worker.engine.held = set(range(1, 9))

@@ -48,7 +48,7 @@ class Workflow:
     namespace = "default"
 
     def __init__(self, status: BatchStatus) -> None:
-        self.told: BatchStatus | None = status
+        self.reported: BatchStatus | None = status
         self.pending: list[PendingActivityInfo] = []
 
     def get_workflow_handle_for(self, *_: Any) -> Workflow:
@@ -62,9 +62,9 @@ class Workflow:
         raise RuntimeError("nobody asks who else is there")
 
     async def query(self, *_: Any, **__: Any) -> BatchStatus:
-        if self.told is None:
+        if self.reported is None:
             raise TimeoutError
-        return self.told
+        return self.reported
 
 
 def running(shard: int, said: ShardProgress) -> PendingActivityInfo:
@@ -118,7 +118,7 @@ async def test_a_wait_that_has_ended_is_shown_so_where_the_workflow_does_not_ans
     shown.workflow.pending = [running(0, ShardProgress(waits=[wait]))]
     status, _ = await shown.find()
     assert [(one.subject, one.ended) for one in status.history.waits] == [("store", began + 5), ("gpu", None)]
-    shown.workflow.told = None
+    shown.workflow.reported = None
     shown.workflow.pending = [running(0, ShardProgress(waits=[wait.model_copy(update={"ended": began + 30})]))]
     status, _ = await shown.view()
     assert [(one.subject, one.ended) for one in status.history.waits] == [("store", began + 5), ("gpu", began + 30)]

@@ -1,4 +1,4 @@
-"""When it is told that an engine answers nothing."""
+"""When an engine is reported to answer nothing."""
 
 from __future__ import annotations
 

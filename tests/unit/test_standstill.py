@@ -81,7 +81,7 @@ async def test_it_says_how_many_requests_of_others_are_before_it() -> None:
     ("status", "pending", "progress", "reason"),
     [
         (running(-LATER), QUEUED, Progress(in_flight=0), None),
-        (running(), replace(QUEUED, in_flight=2, heard_at=time.time() + LATER), Progress(in_flight=2), None),
+        (running(), replace(QUEUED, in_flight=2, heartbeat_at=time.time() + LATER), Progress(in_flight=2), None),
         (running().model_copy(update={"phase": BatchPhase.FINALIZING}), QUEUED, Progress(in_flight=0), None),
     ],
 )
@@ -100,7 +100,7 @@ async def test_a_full_database_of_temporal_is_named() -> None:
     full = "Temporal at t:1 takes no new workflows; its database may be full"
     assert await world.reason() == full
     # What runs cannot say that it does: nothing that it sends is written.
-    silent = replace(QUEUED, in_flight=5, heard_at=time.time() - SILENT_SECONDS - 1)
+    silent = replace(QUEUED, in_flight=5, heartbeat_at=time.time() - SILENT_SECONDS - 1)
     assert await World(batch_2=Counts(total=9)).reason(pending=silent) is None
     assert await world.reason(pending=silent) == full
 

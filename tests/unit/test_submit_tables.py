@@ -100,7 +100,7 @@ def test_what_cannot_be_sent_is_said_before_the_upload(
     assert server.asked == []
 
 
-def test_a_table_that_is_not_utf_8_is_told(server: BatchServer, run: Run) -> None:
+def test_a_table_that_is_not_utf_8_is_reported(server: BatchServer, run: Run) -> None:
     Path("in.csv").write_bytes("prompt\nżółw\n".encode("utf-16"))
     result = run("submit", "in.csv", "--model", "m")
     assert (result.exit_code, server.asked) == (64, [])

@@ -102,7 +102,7 @@ def test_without_network_it_is_built_with_go(no_download: Path) -> None:
     assert sorted(path.name for path in cached_path().parent.iterdir()) == ["lock", "temporal"]
 
 
-def test_a_failed_build_tells_what_to_do(no_download: Path) -> None:
+def test_a_failed_build_says_what_to_do(no_download: Path) -> None:
     fake_binary(no_download / "bin/go", then="echo 'go: needs go 1.25' >&2; exit 1")
     with pytest.raises(EmbeddedTemporalError, match=r"needs go 1\.25.*EVERBATCH_TEMPORAL_CLI"):
         find_temporal("", io.StringIO())

@@ -243,7 +243,7 @@ async def test_shards_of_many_requests_finished_and_not(batch: Batch, monkeypatc
     assert status.counts == Counts(total=650, completed=150, failed=500, unanswered=499)
 
 
-async def test_a_shard_that_ended_unheard_is_adopted(batch: Batch) -> None:
+async def test_a_shard_that_ended_unreported_is_adopted(batch: Batch) -> None:
     await batch.begin(2)
     await batch.finish(0, completion(1))
     await batch.finish(1, completion(2), attempt="000007-z")
@@ -253,10 +253,10 @@ async def test_a_shard_that_ended_unheard_is_adopted(batch: Batch) -> None:
     assert status.error_file_id is None
 
 
-async def test_what_a_shard_that_ended_unheard_has_waited_for_is_told(batch: Batch) -> None:
+async def test_what_a_shard_that_ended_unreported_has_waited_for_is_reported(batch: Batch) -> None:
     await batch.begin(2)
-    unheard, heard = batch.log(0), batch.log(1)
-    for shard, log in enumerate((unheard, heard)):
+    unreported, reported = batch.log(0), batch.log(1)
+    for shard, log in enumerate((unreported, reported)):
         log.waits.begin(Wait(kind=WaitKind.UPSTREAM, subject=f"engine {shard}", reason="is away"))
         batch.answer(log, shard, completion(shard + 1))
         await log.finish()

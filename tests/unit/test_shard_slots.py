@@ -1,4 +1,4 @@
-"""The slot supplier: a worker polls for a shard only while its limiter has room to run one."""
+"""The slot supplier: a worker polls for a shard only while its limiter can run one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from temporalio.worker import SlotMarkUsedContext, SlotPermit, SlotReleaseContex
 from activities.upstreams.judgement import Outcome
 from activities.upstreams.lanes import Flight
 from activities.upstreams.limiter import LOOK_SECONDS, Limiter
-from activities.upstreams.slots import ANTECHAMBER, Antechamber, RoomForRequests
+from activities.upstreams.slots import MAX_FIRST_WAITING, FirstShardSlots, ShardSlots
 from activities.upstreams.waiting_requests import WaitingRequests
 from tests.fakes.worker import until
 
@@ -29,15 +29,15 @@ CONTEXT = cast(SlotReserveContext, SimpleNamespace(slot_type="activity"))
 class Poller:
     """What the SDK does with a slot supplier: polls that wait for permits, shards that hold them."""
 
-    def __init__(self, maximum: int = 10, kind: type[RoomForRequests] = RoomForRequests) -> None:
+    def __init__(self, maximum: int = 10, kind: type[ShardSlots] = ShardSlots) -> None:
         self.limiter = Limiter(maximum)
-        self.room = kind(self.limiter)
+        self.slots = kind(self.limiter)
         self.polls: list[asyncio.Task[SlotPermit]] = []
         self.shards: list[tuple[SlotPermit, ExitStack]] = []
         self.flying: list[Flight] = []
 
     async def poll(self, count: int = 1) -> None:
-        self.polls += [asyncio.create_task(self.room.reserve_slot(CONTEXT)) for _ in range(count)]
+        self.polls += [asyncio.create_task(self.slots.reserve_slot(CONTEXT)) for _ in range(count)]
         await self.settle()
 
     @property
@@ -58,14 +58,14 @@ class Poller:
         poll = self.out[0]
         self.polls.remove(poll)
         permit = poll.result()
-        in_thread(lambda: self.room.mark_slot_used(cast(SlotMarkUsedContext, SimpleNamespace(permit=permit))))
+        in_thread(lambda: self.slots.mark_slot_used(cast(SlotMarkUsedContext, SimpleNamespace(permit=permit))))
         return permit
 
     def run(self, permit: SlotPermit, requests: int) -> None:
         """The activity has read its shard, and sends."""
         held = ExitStack()
         queue = WaitingRequests("b", list(range(requests)), lambda number, flight: self.flying.append(flight))
-        held.enter_context(self.room.running(requests, lambda: len(queue.pending)))
+        held.enter_context(self.slots.running(requests, lambda: len(queue.pending)))
         self.limiter.add(queue, lambda: None)
         self.shards.append((permit, held))
 
@@ -75,7 +75,7 @@ class Poller:
         self.release(permit)
 
     def release(self, permit: SlotPermit) -> None:
-        in_thread(lambda: self.room.release_slot(SlotReleaseContext(slot_info=None, permit=permit)))
+        in_thread(lambda: self.slots.release_slot(SlotReleaseContext(slot_info=None, permit=permit)))
 
     def answer(self, count: int) -> None:
         for _ in range(count):
@@ -205,7 +205,7 @@ async def test_nothing_is_fetched_while_blocked_or_draining() -> None:
 
 
 async def test_there_are_no_eager_activities() -> None:
-    assert Poller().room.try_reserve_slot(CONTEXT) is None
+    assert Poller().slots.try_reserve_slot(CONTEXT) is None
 
 
 # Lost wake-ups
@@ -264,39 +264,39 @@ async def test_whatever_happens_no_poll_waits_while_there_is_room(maximum: int, 
         if chance.random() < 0.7:
             await poller.settle()
             if poller.waiting:
-                assert not poller.room._has_room()  # pyright: ignore[reportPrivateUsage]
+                assert not poller.slots._may_poll()  # pyright: ignore[reportPrivateUsage]
     await poller.stop()
 
 
-# The antechamber: what a full worker takes in of small batches
+# First shards: what a full worker takes in of small batches
 
 
 async def test_a_full_worker_takes_some_in_still() -> None:
-    poller = Poller(maximum=4, kind=Antechamber)
+    poller = Poller(maximum=4, kind=FirstShardSlots)
     large = WaitingRequests("large", list(range(100)), lambda number, flight: poller.flying.append(flight))
     poller.limiter.add(large, lambda: None)
-    assert not poller.limiter.room(0)
-    for _ in range(ANTECHAMBER + 3):
+    assert not poller.limiter.may_fetch(0)
+    for _ in range(MAX_FIRST_WAITING + 3):
         await poller.poll(2)
         if poller.out:
             poller.run(poller.receive(), 1)
-    assert (len(poller.shards), poller.room.waiting, poller.out) == (ANTECHAMBER, ANTECHAMBER, [])
+    assert (len(poller.shards), poller.slots.waiting, poller.out) == (MAX_FIRST_WAITING, MAX_FIRST_WAITING, [])
     poller.answer(2)  # the batches take turns: one of these two places is for one that waits here
     await poller.settle()
-    assert poller.room.waiting == ANTECHAMBER - 1
+    assert poller.slots.waiting == MAX_FIRST_WAITING - 1
     assert len(poller.out) == 1
     await poller.stop()
 
 
-async def test_what_waits_in_the_antechamber_keeps_no_large_shard_out() -> None:
+async def test_a_first_shard_that_waits_keeps_no_large_shard_out() -> None:
     limiter = Limiter(4)
-    antechamber = Antechamber(limiter)
+    first_slots = FirstShardSlots(limiter)
     queue = WaitingRequests("small", list(range(12)), lambda number, flight: None)
-    with antechamber.running(12, lambda: len(queue.pending)):
+    with first_slots.running(12, lambda: len(queue.pending)):
         limiter.add(queue, lambda: None)
-        assert antechamber.waiting == 8
-        for room, is_open in ((RoomForRequests(limiter), False), (RoomForRequests(limiter, antechamber), True)):
-            poll = asyncio.create_task(room.reserve_slot(CONTEXT))
+        assert first_slots.waiting == 8
+        for slots, is_open in ((ShardSlots(limiter), False), (ShardSlots(limiter, first_slots), True)):
+            poll = asyncio.create_task(slots.reserve_slot(CONTEXT))
             for _ in range(30):
                 await asyncio.sleep(0)
             assert poll.done() is is_open
@@ -305,7 +305,7 @@ async def test_what_waits_in_the_antechamber_keeps_no_large_shard_out() -> None:
 
 
 async def test_nothing_is_taken_in_while_the_upstream_is_away() -> None:
-    poller = Poller(maximum=4, kind=Antechamber)
+    poller = Poller(maximum=4, kind=FirstShardSlots)
     poller.limiter.block()
     await poller.poll(1)
     assert not poller.out
@@ -315,11 +315,11 @@ async def test_nothing_is_taken_in_while_the_upstream_is_away() -> None:
     await poller.stop()
 
 
-async def test_the_antechamber_looks_now_and_then_while_every_model_is_paused() -> None:
+async def test_first_shards_are_polled_now_and_then_while_every_model_is_paused() -> None:
     """What it takes in is most likely for such a model, and is handed back at once: that is no reason to ask again."""
     now = 0.0
     limiter = Limiter(4, clock=lambda: now)
-    antechamber = Antechamber(limiter)
+    first_slots = FirstShardSlots(limiter)
     flying: list[Flight] = []
     queue = WaitingRequests("b", [1, 2, 3, 4], lambda number, flight: flying.append(flight), "m")
     limiter.add(queue, lambda: None)
@@ -329,7 +329,7 @@ async def test_the_antechamber_looks_now_and_then_while_every_model_is_paused() 
     taken = 0
     for step in range(20):
         now = 0.1 * step
-        poll = asyncio.create_task(antechamber.reserve_slot(CONTEXT))
+        poll = asyncio.create_task(first_slots.reserve_slot(CONTEXT))
         for _ in range(30):
             await asyncio.sleep(0)
         if not poll.done():
@@ -339,11 +339,11 @@ async def test_the_antechamber_looks_now_and_then_while_every_model_is_paused() 
         taken += 1
         held: list[int] = []
         late = WaitingRequests(f"late-{step}", [1], lambda number, flight: None, "m")
-        antechamber.mark_slot_used(cast(SlotMarkUsedContext, SimpleNamespace(permit=poll.result())))
-        with antechamber.running(1, lambda late=late: len(late.pending)):
+        first_slots.mark_slot_used(cast(SlotMarkUsedContext, SimpleNamespace(permit=poll.result())))
+        with first_slots.running(1, lambda late=late: len(late.pending)):
             limiter.add(late, lambda held=held: held.append(1))
         assert held
-        antechamber.release_slot(SlotReleaseContext(slot_info=None, permit=poll.result()))
+        first_slots.release_slot(SlotReleaseContext(slot_info=None, permit=poll.result()))
         for _ in range(30):
             await asyncio.sleep(0)
     assert 1 <= taken <= 2 / LOOK_SECONDS
