@@ -52,7 +52,7 @@ class BatchLimit:
         Args:
             spec: the batch. It is not counted if it does not count towards limits.
             maximum: the maximum number of running batches of its tenant, or ``None`` for no limit.
-            may_exist: whether the batch may exist already, in which case it is counted already.
+            may_exist: whether the batch may exist already, and is then not counted again.
 
         Raises:
             TooManyBatchesError: the limit is reached, and the batch does not exist.
