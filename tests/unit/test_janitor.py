@@ -340,7 +340,7 @@ def test_reminders_come_in_order_and_no_further_than_now(it: Janitor) -> None:
     assert [at for *_, at in it.catalog.due(49)] == [7]
     assert list(it.catalog.due(50)) == [
         Reminder("file", TENANT, "file-7", 7),
-        Reminder("batch", REF, 50),
+        Reminder("batch", *REF, 50),
         Reminder("file", TENANT, "file-50", 50),
     ]
 
