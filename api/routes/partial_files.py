@@ -19,7 +19,7 @@ from activities.result_pages import Cursor, Page, ResultPages, ResultsGoneError
 from activities.settings import Settings
 from activities.store.object_store import StoreError
 from api.http.errors import ApiError
-from workflows.ids import ResultKind, batch_of_result_file
+from workflows.ids import BatchRef, ResultKind, batch_of_result_file
 from workflows.types import BatchRecord
 
 PartialHeader = Annotated[
@@ -45,12 +45,10 @@ class PartialFiles:
             ApiError: ``offset`` is greater than the number of lines shown so far.
         """
         named = batch_of_result_file(file_id)
-        record = await asyncio.to_thread(self._catalog.find_batch, tenant, named[0]) if named else None
-        if (
-            not named
-            or not record
-            or (record.status.phase.is_terminal and (not offset or not has_result_files(record)))
-        ):
+        if not named:
+            return None
+        record = await asyncio.to_thread(self._catalog.find_batch, BatchRef(tenant, named[0]))
+        if not record or (record.status.phase.is_terminal and (not offset or not has_result_files(record))):
             return None
         try:
             return await self._content(record, named[1], offset)
