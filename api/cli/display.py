@@ -102,6 +102,13 @@ def waiting_reason(batch: Batch) -> str:
     return str(progress_of(batch).get("waiting_reason") or "")
 
 
+def _why(batch: Batch) -> str:
+    """Return in a line why a batch waits or has failed, or what its requests failed with, or ""."""
+    found = [*problems(batch), *failures(batch)]
+    others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return waiting_reason(batch) or "".join(found[:1]) + others
+
+
 def counts_of(batch: Batch) -> tuple[int, int, int]:
     """Return total, completed and failed requests; zeros if the server has no counts yet."""
     counts = batch.request_counts
@@ -210,7 +217,7 @@ def table(batches: Sequence[Batch]) -> list[str]:
     rows += [[printable(cell(batch)) for _, cell in columns] for batch in batches]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    reasons = [_wrapped(printable(waiting_reason(batch)), "  ", "    ") for batch in batches]
+    reasons = [_wrapped(printable(_why(batch)), "  ", "    ") for batch in batches]
     return lines[:1] + [line for row, reason in zip(lines[1:], reasons, strict=True) for line in (row, *reason)]
 
 
@@ -220,7 +227,7 @@ def _narrow(batch: Batch, columns: Sequence[tuple[str, Callable[[Batch], str]]])
     return [
         batch.id,
         *_wrapped(", ".join(cells), "  ", "  "),
-        *_wrapped(printable(waiting_reason(batch)), "  ", "    "),
+        *_wrapped(printable(_why(batch)), "  ", "    "),
     ]
 
 

@@ -54,6 +54,17 @@ def test_a_list_is_a_table(server: BatchServer, run: Run, monkeypatch: pytest.Mo
     assert old.index("20") == new.index("19")
 
 
+def test_a_list_says_what_failed(server: BatchServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    errors = [{"code": "invalid_json_line", "line": line, "message": "Not JSON.", "param": None} for line in (3, 5)]
+    server.add("batch_1", {"status": "failed", "errors": {"object": "list", "data": errors}})
+    summary = {"code": "context_length_exceeded", "count": 1, "first_lines": [4], "message": "Too long."}
+    server.add("batch_2", {"status": "completed", **counts(5, 4, 1), "error_summary": [summary]})
+    _, _, of_requests, _, of_input = run("list").stdout.splitlines()
+    assert of_requests == "  1 × context_length_exceeded (first line 4): Too long."
+    assert of_input == "  line 3: Not JSON. (invalid_json_line) (and 1 more)"
+
+
 def test_a_list_can_be_read_at_45_columns(server: BatchServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "45")
     described = {"metadata": {"name": "night"}, "model": "gpt-x", "endpoint": "/v1/embeddings"}
