@@ -89,6 +89,19 @@ class RequestLine(msgspec.Struct):
     body: msgspec.Raw = msgspec.Raw(b"")
 
 
+class BodyMembers(msgspec.Struct, gc=False):
+    """The raw members of a body that validation looks at, except ``model``. Absent ones are empty."""
+
+    stream: msgspec.Raw = msgspec.Raw(b"")
+    messages: msgspec.Raw = msgspec.Raw(b"")
+    max_tokens: msgspec.Raw = msgspec.Raw(b"")
+    prompt: msgspec.Raw = msgspec.Raw(b"")
+    input: msgspec.Raw = msgspec.Raw(b"")
+    tools: msgspec.Raw = msgspec.Raw(b"")
+    instructions: msgspec.Raw = msgspec.Raw(b"")
+    system: msgspec.Raw = msgspec.Raw(b"")
+
+
 _decode_line = msgspec.json.Decoder(RequestLine).decode
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from typing import Final, Protocol
-from zlib import crc32
+from typing import Final
 
-import msgspec
+from activities.input.jsonl import BodyMembers
 
 BLOCK_BYTES: Final = 512
 """Texts are compared in blocks of a hundred tokens or more: recomputing fewer costs an engine little."""
@@ -23,21 +22,14 @@ WORTH: Final = 0.1
 """Minimum share of the requests that must benefit for the input order to be given up."""
 
 
-class Beginning(Protocol):
-    """The members of a body that make up the prompt, in the order in which chat templates insert them."""
-
-    tools: msgspec.Raw
-    instructions: msgspec.Raw
-    system: msgspec.Raw
-    messages: msgspec.Raw
-    prompt: msgspec.Raw
-    input: msgspec.Raw
-
-
-def beginning(model: str, body: Beginning) -> bytes:
+def beginning(model: str, body: BodyMembers) -> bytes:
     """Return a text that begins as the prompt does: a common prefix of two is likely one of their prompts."""
-    parts = (body.tools, body.instructions, body.system, body.messages, body.prompt, body.input)
-    return b"".join((model.encode(), *parts))[:MAX_BYTES]
+    text = model.encode()
+    # in the order in which chat templates insert them
+    for part in (body.tools, body.instructions, body.system, body.messages, body.prompt, body.input):
+        if part:
+            text += memoryview(part)[:MAX_BYTES]
+    return text[:MAX_BYTES]
 
 
 class PrefixTree:
@@ -53,12 +45,17 @@ class PrefixTree:
         self._profiting = 0
 
     def add(self, text: bytes) -> None:
-        node, path = 0, list[int]()
+        if len(text) < BLOCK_BYTES:
+            self._path = []
+            self._nodes.append(0)
+            return
+        node = 0
+        path: list[int] = []
         new: int | None = None
         find = self._children.get
         for start in range(0, len(text) - BLOCK_BYTES + 1, BLOCK_BYTES):
-            # Blocks with the same digest count as equal. A collision only affects the order.
-            step = node << 32 | crc32(text[start : start + BLOCK_BYTES])
+            # Blocks with the same hash count as equal. A collision only affects the order.
+            step = hash(text[start : start + BLOCK_BYTES]) + node
             if (child := find(step)) is None:
                 new = step
                 break

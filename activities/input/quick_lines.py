@@ -10,22 +10,15 @@ from typing import Final
 
 import msgspec
 
+from activities.input.jsonl import BodyMembers
 from activities.raw_json import MAX_DEPTH, decode_repaired
 
 MAX_BYTES: Final = 20_000
 """Maximum size of a line whose members need not be counted, because it cannot have too many."""
 
 
-class QuickBody(msgspec.Struct, gc=False):
+class QuickBody(BodyMembers, gc=False):
     model: str | msgspec.UnsetType = msgspec.UNSET
-    stream: msgspec.Raw = msgspec.Raw(b"")
-    messages: msgspec.Raw = msgspec.Raw(b"")
-    max_tokens: msgspec.Raw = msgspec.Raw(b"")
-    prompt: msgspec.Raw = msgspec.Raw(b"")
-    input: msgspec.Raw = msgspec.Raw(b"")
-    tools: msgspec.Raw = msgspec.Raw(b"")
-    instructions: msgspec.Raw = msgspec.Raw(b"")
-    system: msgspec.Raw = msgspec.Raw(b"")
 
 
 class QuickLine(msgspec.Struct, gc=False):

@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 from activities.input.encodings import line_error
-from activities.input.jsonl import Line, RequestLine, custom_id_of, parse_line
-from activities.input.prefixes import Beginning, beginning
+from activities.input.jsonl import BodyMembers, Line, RequestLine, custom_id_of, parse_line
+from activities.input.prefixes import BLOCK_BYTES, beginning
 from activities.input.quick_lines import quick_line
 from activities.raw_json import MAX_DEPTH, MAX_ITEMS, count_items, has_more_members, is_deeper, raw_object
 from activities.upstreams.errors import UpstreamUnavailableError
@@ -57,18 +57,10 @@ _NO_STREAM: Final = frozenset({b"false", b"null", b"0", b"0.0", b'""', b"[]", b"
 _log = logging.getLogger(__name__)
 
 
-class _Body(msgspec.Struct):
+class _Body(BodyMembers):
     model: msgspec.Raw = msgspec.Raw(b"")
-    stream: msgspec.Raw = msgspec.Raw(b"")
-    messages: msgspec.Raw = msgspec.Raw(b"")
-    max_tokens: msgspec.Raw = msgspec.Raw(b"")
-    prompt: msgspec.Raw = msgspec.Raw(b"")
-    input: msgspec.Raw = msgspec.Raw(b"")
     previous_response_id: msgspec.Raw = msgspec.Raw(b"")
     conversation: msgspec.Raw = msgspec.Raw(b"")
-    tools: msgspec.Raw = msgspec.Raw(b"")
-    instructions: msgspec.Raw = msgspec.Raw(b"")
-    system: msgspec.Raw = msgspec.Raw(b"")
 
     def has(self, name: str) -> bool:
         raw: msgspec.Raw = getattr(self, name)
@@ -122,6 +114,8 @@ class LineChecker:
         self.models: set[str] = set()
         """The models that the lines checked so far name."""
         self.embedding_inputs = 0
+        self.refused = 0
+        """Number of invalid lines so far, including those whose error is not reported again."""
 
     @property
     def only_model(self) -> str | None:
@@ -148,11 +142,13 @@ class LineChecker:
         if (is_embedding and not bytes(body.input).startswith(b'"')) or self._is_known(request.custom_id):
             return None
         self.embedding_inputs += is_embedding
-        return CheckedLine(request.custom_id, None, upstream, self._beginning(upstream, body.model or None, body))
+        return CheckedLine(
+            request.custom_id, None, upstream, self._beginning(upstream, body.model or "", body, len(data))
+        )
 
-    def _beginning(self, upstream: int, model: str | None, body: Beginning) -> bytes:
-        """Return :attr:`CheckedLine.beginning`."""
-        return beginning(model or "", body) if upstream in self._routes.by_prefix else b""
+    def _beginning(self, upstream: int, model: str, body: BodyMembers, size: int) -> bytes:
+        """Return :attr:`CheckedLine.beginning`. Args: ``size`` is that of the JSON in which the body was."""
+        return beginning(model, body) if size >= BLOCK_BYTES and upstream in self._routes.by_prefix else b""
 
     def _check_closely(self, line: Line) -> CheckedLine:
         custom_id = ""
@@ -167,6 +163,7 @@ class LineChecker:
             self._check_unique(custom_id)
             upstream, begins = self._check_body(request.body)
         except _RefusedError as refused:
+            self.refused += 1
             if isinstance(refused, _WrongEncodingError):
                 if self._encoding_is_named:  # reported once per file
                     return CheckedLine(custom_id, None)
@@ -248,7 +245,7 @@ class LineChecker:
                 raise _RefusedError("invalid_value", refusal.message, f"body.{refusal.param}")
         if self._endpoint == "/v1/embeddings":
             self.embedding_inputs += _count_inputs(body.input, self._max_requests)
-        return upstream, self._beginning(upstream, model, body)
+        return upstream, self._beginning(upstream, model or "", body, len(raw))
 
     def _check_model(self, model: str) -> int:
         if len(model) > MAX_MODEL_LENGTH:

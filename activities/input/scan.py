@@ -21,6 +21,9 @@ from workflows.types import BatchError, BatchSpec, Shard, ValidateResult
 
 MAX_ERRORS: Final = 100
 """Maximum number of errors that are reported, together with their total."""
+MAX_REFUSED: Final = 10_000
+"""Number of invalid lines after which the rest of an input is not checked, however many requests a batch may have: a
+file of short invalid lines would otherwise occupy a processor for minutes."""
 
 SINGLE_REQUESTS: Final = 50
 """Maximum requests of a batch in which each is an activity of its own, for people to inspect."""
@@ -80,6 +83,8 @@ def scan_input(chunks: Iterable[bytes], spec: BatchSpec, routes: ModelRoutes) ->
             if len(errors) < MAX_ERRORS:
                 errors.append(checked.error)
         scan.add(line, checked)
+        if checker.refused >= MAX_REFUSED:
+            break
     if not scan.requests:
         message = "The input file is empty. Please ensure that the batch contains at least one request."
         return Scanned(failed([BatchError(code="empty_file", message=message)]))
@@ -89,7 +94,8 @@ def scan_input(chunks: Iterable[bytes], spec: BatchSpec, routes: ModelRoutes) ->
     if errors:
         if errors_total > len(errors):
             last = errors[-1]
-            more = f"{last.message} (The first {len(errors)} of {errors_total} errors are listed.)"
+            rest = "; later lines were not checked" if checker.refused >= MAX_REFUSED else ""
+            more = f"{last.message} (The first {len(errors)} of {errors_total} errors are listed{rest}.)"
             errors[-1] = last.model_copy(update={"message": more})
         return Scanned(failed(errors, errors_total))
     shards, labels, order = scan.cut()

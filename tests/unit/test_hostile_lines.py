@@ -245,6 +245,20 @@ def test_bad_lines_without_number_cost_no_memory() -> None:
     assert peak < 5
 
 
+@pytest.mark.parametrize(
+    ("line", "total"), [(b'{"a":\n', 10_000), ("ü\n".encode("latin-1"), 1)], ids=["JSON", "encoding"]
+)
+def test_an_input_is_read_no_further_after_ten_thousand_bad_lines(line: bytes, total: int) -> None:
+    def chunks() -> Iterator[bytes]:
+        for number in range(12):
+            assert number < 11
+            yield line * 1000
+
+    result = scan(chunks(), max_requests=10_000_000)
+    assert (len(result.errors), result.errors_total) == (min(total, 100), total)
+    assert ("later lines were not checked" in result.errors[-1].message) is (total > 1)
+
+
 def embedding(value: bytes) -> bytes:
     return HEAD.replace(CHAT.encode(), EMBEDDINGS.encode()) + b'{"model":"m","input":' + value + b"}}"
 
