@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -17,7 +16,7 @@ from activities.completion_windows import window_seconds
 from activities.endpoints import ENDPOINTS, check_endpoint
 from activities.input_addresses import checked_prefix
 from activities.temporal.payload_codec import parse_keys
-from activities.upstreams.config import MAX_IN_FLIGHT, InFlight, Order, not_a_url
+from activities.upstreams.config import MAX_IN_FLIGHT, InFlight, Order, base_url
 from activities.webhooks import Endpoints, check_url, load_endpoints, signing_key
 from workflows.contract import DEFAULT_TASK_QUEUE
 
@@ -340,13 +339,8 @@ class Settings(_Storage, _Upstreams, _Batches, _Api, _Temporal, _Webhooks, _Work
     @field_validator("upstream_url")
     @classmethod
     def _upstream_is_http(cls, value: str) -> str:
-        if not value:
-            return value
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(not_a_url(value))
         # OpenAI clients expect a base URL that ends in /v1. A bare host is a common mistake.
-        return value.rstrip("/") if parts.path.strip("/") else value.rstrip("/") + "/v1"
+        return base_url(value, "/v1") if value else value
 
     @property
     def windows(self) -> list[str]:

@@ -15,9 +15,20 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from activities.toml_file import SettingsFileError, TomlFile, read_text
+from activities.toml_file import TomlFile, read_text
 from activities.upstreams.dialects import DIALECTS
 
 MAX_IN_FLIGHT: Final = 10_000
@@ -75,38 +86,51 @@ Order = Literal["auto", "prefix", "input"]
 """Order in which requests are sent: sorted by ``prefix``, as in the ``input``, or ``auto``: ``prefix`` if it helps."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+def base_url(url: str, default_path: str) -> str:
+    """Return a base URL without a trailing slash, and with ``default_path`` if it has no path.
+
+    Raises:
+        ValueError: it cannot be the base URL of an upstream.
+    """
+    parts = urlsplit(url)
+    _ = parts.port  # raises if it is not a port
+    if parts.query or parts.fragment:
+        raise ValueError("must not have a query or a fragment")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        # A parser takes the `localhost` of `localhost:8001/v1` for the scheme.
+        meant = f"; did you mean http://{url}?" if "://" not in url and url.strip("/") else ""
+        raise ValueError(f"{url!r} is not an http:// or https:// URL{meant}")
+    return url.rstrip("/") if parts.path.strip("/") else url.rstrip("/") + default_path
 
 
-class _Reference(_Model):
-    """A secret value, read from an environment variable or a file."""
-
-    env: str | None = None
-    file: str | None = None
-
-    def read(self) -> SecretStr:
-        """Return the value. Raises ``ValueError`` if it is missing or cannot be used in a header."""
-        if (self.env is None) == (self.file is None):
-            raise ValueError("needs either env or file")
-        if self.env is not None:
-            if not (text := os.environ.get(self.env, "")):
-                raise ValueError(f"the environment variable {self.env} is not set")
-        else:
+def _secret(value: str | dict[str, Any]) -> SecretStr:
+    """Return the text, or the value of the environment variable or the file to which a table refers."""
+    match value:
+        case str(text):
+            pass
+        case {"env": str(name)} if len(value) == 1:
+            if not (text := os.environ.get(name, "")):
+                raise ValueError(f"the environment variable {name} is not set")
+        case {"file": str(path)} if len(value) == 1:
             try:
-                text = Path(self.file or "").read_text().strip()
+                text = Path(path).read_text().strip()
             except (OSError, UnicodeDecodeError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "not text"
-                raise ValueError(f"{self.file}: {reason}") from None
-        if not (text.isprintable() and text.isascii()):
-            raise ValueError("holds characters that a header cannot carry")
-        return SecretStr(text)
+                raise ValueError(f"{path}: {reason}") from None
+        case _:
+            raise ValueError("must be a text, or a table with either env or file")
+    if not (text.isprintable() and text.isascii()):
+        raise ValueError("holds characters that a header cannot carry")
+    return SecretStr(text)
 
 
-class _Entry(_Model):
+class _Entry(BaseModel):
     """One ``[[upstream]]`` entry of the file."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
     name: Annotated[str, AfterValidator(_name)]
+    dialect: Annotated[str, AfterValidator(_known_dialect)] = "plain"
     url: str | None = None
     urls: Annotated[list[str], Field(min_length=1)] | None = None
     key_env: str | None = None
@@ -119,9 +143,23 @@ class _Entry(_Model):
     order: Order | None = None
     interactive_headroom: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     body: Annotated[dict[str, Any], AfterValidator(_added_members)] = {}
-    dialect: Annotated[str, AfterValidator(_known_dialect)] = "plain"
-    headers: Annotated[dict[str, str | _Reference], AfterValidator(_header_names)] = {}
+    headers: Annotated[dict[str, Annotated[SecretStr, BeforeValidator(_secret)]], AfterValidator(_header_names)] = {}
     api_version: str | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _is_base_url(cls, url: str, info: ValidationInfo) -> str:
+        if "@" in urlsplit(url).netloc:
+            raise ValueError("must not hold credentials; name a key with key_env or key_file")
+        return base_url(url, DIALECTS[info.data.get("dialect", "plain")].base_path)
+
+    @field_validator("urls")
+    @classmethod
+    def _are_base_urls(cls, urls: list[str], info: ValidationInfo) -> list[str]:
+        urls = [cls._is_base_url(url, info) for url in urls]
+        if len(set(urls)) < len(urls):
+            raise ValueError("names a replica twice")
+        return urls
 
     @model_validator(mode="after")
     def _fits_together(self) -> _Entry:
@@ -137,8 +175,15 @@ class _Entry(_Model):
             raise ValueError(f"dialect {self.dialect} needs models or aliases")
         return self
 
+    def key(self) -> SecretStr:
+        if self.key_env is None and self.key_file is None:
+            return SecretStr("")
+        return _secret({"env": self.key_env} if self.key_file is None else {"file": self.key_file})
 
-class _Upstreams(_Model):
+
+class _Upstreams(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
     upstream: Annotated[list[_Entry], Field(min_length=1)]
 
 
@@ -200,13 +245,6 @@ class Upstream(BaseModel):
         )
 
 
-def not_a_url(text: str) -> str:
-    """Return an error message for a base URL without a host or with another scheme."""
-    # A parser takes the `localhost` of `localhost:8001/v1` for the scheme.
-    meant = f"; did you mean http://{text}?" if "://" not in text and text.strip("/") else ""
-    return f"{text!r} is not an http:// or https:// URL{meant}"
-
-
 def is_pattern(name: str) -> bool:
     """Return whether an entry of ``models`` is a pattern, with ``*``, ``?`` or ``[…]`` as in a shell."""
     return any(sign in name for sign in "*?[")
@@ -224,72 +262,12 @@ def read_upstreams(path: str, defaults: Upstream) -> list[Upstream]:
     for index, entry in enumerate(file.as_model(_Upstreams).upstream):
         if any(entry.name == other.name for other in found):
             raise file.error(("upstream", index, "name"), "there is another upstream of this name")
-        found.append(_Reader(file, index).upstream(entry, defaults))
+        try:
+            key = entry.key()
+        except ValueError as error:
+            member = "key_env" if entry.key_env is not None else "key_file"
+            raise file.error(("upstream", index, member), str(error)) from None
+        given = {field: value for field, value in entry if value is not None and field in Upstream.model_fields}
+        urls = entry.urls or [entry.url]
+        found.append(Upstream.model_validate(dict(defaults) | given | {"urls": urls, "key": key, "is_only": False}))
     return found
-
-
-class _Reader:
-    """Turns one entry into an upstream. Its errors include the line number."""
-
-    def __init__(self, file: TomlFile, index: int) -> None:
-        self._file = file
-        self._index = index
-
-    def upstream(self, entry: _Entry, defaults: Upstream) -> Upstream:
-        urls = [self._url(url, entry) for url in entry.urls or [entry.url or ""]]
-        if len(set(urls)) < len(urls):
-            raise self._error("urls", "names a replica twice")
-        return Upstream(
-            name=entry.name,
-            urls=tuple(urls),
-            key=self._key(entry),
-            models=tuple(entry.models or ()),
-            aliases=entry.aliases,
-            timeout=entry.timeout or defaults.timeout,
-            max_answer_bytes=defaults.max_answer_bytes,
-            max_in_flight=entry.max_in_flight or defaults.max_in_flight,
-            auto_in_flight_ceiling=entry.auto_in_flight_ceiling or defaults.auto_in_flight_ceiling,
-            order=entry.order or defaults.order,
-            interactive_headroom=entry.interactive_headroom,
-            body=entry.body,
-            dialect=entry.dialect,
-            headers={name: self._header(value) for name, value in entry.headers.items()},
-            api_version=entry.api_version or "",
-        )
-
-    def _url(self, url: str, entry: _Entry) -> str:
-        key = "url" if entry.url is not None else "urls"
-        try:
-            parts = urlsplit(url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname)
-            _ = parts.port
-        except ValueError as error:
-            raise self._error(key, str(error)) from None
-        if parts.username is not None or parts.password is not None:
-            raise self._error(key, "must not hold credentials; name a key with key_env or key_file")
-        if parts.query or parts.fragment:
-            raise self._error(key, "must not have a query or a fragment")
-        if not usable:
-            raise self._error(key, not_a_url(url))
-        return url.rstrip("/") if parts.path.strip("/") else url.rstrip("/") + DIALECTS[entry.dialect].base_path
-
-    def _key(self, entry: _Entry) -> SecretStr:
-        if entry.key_env is None and entry.key_file is None:
-            return SecretStr("")
-        try:
-            return _Reference(env=entry.key_env, file=entry.key_file).read()
-        except ValueError as error:
-            raise self._error("key_env" if entry.key_env is not None else "key_file", str(error)) from None
-
-    def _header(self, value: str | _Reference) -> SecretStr:
-        try:
-            if isinstance(value, _Reference):
-                return value.read()
-            if not (value.isprintable() and value.isascii()):
-                raise ValueError("holds characters that a header cannot carry")
-        except ValueError as error:
-            raise self._error("headers", str(error)) from None
-        return SecretStr(value)
-
-    def _error(self, key: str, message: str) -> SettingsFileError:
-        return self._file.error(("upstream", self._index, key), message)

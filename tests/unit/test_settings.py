@@ -67,7 +67,20 @@ def test_the_upstreams_address(url: str, base: str) -> None:
     assert settings(upstream_url=url).upstream_url == base
 
 
-@pytest.mark.parametrize("url", ["host:8001", "localhost", "ftp://host/v1", "http://", "http:///v1", "/v1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "host:8001",
+        "localhost",
+        "ftp://host/v1",
+        "http://",
+        "http:///v1",
+        "/v1",
+        "http://host:99999/v1",
+        "http://host/v1?key=x",
+        "http://host/v1#x",
+    ],
+)
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(ValidationError):
         settings(upstream_url=url)

@@ -161,8 +161,8 @@ HEAD = '[[upstream]]\nname = "a"\nurl = "http://e:1/v1"\n'
         (HEAD + 'dialect = "azure"\nmodels = ["m"]\n', 1, "dialect azure needs api_version"),
         (HEAD + 'dialect = "azure"\napi_version = "1"\n', 1, "dialect azure needs models or aliases"),
         (HEAD + 'headers = { "a b" = "c" }\n', 4, "is not the name of a header"),
-        (HEAD + 'headers = { a = "hush\\n" }\n', 4, "headers: holds characters"),
-        (HEAD + "headers = { a = {} }\n", 4, "headers: needs either env or file"),
+        (HEAD + 'headers = { a = "hush\\n" }\n', 4, "headers: a: holds characters"),
+        (HEAD + "headers = { a = {} }\n", 4, "headers: a: must be a text, or a table with either env or file"),
         (HEAD + HEAD.replace('"a"', '"b"') + "max_inflight = 5\n", 7, "b: max_inflight: there is no such setting"),
     ],
 )
