@@ -160,6 +160,7 @@ def test_the_documentation_names_no_setting_that_does_not_exist(path: Path) -> N
 def test_misspelt_variables_are_named() -> None:
     given = {"EVERBATCH_STORE": "s", "everbatch_task_queue": "q", "EVERBATCH_STROE": "s", "TEMPORAL_ADDRESS": "a"}
     assert unknown_variables(given | {"EVERBATCH_X": "x"}) == {"EVERBATCH_STROE": "EVERBATCH_STORE", "EVERBATCH_X": ""}
+    assert unknown_variables({"EVERBATCH_TEMPORAL_ADDRESS": "x"}) == {"EVERBATCH_TEMPORAL_ADDRESS": "TEMPORAL_ADDRESS"}
 
 
 def test_how_many_requests_a_batch_may_have_is_for_the_operator_to_say() -> None:
