@@ -1,8 +1,9 @@
-"""The implementation that both clients share. :mod:`.calls` explains how the blocking client runs it."""
+"""The methods of the asynchronous client. :mod:`.calls` explains how the blocking client runs the same coroutines."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import time
 import uuid
@@ -40,7 +41,7 @@ _REQUESTS_AT_ONCE: Final = 100
 
 
 class Batches:
-    """Submits batches, waits for them, and reads their results. :class:`BatchClient` documents the methods."""
+    """Submits batches, waits for them, and reads their results. :class:`.client.BatchClient` documents the methods."""
 
     def __init__(self, calls: Calls, patience: float, max_poll: float, on_retry: Callable[[APIError], object]) -> None:
         self._calls = calls
@@ -54,22 +55,33 @@ class Batches:
     async def run(
         self,
         requests: Requests,
-        endpoint: str | None,
-        window: str,
+        endpoint: str | None = None,
+        window: str = "24h",
         *,
-        model: str | None,
-        metadata: Mapping[str, str] | None,
-        idempotency_key: str | None,
-        progress: Callable[[Batch], object],
+        model: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        progress: Callable[[Batch], object] = lambda _: None,
     ) -> dict[str, Result]:
-        batch, custom_ids = await self.submit(requests, endpoint, window, model, metadata, idempotency_key)
-        await self.wait(batch.id, progress)
-        batch = await self.ended(batch.id)
-        results = {result.custom_id: result async for result in self.results(batch, custom_ids)}
+        batch, custom_ids = await self._submit(requests, endpoint, window, model, metadata, idempotency_key)
+        batch = await self.wait(batch.id, progress)
+        results = {result.custom_id: result async for result in self._results(batch, custom_ids)}
         order = [custom_id for custom_id in custom_ids or () if custom_id in results]
         return {custom_id: results[custom_id] for custom_id in order} | results
 
     async def submit(
+        self,
+        requests: Requests,
+        endpoint: str | None = None,
+        window: str = "24h",
+        *,
+        model: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Batch:
+        return (await self._submit(requests, endpoint, window, model, metadata, idempotency_key))[0]
+
+    async def _submit(
         self,
         requests: Requests,
         endpoint: str | None,
@@ -169,9 +181,11 @@ class Batches:
         path = f"/batches/{batch_id}/{'pause' if paused else 'resume'}"
         return await self._look(lambda openai: openai.post(path, cast_to=Batch, options={"timeout": ANSWER_SECONDS}))
 
-    async def retry(self, batch_id: str, codes: Iterable[str] | None, key: str | None) -> Batch:
+    async def retry(
+        self, batch_id: str, codes: Iterable[str] | None = None, idempotency_key: str | None = None
+    ) -> Batch:
         body = {} if codes is None else {"codes": list(codes)}
-        headers = {"Idempotency-Key": key} if key else {}
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return await self._look(
             lambda openai: openai.post(
                 f"/batches/{batch_id}/retry",
@@ -189,7 +203,11 @@ class Batches:
                 )
             )
         )
-        return cast("dict[str, Any]", answer)["data"]
+        match answer:
+            case {"data": list(found)}:
+                return found
+            case _:
+                raise NotABatchServerError
 
     async def _look(self, call: Callable[[OpenAI], Batch]) -> Batch:
         batch = self._latest(await self._patience.call(lambda: self._calls.ask(call)))
@@ -213,7 +231,9 @@ class Batches:
             waited = time.monotonic() - started
             await self._calls.sleep(min(max(waited / 20, FIRST_POLL_SECONDS), self._max_poll))
 
-    async def wait(self, batch_id: str, progress: Callable[[Batch], object], timeout: float | None = None) -> Batch:
+    async def wait(
+        self, batch_id: str, progress: Callable[[Batch], object] = lambda _: None, timeout: float | None = None
+    ) -> Batch:
         started = time.monotonic()
         async with contextlib.aclosing(self.follow(batch_id)) as looks:
             async for batch in looks:
@@ -224,7 +244,7 @@ class Batches:
                     break
         raise TimeoutError(f"{batch_id} has not ended after {timeout} s; it continues to run")
 
-    async def batches(self, page_size: int) -> AsyncGenerator[Batch, None]:
+    async def batches(self, page_size: int = 100) -> AsyncGenerator[Batch, None]:
         after, has_more = None, True
         while has_more:
             page = await self._patience.call(partial(self._page, page_size, after))
@@ -233,21 +253,16 @@ class Batches:
             has_more = bool(page.data) and page.has_more is not False
             after = page.data[-1].id if page.data else None
 
-    async def ended(self, batch_id: str) -> Batch:
-        """Return a batch that has ended and may have results.
+    async def results(self, batch_id: str, custom_ids: Iterable[str] | None = None) -> AsyncGenerator[Result, None]:
+        async with contextlib.aclosing(self._results(await self.retrieve(batch_id), custom_ids)) as found:
+            async for result in found:
+                yield result
 
-        Raises:
-            BatchNotEndedError: the batch has not ended yet.
-            BatchFailedError: the batch failed and has no results.
-        """
-        batch = await self.retrieve(batch_id)
+    async def _results(self, batch: Batch, custom_ids: Iterable[str] | None) -> AsyncGenerator[Result, None]:
         if batch.status == "failed":
             raise BatchFailedError(batch)
         if batch.status not in TERMINAL:
             raise BatchNotEndedError(batch)
-        return batch
-
-    async def results(self, batch: Batch, custom_ids: Iterable[str] | None) -> AsyncGenerator[Result, None]:
         seen: set[str] = set()
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
             with await self.open(file_id) as file:
@@ -266,7 +281,7 @@ class Batches:
             if custom_id not in seen:
                 yield missing(custom_id)
 
-    async def result_pages(self, batch_id: str, after: str) -> AsyncGenerator[ResultPage, None]:
+    async def result_pages(self, batch_id: str, after: str = "0") -> AsyncGenerator[ResultPage, None]:
         pause = FIRST_POLL_SECONDS
         while True:
             page = await self._patience.call(partial(self._result_page, batch_id, after))
@@ -311,8 +326,8 @@ class Batches:
             on_error.pop_all()
             return file
 
-    async def download(self, file_id: str | None, path: Path) -> None:
-        with replacing(path) as target:
+    async def download(self, file_id: str | None, path: str | os.PathLike[str]) -> None:
+        with replacing(Path(path)) as target:
             if file_id:
                 await self._fetch(file_id, target)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from openai import APIError, OpenAI
@@ -69,19 +68,10 @@ class BatchClient:
         """Submit requests, wait for the batch, and return each result by custom_id, in the order of the requests.
 
         All results are held in memory; use :meth:`results` for a large batch. A program that is killed and started
-        again with the same requests and the same ``idempotency_key`` waits for the existing batch.
-
-        Args:
-            requests: see :meth:`submit`.
-            endpoint: see :meth:`submit`.
-            window: see :meth:`submit`.
-            model: see :meth:`submit`.
-            metadata: see :meth:`submit`.
-            idempotency_key: see :meth:`submit`.
-            progress: called with the batch each time it is polled.
+        again with the same requests and the same ``idempotency_key`` waits for the existing batch. ``progress`` is
+        called with the batch each time it is polled; :meth:`submit` explains the other parameters and its errors.
 
         Raises:
-            ValueError: see :meth:`submit`.
             BatchFailedError: the server rejected the input, so the batch failed.
         """
         return complete(
@@ -123,7 +113,11 @@ class BatchClient:
             ValueError: the requests do not form an input file. The message says what is wrong and what is expected.
             OSError: the input file cannot be read, or a temporary file cannot be written.
         """
-        return complete(self._batches.submit(requests, endpoint, window, model, metadata, idempotency_key))[0]
+        return complete(
+            self._batches.submit(
+                requests, endpoint, window, model=model, metadata=metadata, idempotency_key=idempotency_key
+            )
+        )
 
     def retrieve(self, batch_id: str) -> Batch:
         """Return the batch in its current state."""
@@ -200,11 +194,11 @@ class BatchClient:
         Raises:
             BatchNotEndedError: the batch has no results yet.
             BatchFailedError: the batch failed and has no results.
-            ValueError: during iteration, if a line is not a result.
-            LookupError: during iteration, if results are missing and the input file no longer exists.
+            ValueError: a line is not a result.
+            LookupError: results are missing and the input file no longer exists.
             OSError: a temporary file cannot be written.
         """
-        return iterate(self._batches.results(complete(self._batches.ended(batch_id)), custom_ids))
+        return iterate(self._batches.results(batch_id, custom_ids))
 
     def result_pages(self, batch_id: str, after: str = "0") -> Generator[ResultPage]:
         """Yield the results of a batch on Everbatch as they are committed, each once, and wait until the batch ends.
@@ -233,4 +227,4 @@ class BatchClient:
         Raises:
             OSError: the file cannot be written.
         """
-        complete(self._batches.download(file_id, Path(path)))
+        complete(self._batches.download(file_id, path))

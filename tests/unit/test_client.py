@@ -373,6 +373,7 @@ def test_another_server_is_distinguished_from_one_of_batches(world: World, answe
         lambda: client.retrieve("batch_1"),
         lambda: client.cancel("batch_1"),
         lambda: list(client.batches()),
+        lambda: client.events("batch_1"),
     ]
     for call in calls:
         world.failures = [answer]
