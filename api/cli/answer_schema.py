@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, cast
 
-from api.cli.batch_commands import BadInputError
+from api.cli.session import BadInputError
 from api.client.lines import CHAT
 
 _RESPONSES: Final = "/v1/responses"

@@ -1,6 +1,6 @@
-"""The commands ``everbatch list``, ``status``, ``cancel``, ``results`` and ``retry``, and code shared with ``submit``.
+"""The commands that show, control and retry batches and fetch their results.
 
-Each command returns its exit status.
+:mod:`api.cli.submit` adds its command to the same group.
 """
 
 from __future__ import annotations
@@ -13,110 +13,51 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple
 
 import click
-import httpx2
-from openai import APIConnectionError, APIError, APIStatusError, OpenAI, OpenAIError
 from openai.types import Batch
 
-from api.cli.display import Display, counts_of, details, events_table, other_failures, outcome, table
+from api.cli.display import counts_of, details, events_table, other_failures, outcome, table
+from api.cli.session import (
+    ALL_SUCCEEDED,
+    NOT_COMPLETED,
+    SOME_FAILED,
+    STDOUT,
+    BadInputError,
+    ClientCommand,
+    Session,
+)
 from api.client import TERMINAL, BatchClient
-from api.client.errors import NotABatchServerError, message_of, problems
-from api.client.options import PATIENCE_SECONDS
+from api.client.errors import problems
 
-DEFAULT_URL: Final = "http://127.0.0.1:8000/v1"
-FIRST_PATIENCE_SECONDS: Final = 2.0
-"""Patience with a server that has not responded yet, in seconds. It is short because the base URL may be wrong."""
-MAX_POLL_SECONDS: Final = 5.0
-STDIN = STDOUT = Path("-")
+STATUSES = ("validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 
-ALL_SUCCEEDED, NOT_COMPLETED, SOME_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 64, 130
-
-
-class BadInputError(ValueError):
-    """The input of a command cannot be used; the message is one line for the user."""
-
-
-class Session:
-    """One run of a command against one server."""
-
-    def __init__(self, openai: OpenAI, display: Display) -> None:
-        self._openai = openai
-        self.display = display
-        self.waiting_for: Batch | None = None
-        """The batch that the command is working on; it continues to run if the command is interrupted."""
-
-    @property
-    def client(self) -> BatchClient:
-        """A client for a server that may not exist at this base URL; it gives up after a short time."""
-        return BatchClient(self._openai, patience=FIRST_PATIENCE_SECONDS)
-
-    @property
-    def patient(self) -> BatchClient:
-        """A client for a server that has responded before; it waits for the server when that becomes unavailable."""
-        return BatchClient(
-            self._openai, patience=PATIENCE_SECONDS, max_poll=MAX_POLL_SECONDS, on_retry=self._show_retry
-        )
-
-    def _show_retry(self, error: APIError) -> None:
-        self.display.say(f"the server is unavailable ({_reason(error)}); waiting")
-
-    def watch(self, batch: Batch) -> Batch:
-        """Show a batch until it has ended, and return it."""
-        self.waiting_for = batch
-        for latest in self.patient.follow(batch.id):
-            self.waiting_for = latest
-            self.display.show(latest)
-        self.display.end_line()
-        return self.waiting_for
+batch_id_argument = click.argument("batch_id", metavar="ID")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the API's own JSON, one line for each batch.")
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    help="Where to write the results; - is standard output.",
+)
+errors_option = click.option(
+    "--errors", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the error file."
+)
 
 
-def run(name: str, base_url: str | None, api_key: str | None, command: Callable[[Session], int]) -> int:
-    """Run a command and return its exit status. Any error is reported in one line on stderr.
-
-    Args:
-        name: the name of the command.
-        base_url: the server's base URL. Default: ``OPENAI_BASE_URL``, or the server that ``everbatch dev`` starts.
-        api_key: the API key. Default: ``OPENAI_API_KEY``, or no key.
-        command: the function that runs the command.
-    """
-    display = Display(sys.stderr)
-    session = None
-    try:
-        url = base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
-        if "://" not in url:
-            raise ValueError(f"the base URL {url!r} has no scheme; did you mean 'http://{url}'?")
-        with OpenAI(base_url=url, api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none") as openai:
-            session = Session(openai, display)
-            return command(session)
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has finished; click then exits without a message
-        raise
-    except (OpenAIError, OSError, ValueError, LookupError, httpx2.InvalidURL) as error:
-        waiting = session.waiting_for if session else None
-        display.say(f"everbatch {name}: {_reason(error)}{f'; the batch is {waiting.id}' if waiting else ''}")
-        return USAGE if isinstance(error, BadInputError) else NOT_COMPLETED
-    except KeyboardInterrupt:
-        waiting = session.waiting_for if session else None
-        runs = waiting and waiting.status not in TERMINAL
-        text = f"stopped; the batch continues to run: everbatch status {waiting.id}" if waiting and runs else "stopped"
-        display.say(text)
-        return INTERRUPTED
+@click.group()
+def client_commands() -> None:
+    """Hold the commands, for ``everbatch`` to take over."""
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, APIConnectionError):
-        url = error.request.url.copy_with(query=None)
-        return f"no connection to {url} ({error.__cause__ or error}); --base-url sets the server"
-    if isinstance(error, APIStatusError) and error.status_code in (404, 405) and not isinstance(error.body, dict):
-        return f"{NotABatchServerError()} (HTTP {error.status_code})"
-    if isinstance(error, APIStatusError):
-        return f"{message_of(error):.500} (HTTP {error.status_code})"
-    return str(error)
-
-
+@client_commands.command("list", cls=ClientCommand)
+@click.option(
+    "--limit", default=20, show_default=True, type=click.IntRange(min=1), help="The largest number of batches to show."
+)
+@click.option("--status", type=click.Choice(STATUSES), help="Show only batches of this status.")
+@json_option
 def list_batches(session: Session, limit: int, status: str | None, as_json: bool) -> int:
-    """Print the newest batches, at most ``limit``."""
+    """Show the newest batches."""
     batches = session.client.batches(min(limit, 100) if status is None else 100)
     wanted = (batch for batch in batches if status is None or batch.status == status)
     found = list(islice(wanted, limit))
@@ -125,8 +66,12 @@ def list_batches(session: Session, limit: int, status: str | None, as_json: bool
     return ALL_SUCCEEDED
 
 
+@client_commands.command("status", cls=ClientCommand)
+@batch_id_argument
+@click.option("--watch", is_flag=True, help="Show it until it has ended; exits as submit does.")
+@json_option
 def show_status(session: Session, batch_id: str, watch: bool, as_json: bool) -> int:
-    """Print one batch, now or when it has ended."""
+    """Show one batch."""
     batch = session.client.retrieve(batch_id)
     if watch:
         batch = session.watch(batch)
@@ -134,22 +79,41 @@ def show_status(session: Session, batch_id: str, watch: bool, as_json: bool) -> 
     return exit_status(batch) if watch else ALL_SUCCEEDED
 
 
+@client_commands.command(cls=ClientCommand)
+@batch_id_argument
+@json_option
 def events(session: Session, batch_id: str, as_json: bool) -> int:
-    """Print the events and waits of a batch."""
+    """Show the events of a batch, and what it has waited for."""
     found = session.client.events(batch_id)
     for line in map(json.dumps, found) if as_json else events_table(found):
         click.echo(line)
     return ALL_SUCCEEDED
 
 
-def set_paused(session: Session, batch_id: str, paused: bool, as_json: bool) -> int:
-    """Pause or resume a batch."""
-    _print(session.client.set_paused(batch_id, paused), as_json)
+@client_commands.command(cls=ClientCommand)
+@batch_id_argument
+@json_option
+def pause(session: Session, batch_id: str, as_json: bool) -> int:
+    """Pause a batch: it sends no more requests. Those in flight finish, and the completion window keeps running."""
+    _print(session.client.set_paused(batch_id, True), as_json)
     return ALL_SUCCEEDED
 
 
+@client_commands.command(cls=ClientCommand)
+@batch_id_argument
+@json_option
+def resume(session: Session, batch_id: str, as_json: bool) -> int:
+    """Resume a paused batch."""
+    _print(session.client.set_paused(batch_id, False), as_json)
+    return ALL_SUCCEEDED
+
+
+@client_commands.command(cls=ClientCommand)
+@batch_id_argument
+@click.option("--wait", is_flag=True, help="Wait until it has ended; exits with 1 if it was not cancelled.")
+@json_option
 def cancel(session: Session, batch_id: str, wait: bool, as_json: bool) -> int:
-    """Request that a batch stops, and wait until it has ended if ``wait`` is set."""
+    """Cancel a batch. The answers that it already has are kept."""
     batch = session.client.cancel(batch_id)
     if wait:
         batch = session.watch(batch)
@@ -157,10 +121,21 @@ def cancel(session: Session, batch_id: str, wait: bool, as_json: bool) -> int:
     return ALL_SUCCEEDED if batch.status in ("cancelling", "cancelled") else NOT_COMPLETED
 
 
-def results(session: Session, batch_id: str, output: Path, errors: Path | None) -> int:
-    """Download the files of a batch that has ended."""
+@client_commands.command(cls=ClientCommand)
+@batch_id_argument
+@output_option
+@errors_option
+@click.option("--follow", is_flag=True, help="Write results and errors as they come, until the batch has ended.")
+def results(session: Session, batch_id: str, output: Path | None, errors: Path | None, follow: bool) -> int:
+    """Download the files of a batch that has ended, or follow one that runs. Exits as submit does."""
+    if follow and errors:
+        raise BadInputError("with --follow, results and errors come in one stream: leave --errors out")
+    if not (output or follow):
+        raise BadInputError("say where to write the results: -o FILE, or -o - for standard output")
     check_targets(output, errors)
     batch = session.client.retrieve(batch_id)
+    if follow:
+        return _follow(session, batch, output or STDOUT)
     if batch.status not in TERMINAL:
         raise ValueError(
             f"{batch.id} is {batch.status}; wait for it: everbatch status {batch.id} --watch, or download its "
@@ -169,10 +144,9 @@ def results(session: Session, batch_id: str, output: Path, errors: Path | None) 
     return take(session, batch, output, errors)
 
 
-def follow(session: Session, batch_id: str, output: Path, _: Path | None) -> int:
+def _follow(session: Session, batch: Batch, output: Path) -> int:
     """Write the results of a batch as they are committed, until the batch has ended."""
-    check_targets(output, None)
-    batch = session.waiting_for = session.client.retrieve(batch_id)
+    session.waiting_for = batch
     with contextlib.ExitStack() as stack:
         target = sys.stdout.buffer if output == STDOUT else stack.enter_context(output.open("wb"))
         for page in session.patient.result_pages(batch.id):
@@ -183,23 +157,27 @@ def follow(session: Session, batch_id: str, output: Path, _: Path | None) -> int
     return exit_status(batch)
 
 
-class Retry(NamedTuple):
-    batch_id: str
-    codes: list[str] | None
-    output: Path | None
-    errors: Path | None
-    wait: bool
+@client_commands.command(cls=ClientCommand)
+@batch_id_argument
+@click.option("--code", "codes", multiple=True, help="Retry only requests with this error code. May be repeated.")
+@output_option
+@errors_option
+@click.option("--wait", is_flag=True, help="Wait for the end of the new batch, as with --output or --errors.")
+def retry(
+    session: Session, batch_id: str, codes: tuple[str, ...], output: Path | None, errors: Path | None, wait: bool
+) -> int:
+    """Send the failed requests of a batch that has ended again, as a new batch.
 
-
-def retry(session: Session, job: Retry) -> int:
-    """Send the failed requests of a batch again, as a new batch."""
-    check_targets(job.output, job.errors)
-    batch = session.waiting_for = session.client.retry(job.batch_id, job.codes)
+    The results of the new batch cover all requests of the first one: existing answers are copied. Without --output,
+    --errors and --wait it prints the id of the new batch and exits. Exits as submit does.
+    """
+    check_targets(output, errors)
+    batch = session.waiting_for = session.client.retry(batch_id, codes or None)
     session.display.say(f"batch {batch.id}")
-    if not (job.wait or job.output or job.errors):
+    if not (wait or output or errors):
         click.echo(batch.id)
         return ALL_SUCCEEDED
-    return take(session, session.watch(batch), job.output, job.errors)
+    return take(session, session.watch(batch), output, errors)
 
 
 def _print(batch: Batch, as_json: bool) -> None:
@@ -235,17 +213,31 @@ def say_outcome(session: Session, batch: Batch) -> None:
     session.display.say(f"{batch.status}: {outcome(batch)}")
 
 
-def take(session: Session, batch: Batch, output: Path | None, errors: Path | None) -> int:
-    """Download the files of a batch that has ended, print its outcome, and return the exit status."""
+def _download(client: BatchClient, batch: Batch, output: Path) -> None:
+    if output != STDOUT:
+        client.download(batch.output_file_id, output)
+    elif batch.output_file_id:
+        with client.open(batch.output_file_id) as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.flush()
+
+
+def take(
+    session: Session,
+    batch: Batch,
+    output: Path | None,
+    errors: Path | None,
+    write: Callable[[BatchClient, Batch, Path], None] = _download,
+) -> int:
+    """Print the outcome of a batch that has ended, ``write`` its results, and return the exit status."""
     say_outcome(session, batch)
     say, client = session.display.say, session.patient
     if batch.status != "failed":
-        if output == STDOUT:
-            _copy_to_stdout(client, batch.output_file_id)
-        elif output:
-            client.download(batch.output_file_id, output)
+        if output:
+            write(client, batch, output)
+        if output and output != STDOUT:
             say(f"results: {output}")
-        elif batch.output_file_id:
+        elif not output and batch.output_file_id:
             say(f"results: file {batch.output_file_id} on the server (everbatch results {batch.id} -o FILE)")
         if errors:
             client.download(batch.error_file_id, errors)
@@ -253,13 +245,6 @@ def take(session: Session, batch: Batch, output: Path | None, errors: Path | Non
         elif batch.error_file_id:
             say(f"errors: file {batch.error_file_id} on the server (--errors FILE downloads it)")
     return exit_status(batch)
-
-
-def _copy_to_stdout(client: BatchClient, file_id: str | None) -> None:
-    if file_id:
-        with client.open(file_id) as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-            sys.stdout.flush()
 
 
 def exit_status(batch: Batch) -> int:

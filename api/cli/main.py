@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from activities.settings import Settings
 from api import __version__
-from api.cli.client import CLIENT_COMMANDS
 from api.cli.keys import keys
 from api.cli.unknown_settings import unknown_variables
 from api.dev.temporal_binary import EmbeddedTemporalError, find_temporal
@@ -85,7 +84,22 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Also has the client commands, which are imported only when needed: they load the OpenAI SDK."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or self._client_commands().get(cmd_name)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*self.commands, *self._client_commands()])
+
+    def _client_commands(self) -> dict[str, click.Command]:
+        from api.cli.submit import client_commands
+
+        return client_commands.commands
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="everbatch")
 def main() -> None:
     """A durable Batch API for LLM inference: OpenAI-compatible, every batch a Temporal workflow."""
@@ -210,10 +224,6 @@ def worker(max_in_flight: str | None, processes: int, lifeline: int | None) -> N
         run(settings, lambda: run_workers(settings, processes, say))
     else:
         run(settings, lambda: run_worker(settings, say, lifeline), uvloop_if_installed())
-
-
-for client_command in CLIENT_COMMANDS:
-    main.add_command(client_command)
 
 
 main.add_command(keys)

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from api.cli.batch_commands import BadInputError
+from api.cli.session import BadInputError
 from api.cli.tables import Row, TableError, text_of
 
 SUFFIX: Final = ".parquet"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, TextIO, cast
 
 from api.cli.answer_schema import AnswerSchema
-from api.cli.batch_commands import BadInputError
+from api.cli.session import BadInputError
 from api.client import Result
 from api.client.lines import custom_id_of, missing, read_result
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from api.cli import batch_commands
+from api.cli import session
 from api.cli.main import main
 from tests.fakes.batch_server import BatchServer
 
@@ -21,9 +21,9 @@ def commands_against(server: BatchServer, monkeypatch: pytest.MonkeyPatch, folde
     def openai(**_: object) -> object:
         return server.openai()
 
-    monkeypatch.setattr(batch_commands, "OpenAI", openai)
-    monkeypatch.setattr(batch_commands, "FIRST_PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr(batch_commands, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(session, "OpenAI", openai)
+    monkeypatch.setattr(session, "FIRST_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(session, "PATIENCE_SECONDS", 0.0)
     monkeypatch.chdir(folder)
     return lambda *arguments, **options: CliRunner().invoke(main, [str(argument) for argument in arguments], **options)
 

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from click.testing import CliRunner
 
-from api.cli import batch_commands
+from api.cli import session
 from api.cli.display import Display, details, printable
 from api.cli.main import main
 from tests.fakes.batch_server import BatchServer, answered, counts, cut_off, error, error_page, lines, refused, web_page
@@ -504,7 +504,7 @@ def test_an_id_that_is_none_is_one_line(run: Run, batch_id: str) -> None:
     ids=["no scheme", "no address", "no port", "no ASCII", "no line"],
 )
 def test_bad_options_are_one_line(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_commands, "FIRST_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(session, "FIRST_PATIENCE_SECONDS", 0.0)
     result = CliRunner().invoke(main, ["status", "batch_1", *arguments])
     assert result.exit_code == 1
     assert len(said(result)) == 1
