@@ -12,7 +12,6 @@ import json
 import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 from starlette.applications import Starlette
@@ -23,56 +22,54 @@ from starlette.types import ASGIApp
 
 from api.http.server import listen, serve
 
-ECHO_MODEL = "echo"
-EMBEDDING_MODEL = "echo-embedding"
+MODEL = "echo"
 CONTEXT_TOKENS = 4096
 DIMENSIONS = 16
 
 Json = dict[str, Any]
 
 
-@dataclass(eq=False)
 class RefusalError(Exception):
-    """A request is refused; the response is OpenAI's error envelope with this HTTP ``status``."""
+    """A request is refused with an HTTP status and OpenAI's error envelope."""
 
-    status: int
-    message: str
-    code: str | None = None
-    param: str | None = None
+    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.content = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
 
 
 def create_echo_app(latency: float = 0.05) -> ASGIApp:
     """Create the echo model as an ASGI app. A request takes 0.5 to 1.5 times ``latency``, which is in seconds."""
 
-    def endpoint(answer: Callable[[Json], Json], model: str) -> Callable[[Request], Awaitable[Response]]:
+    def endpoint(answer: Callable[[Json], Json]) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
             raw = await request.body()
             digest = hashlib.blake2b(raw, digest_size=12).hexdigest()
-            head = {"id": f"{model}-{digest}", "created": int(time.time()), "model": model}
-            content = head | _answer(answer, raw, model)
+            content = {"id": f"{MODEL}-{digest}", "created": int(time.time()), "model": MODEL, **_answer(answer, raw)}
             await asyncio.sleep(latency * (0.5 + int(digest[:8], 16) / 2**32))
-            return JSONResponse(content, headers={"x-request-id": f"req_{digest}"})
+            # Not JSONResponse, which cannot encode an unpaired surrogate.
+            return Response(json.dumps(content), media_type="application/json")
 
         return handle
 
     return Starlette(
         routes=[
             Route("/v1/models", _list_models),
-            Route("/v1/chat/completions", endpoint(_chat, ECHO_MODEL), methods=["POST"]),
-            Route("/v1/completions", endpoint(_completion, ECHO_MODEL), methods=["POST"]),
-            Route("/v1/messages", endpoint(_message, ECHO_MODEL), methods=["POST"]),
-            Route("/v1/embeddings", endpoint(_embedding, EMBEDDING_MODEL), methods=["POST"]),
+            Route("/v1/chat/completions", endpoint(_chat), methods=["POST"]),
+            Route("/v1/completions", endpoint(_completion), methods=["POST"]),
+            Route("/v1/messages", endpoint(_message), methods=["POST"]),
+            Route("/v1/embeddings", endpoint(_embedding), methods=["POST"]),
         ],
-        exception_handlers={RefusalError: _refused, 404: _unknown_url, 405: _unknown_url},
+        exception_handlers={RefusalError: _refused},
     )
 
 
 @contextlib.asynccontextmanager
-async def run_echo_model(latency: float = 0.05) -> AsyncGenerator[str]:
+async def run_echo_model() -> AsyncGenerator[str]:
     """Serve the echo model from the running event loop on a free loopback port, and yield its base URL."""
     listener = listen("127.0.0.1", 0)
     stop = asyncio.Event()
-    serving = asyncio.create_task(serve(create_echo_app(latency), listener, stop))
+    serving = asyncio.create_task(serve(create_echo_app(), listener, stop))
     try:
         # The socket already listens, so a request that arrives before the server is up waits in the backlog.
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
@@ -81,18 +78,14 @@ async def run_echo_model(latency: float = 0.05) -> AsyncGenerator[str]:
         await serving
 
 
-def _answer(answer: Callable[[Json], Json], raw: bytes, model: str) -> Json:
+def _answer(answer: Callable[[Json], Json], raw: bytes) -> Json:
     try:
         body: Json = json.loads(raw)
-        if body["model"] not in (ECHO_MODEL, EMBEDDING_MODEL):
+        if body["model"] != MODEL:
             raise RefusalError(404, f"The model `{body['model']}` does not exist.", "model_not_found", "model")
-        if body["model"] != model:
-            raise RefusalError(400, f"This endpoint is for the model `{model}`.", "unsupported_value", "model")
-        content = answer(body)
-        json.dumps(content, ensure_ascii=False).encode()  # fails for an unpaired surrogate, which cannot be sent
+        return answer(body)
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise RefusalError(400, f"The body of the request is invalid ({type(error).__name__}).") from None
-    return content
 
 
 def _chat(body: Json) -> Json:
@@ -123,14 +116,13 @@ def _text_of(content: str | list[Json]) -> str:
 
 
 def _completion(body: Json) -> Json:
-    choices: list[Json] = []
-    usages: list[dict[str, int]] = []
-    for index, prompt in enumerate(_texts(body["prompt"])):
-        answer, finish, usage = _generate(body, "prompt", prompt, prompt)
-        choices.append({"index": index, "text": answer, "logprobs": None, "finish_reason": finish})
-        usages.append(usage)
-    total = {name: sum(usage[name] for usage in usages) for name in usages[0]}
-    return {"object": "text_completion", "choices": choices, "usage": total}
+    answers = [_generate(body, "prompt", prompt, prompt) for prompt in _texts(body["prompt"])]
+    choices = [
+        {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
+        for index, (text, finish, _) in enumerate(answers)
+    ]
+    usage = {name: sum(usage[name] for _, _, usage in answers) for name in answers[0][2]}
+    return {"object": "text_completion", "choices": choices, "usage": usage}
 
 
 def _generate(body: Json, param: str, prompt: str, last: str) -> tuple[str, str, dict[str, int]]:
@@ -146,12 +138,8 @@ def _generate(body: Json, param: str, prompt: str, last: str) -> tuple[str, str,
         raise RefusalError(400, message, "context_length_exceeded", param)
     words = f"You said: {last}".split(" ")
     answer = " ".join(words[:limit])
-    completion_tokens = len(answer.split())
-    usage = {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
+    tokens = len(answer.split())
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}
     return answer, "length" if limit is not None and limit < len(words) else "stop", usage
 
 
@@ -169,25 +157,18 @@ def _vector(text: str) -> list[float]:
     return [number / norm for number in numbers]
 
 
-def _texts(value: object) -> list[str]:
-    texts = cast("list[object]", value) if isinstance(value, list) else [value]
-    found = [text for text in texts if isinstance(text, str)]
-    if not found or len(found) != len(texts):
+def _texts(value: str | list[str]) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    if not texts or not all(isinstance(text, str) for text in cast("list[object]", texts)):
         raise TypeError
-    return found
+    return texts
 
 
 async def _list_models(_request: Request) -> Response:
-    names = (ECHO_MODEL, EMBEDDING_MODEL)
-    models = [{"id": name, "object": "model", "created": 0, "owned_by": "everbatch"} for name in names]
+    models = [{"id": MODEL, "object": "model", "created": 0, "owned_by": "everbatch"}]
     return JSONResponse({"object": "list", "data": models})
 
 
 async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RefusalError)
-    content = {"message": error.message, "type": "invalid_request_error", "param": error.param, "code": error.code}
-    return JSONResponse({"error": content}, status_code=error.status)
-
-
-async def _unknown_url(request: Request, _error: Exception) -> Response:
-    return await _refused(request, RefusalError(404, f"Invalid URL ({request.method} {request.url.path})"))
+    return JSONResponse({"error": error.content}, error.status)

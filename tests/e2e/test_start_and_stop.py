@@ -85,7 +85,7 @@ async def test_temporal_stops(processes: Launcher) -> None:
 async def test_dev_stops(processes: Launcher, how: str) -> None:
     child, client = await processes.dev()
     async with client:
-        assert [model.id async for model in client.models.list()] == ["echo", "echo-embedding"]
+        assert [model.id async for model in client.models.list()] == ["echo"]
         family = child.family()
         assert len(family) > 1
         if how == "Ctrl-C":

@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from api.dev.echo import CONTEXT_TOKENS, DIMENSIONS, ECHO_MODEL, EMBEDDING_MODEL, create_echo_app, run_echo_model
+from api.dev.echo import CONTEXT_TOKENS, DIMENSIONS, MODEL, create_echo_app, run_echo_model
 
 
 @pytest.fixture
@@ -24,13 +24,13 @@ def _said(text: Any) -> list[Any]:
     return [{"role": "user", "content": text}]
 
 
-async def test_lists_its_models(client: AsyncOpenAI) -> None:
-    assert [model.id async for model in client.models.list()] == [ECHO_MODEL, EMBEDDING_MODEL]
+async def test_lists_its_model(client: AsyncOpenAI) -> None:
+    assert [model.id async for model in client.models.list()] == [MODEL]
 
 
 async def test_chat_echoes_the_last_user_message(client: AsyncOpenAI) -> None:
     messages: Any = [{"role": "system", "content": "Be short."}, *_said("first"), *_said("Grüße, 世界")]
-    answer = await client.chat.completions.create(model=ECHO_MODEL, messages=messages)
+    answer = await client.chat.completions.create(model=MODEL, messages=messages)
     assert answer.choices[0].message.content == "You said: Grüße, 世界"
     assert answer.choices[0].finish_reason == "stop"
     assert answer.object == "chat.completion"
@@ -41,18 +41,18 @@ async def test_chat_echoes_the_last_user_message(client: AsyncOpenAI) -> None:
 
 async def test_chat_takes_content_parts(client: AsyncOpenAI) -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    answer = await client.chat.completions.create(model=ECHO_MODEL, messages=_said(parts))
+    answer = await client.chat.completions.create(model=MODEL, messages=_said(parts))
     assert answer.choices[0].message.content == "You said: one two"
 
 
 async def test_max_tokens_cuts_the_answer(client: AsyncOpenAI) -> None:
-    answer = await client.chat.completions.create(model=ECHO_MODEL, messages=_said("a b c"), max_completion_tokens=3)
+    answer = await client.chat.completions.create(model=MODEL, messages=_said("a b c"), max_completion_tokens=3)
     assert answer.choices[0].message.content == "You said: a"
     assert answer.choices[0].finish_reason == "length"
 
 
 async def test_messages_echo_as_anthropic_has_it(client: AsyncOpenAI) -> None:
-    body = {"model": ECHO_MODEL, "max_tokens": 3, "messages": _said("a b c")}
+    body = {"model": MODEL, "max_tokens": 3, "messages": _said("a b c")}
     answer: Any = await client.post("/messages", body=body, cast_to=object)
     assert answer["content"] == [{"type": "text", "text": "You said: a"}]
     assert (answer["type"], answer["stop_reason"]) == ("message", "max_tokens")
@@ -60,7 +60,7 @@ async def test_messages_echo_as_anthropic_has_it(client: AsyncOpenAI) -> None:
 
 
 async def test_completions_answer_each_prompt(client: AsyncOpenAI) -> None:
-    answer = await client.completions.create(model=ECHO_MODEL, prompt=["one", "two words"])
+    answer = await client.completions.create(model=MODEL, prompt=["one", "two words"])
     assert [choice.text for choice in answer.choices] == ["You said: one", "You said: two words"]
     assert answer.object == "text_completion"
     assert answer.usage
@@ -68,7 +68,7 @@ async def test_completions_answer_each_prompt(client: AsyncOpenAI) -> None:
 
 
 async def test_embeddings_follow_from_the_text(client: AsyncOpenAI) -> None:
-    answer = await client.embeddings.create(model=EMBEDDING_MODEL, input=["one", "two", "one"])
+    answer = await client.embeddings.create(model=MODEL, input=["one", "two", "one"])
     vectors = [item.embedding for item in answer.data]
     assert [len(vector) for vector in vectors] == [DIMENSIONS] * 3
     assert vectors[0] == vectors[2] != vectors[1]
@@ -78,9 +78,9 @@ async def test_embeddings_follow_from_the_text(client: AsyncOpenAI) -> None:
 
 async def test_refuses_what_does_not_fit_its_context(client: AsyncOpenAI) -> None:
     create = client.chat.completions.create
-    await create(model=ECHO_MODEL, messages=_said("two words"), max_tokens=CONTEXT_TOKENS - 2)
+    await create(model=MODEL, messages=_said("two words"), max_tokens=CONTEXT_TOKENS - 2)
     with pytest.raises(openai.BadRequestError, match="maximum context length is 4096 tokens") as refused:
-        await create(model=ECHO_MODEL, messages=_said("two words"), max_tokens=CONTEXT_TOKENS - 1)
+        await create(model=MODEL, messages=_said("two words"), max_tokens=CONTEXT_TOKENS - 1)
     assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "messages")
     assert refused.value.type == "invalid_request_error"
 
@@ -89,18 +89,16 @@ async def test_refuses_unknown_models(client: AsyncOpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as refused:
         await client.chat.completions.create(model="gpt-9", messages=_said("x"))
     assert refused.value.code == "model_not_found"
-    with pytest.raises(openai.BadRequestError):
-        await client.chat.completions.create(model=EMBEDDING_MODEL, messages=_said("x"))
 
 
 _WRONG_BODIES: list[tuple[str, Any]] = [
-    ("/chat/completions", {"model": ECHO_MODEL}),
-    ("/chat/completions", {"model": ECHO_MODEL, "messages": []}),
-    ("/chat/completions", {"model": ECHO_MODEL, "messages": ["x"]}),
+    ("/chat/completions", {"model": MODEL}),
+    ("/chat/completions", {"model": MODEL, "messages": []}),
+    ("/chat/completions", {"model": MODEL, "messages": ["x"]}),
     ("/chat/completions", {"messages": _said("x")}),
     ("/chat/completions", []),
-    ("/completions", {"model": ECHO_MODEL, "prompt": ["x", {}]}),
-    ("/embeddings", {"model": EMBEDDING_MODEL, "input": []}),
+    ("/completions", {"model": MODEL, "prompt": ["x", {}]}),
+    ("/embeddings", {"model": MODEL, "input": []}),
 ]
 
 
@@ -114,15 +112,15 @@ async def test_refuses_what_is_missing_or_wrong(client: AsyncOpenAI, path: str, 
     assert refused.value.type == "invalid_request_error"
 
 
-@pytest.mark.parametrize("raw", [b"{", b'{"model":"echo","messages":[{"role":"user","content":"\\ud800"}]}'])
-async def test_refuses_what_cannot_be_text(client: AsyncOpenAI, raw: bytes) -> None:
+async def test_refuses_what_is_not_json(client: AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError):
-        await client.post("/chat/completions", content=raw, cast_to=httpx2.Response)
+        await client.post("/chat/completions", content=b"{", cast_to=httpx2.Response)
 
 
-async def test_unknown_urls_have_the_envelope(client: AsyncOpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match=r"Invalid URL \(POST /v1/nothing\)"):
-        await client.post("/nothing", body={}, cast_to=httpx2.Response)
+async def test_takes_what_cannot_be_encoded(client: AsyncOpenAI) -> None:
+    raw = b'{"model":"echo","messages":[{"role":"user","content":"\\ud800"}]}'
+    answer: Any = await client.post("/chat/completions", content=raw, cast_to=object)
+    assert answer["choices"][0]["message"]["content"] == "You said: \ud800"
 
 
 async def test_latency_varies_with_the_body_only() -> None:
@@ -131,7 +129,7 @@ async def test_latency_varies_with_the_body_only() -> None:
 
     async def seconds(client: AsyncOpenAI, text: str) -> float:
         start = loop.time()
-        await client.chat.completions.create(model=ECHO_MODEL, messages=_said(text))
+        await client.chat.completions.create(model=MODEL, messages=_said(text))
         return loop.time() - start
 
     async with AsyncOpenAI(base_url="http://echo/v1", api_key="none", http_client=http) as client:
@@ -143,10 +141,10 @@ async def test_latency_varies_with_the_body_only() -> None:
 
 async def test_is_served_inside_the_loop_without_touching_signals() -> None:
     handler = signal.getsignal(signal.SIGINT)
-    async with run_echo_model(latency=0) as base_url:
+    async with run_echo_model() as base_url:
         assert signal.getsignal(signal.SIGINT) is handler
         async with AsyncOpenAI(base_url=base_url, api_key="none") as client:
-            answer = await client.chat.completions.create(model=ECHO_MODEL, messages=_said("hello"))
+            answer = await client.chat.completions.create(model=MODEL, messages=_said("hello"))
             assert answer.choices[0].message.content == "You said: hello"
     with pytest.raises(httpx2.ConnectError):
         async with httpx2.AsyncClient() as http:
