@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from types import TracebackType
 
 import httpx2
@@ -24,19 +23,8 @@ class DemoError(Exception):
     """The demo cannot go on; the message is for whoever runs it."""
 
 
-@dataclass(frozen=True)
-class Ports:
-    api: int
-    temporal: int
-    ui: int
-
-
-def choose_ports(wanted: Ports) -> Ports:
-    """The wanted ports, or any that are free in place of those that are taken, which is said."""
-    return Ports(_choose("API", wanted.api), _choose("Temporal", wanted.temporal), _choose("Temporal UI", wanted.ui))
-
-
-def _choose(name: str, wanted: int) -> int:
+def _free_port(name: str, wanted: int) -> int:
+    """Return the wanted port, or any that is free if it is taken, which is said."""
     for port in (wanted, 0):
         with socket.socket() as probe:
             # As servers do: a port whose last connection has only just ended is free.
@@ -59,21 +47,18 @@ class DevServer:
         DemoError: at the end of the block, if it did not end by itself with exit code 0.
     """
 
-    def __init__(self, ports: Ports, data_dir: str) -> None:
-        self.ports = ports
-        self._data_dir = data_dir
+    def __init__(self, data_dir: str) -> None:
+        port, temporal_port = _free_port("API", 8000), _free_port("Temporal server", 7233)
+        self.ui_port = _free_port("Temporal UI", 8233)
+        self.url = f"http://127.0.0.1:{port}"
+        self._options = ["--port", str(port), "--temporal-port", str(temporal_port)]
+        self._options += ["--ui-port", str(self.ui_port), "--data-dir", data_dir]
         self._shown = True
         self._lines: collections.deque[str] = collections.deque(maxlen=40)
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.ports.api}"
-
     def __enter__(self) -> DevServer:
-        options = ["--port", str(self.ports.api), "--data-dir", self._data_dir]
-        options += ["--temporal-port", str(self.ports.temporal), "--ui-port", str(self.ports.ui)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "api.cli.main", "dev", *options],
+            [sys.executable, "-m", "api.cli.main", "dev", *self._options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -92,8 +77,7 @@ class DevServer:
         for line in self._process.stdout:
             self._lines.append(line)
             if self._shown:
-                sys.stdout.write(f"  dev | {line}")
-                sys.stdout.flush()
+                print(f"  dev | {line}", end="", flush=True)
 
     def wait_ready(self) -> None:
         """Show its lines until it can take batches."""
