@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final, Literal
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel
 
 from api.gateway.interface import BatchView
 from api.http.anthropic_errors import PREFIX
+from api.http.schemas import Listed, Page
 from workflows.types import BatchPhase, BatchSpec, BatchStatus
 
 BATCHES_PATH: Final = f"{PREFIX}/batches"
@@ -25,8 +25,7 @@ class MessageRequestCounts(BaseModel):
     expired: int
 
 
-class MessageBatch(BaseModel):
-    id: str
+class MessageBatch(Listed):
     type: Literal["message_batch"] = "message_batch"
     processing_status: Literal["in_progress", "canceling", "ended"]
     request_counts: MessageRequestCounts
@@ -40,11 +39,8 @@ class MessageBatch(BaseModel):
     """A URL relative to the server, since only its clients know its address."""
 
 
-class MessageBatchList(BaseModel):
-    data: list[MessageBatch]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
+class MessageBatchList(Page[MessageBatch]):
+    pass
 
 
 class MessageBatchDeleted(BaseModel):
@@ -90,13 +86,6 @@ def message_batch(view: BatchView, now: float) -> MessageBatch:
         archived_at=_time_if(archived_at if is_archived else None),
         cancel_initiated_at=_time_if(status.cancelling_at),
         results_url=f"{BATCHES_PATH}/{id_}/results" if ended and not is_archived else None,
-    )
-
-
-def message_batch_list(views: Sequence[BatchView], has_more: bool, now: float) -> MessageBatchList:
-    data = [message_batch(view, now) for view in views]
-    return MessageBatchList(
-        data=data, has_more=has_more, first_id=data[0].id if data else None, last_id=data[-1].id if data else None
     )
 
 

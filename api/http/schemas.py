@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar, cast
 
 from fastapi import Header
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
@@ -90,8 +90,32 @@ def create_batch_model(endpoints: Sequence[str], windows: Sequence[str]) -> type
     return create_model("CreateBatch", __base__=CreateBatch, **fields)
 
 
-class FileObject(BaseModel):
+class Listed(BaseModel):
     id: str
+
+
+Item = TypeVar("Item", bound=Listed)
+
+
+class Page(BaseModel, Generic[Item]):
+    """A page of a list."""
+
+    data: list[Item]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+    @classmethod
+    def of(cls, data: list[Item], *, has_more: bool) -> Self:
+        first_id, last_id = (data[0].id, data[-1].id) if data else (None, None)
+        return cls(data=data, first_id=first_id, last_id=last_id, has_more=has_more)
+
+
+class ListPage(Page[Item], Generic[Item]):
+    object: Literal["list"] = "list"
+
+
+class FileObject(Listed):
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
@@ -140,12 +164,8 @@ class FileDeleted(BaseModel):
     deleted: bool = True
 
 
-class FileList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[FileObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+class FileList(ListPage[FileObject]):
+    pass
 
 
 class BatchErrorItem(BaseModel):
@@ -192,8 +212,7 @@ class ErrorSummaryItem(BaseModel):
     """The message of one of these errors; `null` in lists of batches."""
 
 
-class Batch(BaseModel):
-    id: str
+class Batch(Listed):
     object: Literal["batch"] = "batch"
     endpoint: str
     model: str | None
@@ -223,12 +242,8 @@ class Batch(BaseModel):
     """Extends OpenAI's API: the progress of a running batch."""
 
 
-class BatchList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[Batch]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+class BatchList(ListPage[Batch]):
+    pass
 
 
 class ErrorDetail(BaseModel):
@@ -242,14 +257,20 @@ class Error(BaseModel):
     error: ErrorDetail
 
 
-def error_responses(*statuses: int | str) -> dict[int | str, dict[str, Any]]:
+def error_responses(*statuses: int | str, model: type[BaseModel] = Error) -> dict[int | str, dict[str, Any]]:
     """Return the error responses of a route for the OpenAPI document.
 
     They refer to the schema instead of the model: FastAPI would build a validator for each mention of the model, which
     took most of the time of creating an application.
     """
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{Error.__name__}"}}}
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
     return {status: {"content": content} for status in statuses}
+
+
+def request_body(media_type: str, required: Sequence[str], properties: dict[str, Any]) -> dict[str, Any]:
+    """Return the documentation of a body that FastAPI cannot document, because the route reads it as it arrives."""
+    schema = {"type": "object", "required": list(required), "properties": properties}
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
 
 
 def file_object(record: FileRecord) -> FileObject:
@@ -277,20 +298,11 @@ def upload_object(upload: UploadState) -> Upload:
     )
 
 
-def file_list(records: list[FileRecord], has_more: bool) -> FileList:
-    data = [file_object(record) for record in records]
-    return FileList(
-        data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=has_more
-    )
-
-
 def batch_list(
     views: Sequence[BatchView], retried_by: Sequence[str | None], *, has_more: bool, partial: bool = False
 ) -> BatchList:
     data = [batch_object(view, retry, partial=partial) for view, retry in zip(views, retried_by, strict=True)]
-    return BatchList(
-        data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=has_more
-    )
+    return BatchList.of(data, has_more=has_more)
 
 
 def batch_object(

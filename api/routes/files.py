@@ -34,8 +34,8 @@ from api.http.schemas import (
     IdempotencyKey,
     Purpose,
     error_responses,
-    file_list,
     file_object,
+    request_body,
 )
 from api.routes.partial_files import PartialFiles, PartialHeader
 from api.routes.stored_bytes import Form, StoredBytes, form_of
@@ -48,26 +48,17 @@ _ID_CHARACTERS = string.ascii_letters + string.digits
 
 Order = Literal["asc", "desc"]
 
-_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file", "purpose"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "purpose": {"type": "string", "enum": list(PURPOSES)},
-                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-                        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
-                        "expires_after": {"type": "string", "description": "Both fields as one JSON object."},
-                    },
-                }
-            }
-        },
-    }
-}
+_FORM = request_body(
+    "multipart/form-data",
+    ["file", "purpose"],
+    {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"type": "string", "enum": list(PURPOSES)},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
+        "expires_after": {"type": "string", "description": "Both fields as one JSON object."},
+    },
+)
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {"description": "The whole file.", "content": _BYTES},
@@ -80,27 +71,13 @@ def files_router(settings: Settings, store: ObjectStore, stored: StoredBytes, pa
     routes = _Files(settings, store, stored, partial)
     router = APIRouter(prefix="/v1/files", tags=["Files"], responses=error_responses(401))
     found, created = error_responses(404, 503), error_responses(403, 409, 413, 429, 503)
-    # The route reads the body as it arrives, so FastAPI cannot document it.
-    router.add_api_route(
-        "", routes.upload_file, methods=["POST"], response_model=FileObject, responses=created, openapi_extra=_FORM
-    )
-    router.add_api_route(
-        "", routes.list_files, methods=["GET"], response_model=FileList, responses=error_responses(503)
-    )
-    router.add_api_route(
-        "/{file_id}", routes.retrieve_file, methods=["GET"], response_model=FileObject, responses=found
-    )
-    router.add_api_route(
-        "/{file_id}", routes.delete_file, methods=["DELETE"], response_model=FileDeleted, responses=found
-    )
-    router.add_api_route(
-        "/{file_id}/content",
-        routes.file_content,
-        methods=["GET"],
-        response_class=StreamingResponse,
-        responses=_CONTENT | found | error_responses(416),
-    )
-    router.add_api_route("/{file_id}/content", routes.file_content_head, methods=["HEAD"], include_in_schema=False)
+    router.post("", responses=created, openapi_extra=_FORM)(routes.upload_file)
+    router.get("", responses=error_responses(503))(routes.list_files)
+    router.get("/{file_id}", responses=found)(routes.retrieve_file)
+    router.delete("/{file_id}", responses=found)(routes.delete_file)
+    content = _CONTENT | found | error_responses(416)
+    router.get("/{file_id}/content", response_class=StreamingResponse, responses=content)(routes.file_content)
+    router.head("/{file_id}/content", include_in_schema=False)(routes.file_content_head)
     return router
 
 
@@ -230,7 +207,7 @@ class _Files:
         records = self._catalog.list_files(tenant, after=position, ascending=order == "asc", purpose=purpose)
         wanted = (record for record in records if not _is_expired(record))
         page = list(islice(wanted, limit + 1))
-        return file_list(page[:limit], has_more=len(page) > limit)
+        return FileList.of([file_object(record) for record in page[:limit]], has_more=len(page) > limit)
 
 
 async def publish_file(

@@ -31,8 +31,8 @@ def health_router(store: ObjectStore, gateway: Gateway) -> APIRouter:
             return JSONResponse({"status": "not ready", "missing": missing}, status_code=503)
         return JSONResponse({"status": "ready"})
 
-    router.add_api_route("/health", health, methods=["GET"], response_class=Response)
-    router.add_api_route("/ready", ready, methods=["GET"], responses=_READY)
+    router.get("/health", response_class=Response)(health)
+    router.get("/ready", responses=_READY)(ready)
     return router
 
 

@@ -49,9 +49,9 @@ def models_router(proxies: Sequence[ModelsProxy]) -> APIRouter:
         raise ApiError(404, message, code="model_not_found", param="model")
 
     answers = error_responses(502, 503) | {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
-    router.add_api_route("", list_models, methods=["GET"], responses=answers)
+    router.get("", responses=answers)(list_models)
     # Names of models may contain slashes.
-    router.add_api_route("/{model:path}", retrieve_model, methods=["GET"], responses=answers | error_responses(404))
+    router.get("/{model:path}", responses=answers | error_responses(404))(retrieve_model)
     return router
 
 

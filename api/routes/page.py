@@ -52,4 +52,4 @@ def _add(router: APIRouter, path: str, content: bytes, suffix: str) -> None:
             return Response(status_code=304, headers=headers)
         return Response(content, headers=headers)
 
-    router.add_api_route(path, page_file, methods=["GET"], response_class=Response, name=f"page {path}")
+    router.get(path, response_class=Response, name=f"page {path}")(page_file)

@@ -20,7 +20,15 @@ from api.http.auth import Limits, Tenant
 from api.http.bodies import JsonRoute
 from api.http.errors import ApiError, shown
 from api.http.multipart import receive_upload, refuse_upload
-from api.http.schemas import CompleteUpload, CreateUpload, Upload, UploadPart, error_responses, upload_object
+from api.http.schemas import (
+    CompleteUpload,
+    CreateUpload,
+    Upload,
+    UploadPart,
+    error_responses,
+    request_body,
+    upload_object,
+)
 from api.routes.files import file_lifetime
 from api.routes.stored_bytes import StoredBytes, form_of
 from workflows.ids import file_id_for_upload
@@ -33,20 +41,7 @@ _COMPLETING = 2
 """Maximum number of uploads completed at once: each occupies a thread while the store copies its bytes."""
 _MD5 = re.compile(r"[0-9a-fA-F]{32}")
 
-_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["data"],
-                    "properties": {"data": {"type": "string", "format": "binary"}},
-                }
-            }
-        },
-    }
-}
+_FORM = request_body("multipart/form-data", ["data"], {"data": {"type": "string", "format": "binary"}})
 
 
 def uploads_router(settings: Settings, store: ObjectStore, stored: StoredBytes) -> APIRouter:
@@ -54,22 +49,10 @@ def uploads_router(settings: Settings, store: ObjectStore, stored: StoredBytes) 
     router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], route_class=JsonRoute, responses=error_responses(401))
     created, found = error_responses(403, 429, 503), error_responses(404, 503)
     part = error_responses(403, 404, 413, 429, 503)
-    router.add_api_route("", routes.create_upload, methods=["POST"], response_model=Upload, responses=created)
-    # The route reads the body as it arrives, so FastAPI cannot document it.
-    router.add_api_route(
-        "/{upload_id}/parts",
-        routes.add_part,
-        methods=["POST"],
-        response_model=UploadPart,
-        responses=part,
-        openapi_extra=_FORM,
-    )
-    router.add_api_route(
-        "/{upload_id}/complete", routes.complete_upload, methods=["POST"], response_model=Upload, responses=found
-    )
-    router.add_api_route(
-        "/{upload_id}/cancel", routes.cancel_upload, methods=["POST"], response_model=Upload, responses=found
-    )
+    router.post("", responses=created)(routes.create_upload)
+    router.post("/{upload_id}/parts", responses=part, openapi_extra=_FORM)(routes.add_part)
+    router.post("/{upload_id}/complete", responses=found)(routes.complete_upload)
+    router.post("/{upload_id}/cancel", responses=found)(routes.cancel_upload)
     return router
 
 
