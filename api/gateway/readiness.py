@@ -24,6 +24,7 @@ from temporalio.api.workflowservice.v1 import (
 )
 from temporalio.client import Client, WorkflowFailureError
 
+from api.gateway.shared_looks import SharedLooks
 from api.gateway.workflow_reader import UNANSWERED
 from workflows.contract import READY_WORKFLOW
 
@@ -48,9 +49,7 @@ class Readiness:
     def __init__(self, client: Client, task_queue: str) -> None:
         self._client = client
         self._task_queue = task_queue
-        self._probing = asyncio.Lock()
-        self._probed_at = float("-inf")
-        self._has_worker = False
+        self._answers: SharedLooks[str, bool] = SharedLooks(KEPT_SECONDS, 1)
         self._deleting: set[asyncio.Task[None]] = set()
 
     async def has_worker(self) -> bool:
@@ -60,11 +59,7 @@ class Readiness:
             CannotWriteError: Temporal answers reads, but accepts no new workflows.
             TimeoutError, RPCError, RuntimeError: Temporal does not answer.
         """
-        async with self._probing:
-            if time.monotonic() - self._probed_at >= KEPT_SECONDS:
-                self._has_worker = await self._probe()
-                self._probed_at = time.monotonic()
-            return self._has_worker
+        return await self._answers.get("has_worker", self._probe)
 
     async def _probe(self) -> bool:
         polled = await self.was_polled()

@@ -151,7 +151,7 @@ class TemporalGateway:
             pending = await self._pending(record, description)
             return await self._shown(record.spec, status, pending, began, is_from_workflow=True)
         view = await self._view_described(record, description, began)
-        wait = await self._workers.wait()
+        wait = await self._workers.wait(is_queried=True)
         return self._gone(view, wait) if wait else view
 
     def _gone(self, view: BatchView, wait: Wait) -> BatchView:
@@ -176,7 +176,7 @@ class TemporalGateway:
         self, record: BatchRecord, description: WorkflowExecutionDescription, began: float
     ) -> BatchView:
         view = await self._view_described(record, description, began)
-        wait = await self._workers.known_wait()
+        wait = await self._workers.wait(is_queried=False)
         return self._gone(view, wait) if wait else view
 
     async def _view_unread(self, record: BatchRecord, wait: Wait) -> BatchView:
@@ -190,8 +190,7 @@ class TemporalGateway:
         return self._with_waits(record, Progress(as_of=as_of), [ReportedWait(wait)])
 
     def _with_waits(self, record: BatchRecord, progress: Progress, waits: Sequence[ReportedWait]) -> BatchView:
-        status = record.status
-        return BatchView(record, with_waits(progress, waits, record.spec, status, status.counts, time.time()))
+        return BatchView(record, with_waits(progress, waits, record.spec, record.status, time.time()))
 
     async def _pending(self, record: BatchRecord, description: WorkflowExecutionDescription) -> list[Pending]:
         activities = await opened(description.raw_description.pending_activities, self._client.data_converter)

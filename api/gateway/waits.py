@@ -9,7 +9,7 @@ from typing import Final
 
 from api.gateway.interface import Progress, Waiting
 from api.gateway.pending import Pending
-from workflows.types import BatchPhase, BatchSpec, BatchStatus, Counts
+from workflows.types import BatchPhase, BatchSpec, BatchStatus
 from workflows.waits import EndsBy, Wait, finalizing_wait, pause_wait, validating_wait
 
 MAX_NAMED: Final = 3
@@ -74,21 +74,15 @@ def _next_attempt(reported: ReportedWait) -> float:
 
 
 def with_waits(
-    progress: Progress, waits: Sequence[ReportedWait], spec: BatchSpec, status: BatchStatus, counts: Counts, now: float
+    progress: Progress, waits: Sequence[ReportedWait], spec: BatchSpec, status: BatchStatus, now: float
 ) -> Progress:
-    """Return ``progress`` with the batch's current waits added, or unchanged if the batch waits for nothing.
+    """Return ``progress`` with the current waits added, the first of which also fills the structured fields.
 
-    Args:
-        progress: the progress without waits.
-        waits: the current waits. The first also fills the structured fields.
-        spec: the batch's specification.
-        status: its status.
-        counts: its counts, with those of running shards.
-        now: Unix time in seconds.
+    Args: ``status`` has counts that include running shards; ``now`` is Unix time in seconds.
     """
     if not waits:
         return progress
-    first = waits[0]
+    first, counts = waits[0], status.counts
     left = counts.total - counts.completed - counts.failed
     requests = first.wait.requests
     if requests and len(waits) == 1 and not progress.in_flight:

@@ -7,6 +7,7 @@ import time
 from typing import Final
 
 from api.gateway.readiness import WORKER_SECONDS, Readiness
+from api.gateway.shared_looks import SharedLooks
 from api.gateway.workflow_reader import UNANSWERED
 from workflows.waits import EndsBy, Wait, WaitKind
 
@@ -21,8 +22,6 @@ SAME_SECONDS: Final = 10.0
 KEPT_SECONDS: Final = 1.0
 """Time for which Temporal's answer is reused for all callers."""
 
-_GONE: Final = "has no worker that answers"
-
 
 class WorkerSilence:
     """Decides whether workers are gone. One instance serves all batches of an API process."""
@@ -32,12 +31,15 @@ class WorkerSilence:
         self._subject = f'task queue "{task_queue}"'
         self._since = float("-inf")
         self._looked_at = float("-inf")
-        self._kept: tuple[float, float | None] = (float("-inf"), None)
+        self._polls: SharedLooks[str, float | None] = SharedLooks(KEPT_SECONDS, 1)
 
-    async def wait(self) -> Wait | None:
-        """Return the wait of a batch whose workflow did not answer a query, or ``None`` if its worker is only busy.
+    async def wait(self, *, is_queried: bool) -> Wait | None:
+        """Return the wait of a batch whose worker seems to be gone, or ``None`` if it is there or may be only busy.
 
         Returns ``None`` also if Temporal does not say when a worker last polled.
+
+        Args: ``is_queried`` is whether its workflow was just queried and did not answer. Without a query, as in a list,
+            a worker counts as gone only if it certainly is.
         """
         try:
             silent = await self._silent_seconds()
@@ -46,40 +48,21 @@ class WorkerSilence:
         if silent < WORKER_SECONDS:
             return None  # a busy worker keeps polling
         now = time.monotonic()
-        if now - self._looked_at > SAME_SECONDS:
-            self._since = now
-        self._looked_at = now
-        if silent > POLL_SECONDS or now - self._since >= SURE_SECONDS:
-            return self._wait(_GONE, EndsBy.OPERATOR)
-        return self._wait(
-            f"has a worker that is late to answer (it last asked for work {silent:.0f} s ago) or gone, "
-            "so this status may be old"
-        )
+        if is_queried:
+            if now - self._looked_at > SAME_SECONDS:
+                self._since = now
+            self._looked_at = now
+        is_sure = now - self._looked_at < SAME_SECONDS and self._looked_at - self._since >= SURE_SECONDS
+        if silent > POLL_SECONDS or is_sure:
+            return self._wait("has no worker that answers", EndsBy.OPERATOR)
+        late = f"has a worker that is late to answer (it last asked for work {silent:.0f} s ago) or gone, "
+        return self._wait(f"{late}so this status may be old", EndsBy.ITSELF) if is_queried else None
 
-    async def known_wait(self) -> Wait | None:
-        """Return the wait for a list, which queries no workflow: ``None`` unless the worker is certainly gone."""
-        try:
-            silent = await self._silent_seconds()
-        except UNANSWERED:
-            return None
-        is_sure = time.monotonic() - self._looked_at < SAME_SECONDS and self._looked_at - self._since >= SURE_SECONDS
-        return (
-            self._wait(_GONE, EndsBy.OPERATOR)
-            if silent > POLL_SECONDS or (is_sure and silent >= WORKER_SECONDS)
-            else None
-        )
-
-    def _wait(self, reason: str, ends_by: EndsBy = EndsBy.ITSELF) -> Wait:
+    def _wait(self, reason: str, ends_by: EndsBy) -> Wait:
         return Wait(kind=WaitKind.WORKER, subject=self._subject, reason=reason, ends_by=ends_by)
 
     async def _silent_seconds(self) -> float:
-        """Return the seconds since a worker last began a poll; infinite if Temporal knows of no worker.
-
-        Raises the errors of :meth:`Readiness.last_poll`.
-        """
-        checked_at, polled_at = self._kept
-        if time.monotonic() - checked_at >= KEPT_SECONDS:
-            async with asyncio.timeout(LATE_SECONDS):
-                polled_at = await self._readiness.last_poll()
-            self._kept = (time.monotonic(), polled_at)
+        """Return the seconds since a worker last began a poll; infinite if Temporal knows of no worker."""
+        async with asyncio.timeout(LATE_SECONDS):
+            polled_at = await self._polls.get("last", self._readiness.last_poll)
         return time.time() - polled_at if polled_at is not None else float("inf")

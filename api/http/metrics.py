@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from typing import Any, Final
 
 from fastapi import APIRouter
@@ -12,6 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.responses import Response
 
 from api.gateway.interface import Gateway, TemporalUnavailableError
+from api.gateway.shared_looks import SharedLooks
 
 COUNT_SECONDS: Final = 10.0
 """Time in seconds for which a count of batches is reused, however often the metrics are scraped."""
@@ -43,8 +42,7 @@ class ApiMetrics:
             ["status"],
             registry=self._registry,
         )
-        self._counted_at = float("-inf")
-        self._counting = asyncio.Lock()
+        self._counts: SharedLooks[str, dict[str, int]] = SharedLooks(COUNT_SECONDS, 1)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request and its duration. ``route`` is the pattern of its path, not the path."""
@@ -53,20 +51,14 @@ class ApiMetrics:
 
     async def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        async with self._counting:
-            if time.monotonic() - self._counted_at >= COUNT_SECONDS:
-                await self._count_batches()
-        return generate_latest(self._registry)
-
-    async def _count_batches(self) -> None:
         try:
-            counts = await self._gateway.count_by_status()
+            counts = await self._counts.get("all", self._gateway.count_by_status)
         except TemporalUnavailableError:
             self._batches.clear()  # no figure is better than an old one
-            return
-        self._counted_at = time.monotonic()
-        for status, count in counts.items():
-            self._batches.labels(status).set(count)
+        else:
+            for status, count in counts.items():
+                self._batches.labels(status).set(count)
+        return generate_latest(self._registry)
 
 
 _TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
@@ -80,5 +72,5 @@ def metrics_router(metrics: ApiMetrics) -> APIRouter:
         return Response(await metrics.exposition(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     # Not PlainTextResponse, which would make the OpenAPI document declare errors as plain text too.
-    router.add_api_route("/metrics", show, methods=["GET"], name="metrics", response_class=Response, responses=_TEXT)
+    router.get("/metrics", name="metrics", response_class=Response, responses=_TEXT)(show)
     return router

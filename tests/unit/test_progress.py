@@ -61,7 +61,7 @@ def progress(status: BatchStatus, *infos: PendingActivityInfo) -> tuple[Counts, 
     counts = live.counts
     waits = waits_of(SPEC, status, activities, NOW)
     pace = Paces().of(SPEC.batch_id, live, running, NOW)
-    return counts, with_waits(progress_of(status, activities, pace), waits, SPEC, status, counts, NOW)
+    return counts, with_waits(progress_of(status, activities, pace), waits, SPEC, live, NOW)
 
 
 def test_running_shards_count_and_finished_ones_count_once() -> None:
