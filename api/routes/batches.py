@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from itertools import islice
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, BackgroundTasks, Query
-from starlette.requests import Request
+from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from activities.error_messages import ErrorMessages
@@ -27,16 +26,15 @@ from api.http.schemas import (
     CreateBatch,
     IdempotencyKey,
     RetryBatch,
-    RetryCount,
     batch_list,
     batch_object,
     create_batch_model,
     error_responses,
 )
-from api.routes.creates import Creates, count_of
+from api.routes.creates import Call, CreateCall, Creates
 from api.routes.partial_files import PartialFiles, PartialHeader
 from api.routes.retries import RetryRules, create_of, retry_spec
-from workflows.ids import BatchRef, create_digest
+from workflows.ids import BatchRef
 from workflows.types import BatchRecord
 
 MAX_PAGE = 100
@@ -49,55 +47,25 @@ def batches_router(
     router = APIRouter(prefix="/v1/batches", tags=["Batches"], route_class=JsonRoute, responses=error_responses(401))
 
     async def create_batch(
-        body: CreateBatch,
-        caller: CallerOf,
-        request: Request,
-        answered: BackgroundTasks,
-        idempotency_key: IdempotencyKey = None,
-        retry_count: RetryCount = None,
+        body: CreateBatch, caller: CallerOf, call: CreateCall, idempotency_key: IdempotencyKey = None
     ) -> Batch:
         given = body.input_file_id
         if is_address(given) and not allowed_address(given, settings.prefixes, caller.tenant):
             raise _not_allowed(given)
-        if key := idempotency_key or body.idempotency_key:
-            return await routes.create_batch_of_key(body, caller, key)
-        if (tries := count_of(retry_count)) is None:
-            return await routes.create_batch(body, caller)
-        digest = create_digest(body.model_dump(exclude={"idempotency_key": True, "webhook": {"secret"}}))
-        spec = routes.creates.spec(caller, body)
-        made = await routes.creates.start_of_sdk(spec, digest, caller, tries, request, answered, webhook=body.webhook)
-        return batch_object(made)
+        return await routes.create_batch(body, caller, call, idempotency_key or body.idempotency_key)
 
     # FastAPI takes the model from the function's annotation, and the model depends on this server's settings.
     create_batch.__annotations__["body"] = create_batch_model(settings.endpoints, settings.windows)
     ended = error_responses(404, 409, 503)
 
-    router.add_api_route(
-        "", create_batch, methods=["POST"], response_model=Batch, responses=error_responses(409, 413, 429, 503)
-    )
-    router.add_api_route(
-        "", routes.list_batches, methods=["GET"], response_model=BatchList, responses=error_responses(503)
-    )
-    router.add_api_route(
-        "/{batch_id}",
-        routes.retrieve_batch,
-        methods=["GET"],
-        response_model=Batch,
-        responses=error_responses(404, 503),
-    )
-    for name, action in (
-        ("cancel", routes.cancel_batch),
-        ("pause", routes.pause_batch),
-        ("resume", routes.resume_batch),
-    ):
-        router.add_api_route(f"/{{batch_id}}/{name}", action, methods=["POST"], response_model=Batch, responses=ended)
-    router.add_api_route(
-        "/{batch_id}/retry",
-        routes.retry_batch,
-        methods=["POST"],
-        response_model=Batch,
-        responses=error_responses(404, 409, 413, 429, 503),
-    )
+    router.post("", responses=error_responses(409, 413, 429, 503))(create_batch)
+    # These two render their responses themselves.
+    router.get("", response_model=BatchList, responses=error_responses(503))(routes.list_batches)
+    router.get("/{batch_id}", response_model=Batch, responses=error_responses(404, 503))(routes.retrieve_batch)
+    router.post("/{batch_id}/cancel", responses=ended)(routes.cancel_batch)
+    router.post("/{batch_id}/pause", responses=ended)(routes.pause_batch)
+    router.post("/{batch_id}/resume", responses=ended)(routes.resume_batch)
+    router.post("/{batch_id}/retry", responses=error_responses(404, 409, 413, 429, 503))(routes.retry_batch)
     return router
 
 
@@ -108,17 +76,14 @@ class _Batches:
         self._retries = RetryRules(self._catalog)
         self._error_messages = ErrorMessages(self._catalog)
         self._gateway = gateway
-        self.creates = creates
+        self._creates = creates
 
-    async def create_batch(self, body: CreateBatch, caller: Caller) -> Batch:
-        spec = self.creates.spec(caller, body)
-        return batch_object(await self.creates.start(spec, caller, may_exist=False, webhook=body.webhook))
-
-    async def create_batch_of_key(self, body: CreateBatch, caller: Caller, key: str) -> Batch:
-        """Create a batch under an idempotency key, or return the one that the same request created before."""
-        file = await asyncio.to_thread(self._catalog.find_file, caller.tenant, body.input_file_id)
-        spec = self.creates.spec(caller, body, key).model_copy(update={"input_sha256": file.sha256 if file else ""})
-        return batch_object(await self.creates.start(spec, caller, may_exist=True, webhook=body.webhook))
+    async def create_batch(self, body: CreateBatch, caller: Caller, call: Call, key: str | None) -> Batch:
+        spec = self._creates.spec(caller, body, key)
+        if key and (file := await asyncio.to_thread(self._catalog.find_file, caller.tenant, body.input_file_id)):
+            spec = spec.model_copy(update={"input_sha256": file.sha256})
+        view = await self._creates.start_once(spec, caller, call, has_key=bool(key), webhook=body.webhook)
+        return batch_object(view)
 
     async def retry_batch(
         self, ref: PathBatch, caller: CallerOf, body: RetryBatch | None = None, idempotency_key: IdempotencyKey = None
@@ -128,9 +93,9 @@ class _Batches:
         with no_batch_found(ref):
             first = (await self._gateway.find(ref)).record
         retry = await asyncio.to_thread(self._retries.claim, first, body, idempotency_key)
-        spec = retry_spec(self.creates.spec(caller, create_of(first.spec, body.webhook)), first.spec, retry)
+        spec = retry_spec(self._creates.spec(caller, create_of(first.spec, body.webhook)), first.spec, retry)
         try:
-            return batch_object(await self.creates.start(spec, caller, may_exist=True, webhook=body.webhook))
+            return batch_object(await self._creates.start(spec, caller, may_exist=True, webhook=body.webhook))
         except ApiError:  # the retry was not started; after any other error it may have been
             await asyncio.to_thread(self._retries.release, first, retry)
             raise
@@ -167,29 +132,24 @@ class _Batches:
             return {}
 
     async def cancel_batch(self, ref: PathBatch) -> Batch:
-        try:
-            with no_batch_found(ref):
-                return await self._object(await self._gateway.cancel(ref))
-        except BatchHasEndedError as error:
-            raise permanent_conflict(f"Cannot cancel a batch with status '{error.status.value}'.") from None
+        return await self._changed(ref, "cancel", self._gateway.cancel(ref))
 
     async def pause_batch(self, ref: PathBatch) -> Batch:
         """Pause a batch. This extends OpenAI's API.
 
         No requests are sent until the batch is resumed. Its completion window continues meanwhile.
         """
-        return await self._set_paused(ref, True)
+        return await self._changed(ref, "pause", self._gateway.set_paused(ref, True))
 
     async def resume_batch(self, ref: PathBatch) -> Batch:
         """Resume a paused batch. This extends OpenAI's API."""
-        return await self._set_paused(ref, False)
+        return await self._changed(ref, "resume", self._gateway.set_paused(ref, False))
 
-    async def _set_paused(self, ref: BatchRef, paused: bool) -> Batch:
+    async def _changed(self, ref: BatchRef, verb: str, change: Awaitable[BatchView]) -> Batch:
         try:
             with no_batch_found(ref):
-                return await self._object(await self._gateway.set_paused(ref, paused))
+                return await self._object(await change)
         except BatchHasEndedError as error:
-            verb = "pause" if paused else "resume"
             raise permanent_conflict(f"Cannot {verb} a batch with status '{error.status.value}'.") from None
 
     def _all_retried_by(self, views: Sequence[BatchView]) -> list[str | None]:

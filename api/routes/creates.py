@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 import uuid
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
-from fastapi import BackgroundTasks
+from fastapi import BackgroundTasks, Depends
 from starlette.requests import Request
 
 from activities.completion_windows import window_seconds
@@ -20,7 +20,7 @@ from activities.store.object_store import ObjectStore, StoreError
 from api.gateway.interface import BatchView, Gateway, IdempotencyConflictError
 from api.http.auth import Caller
 from api.http.errors import ApiError, permanent_conflict
-from api.http.schemas import CreateBatch, Webhook
+from api.http.schemas import CreateBatch, RetryCount, Webhook
 from api.routes.limits import BatchLimit, TooManyBatchesError
 from workflows.contract import inference_task_queue
 from workflows.ids import batch_id_for_key, create_digest
@@ -33,6 +33,30 @@ _DEFAULT_READ_SECONDS = 600
 _MAX_READ_SECONDS = 3600
 _PAUSE_SECONDS = 125
 """Longest pause in seconds before the SDK retries, with a margin."""
+
+
+class Call(NamedTuple):
+    """One HTTP request to create a batch."""
+
+    request: Request
+    answered: BackgroundTasks
+    """Tasks that run after the response is sent."""
+    tries: int | None
+    """Number of times that a stock SDK has sent this request before; ``None`` if the client does not count them."""
+
+    @property
+    def read_seconds(self) -> int:
+        """The seconds for which the SDK waits for this response. Python's and Node's SDKs use different headers."""
+        names = ("x-stainless-read-timeout", "x-stainless-timeout")
+        found = (_count_of(self.request.headers.get(name)) for name in names)
+        return min(next((seconds for seconds in found if seconds), _DEFAULT_READ_SECONDS), _MAX_READ_SECONDS)
+
+
+async def _call(request: Request, answered: BackgroundTasks, retry_count: RetryCount = None) -> Call:
+    return Call(request, answered, _count_of(retry_count))
+
+
+CreateCall = Annotated[Call, Depends(_call)]
 
 
 class Creates:
@@ -48,12 +72,44 @@ class Creates:
 
     def spec(self, caller: Caller, body: CreateBatch, key: str | None = None) -> BatchSpec:
         """Return the specification of a new batch. ``key`` is its idempotency key, from which its id is derived."""
-        return _spec(self._settings, self._webhooks.names_for(caller.tenant), caller, key, body)
+        (tenant, limits), settings = caller, self._settings
+        # The digest covers what the client sent, so that a default that changes later causes no conflict. The input
+        # file is left out because it counts by its content, and the webhook's secret because not even a digest of it
+        # may enter Temporal.
+        parameters = body.model_dump(exclude={"idempotency_key": True, "input_file_id": True, "webhook": {"secret"}})
+        expires = body.output_expires_after
+        expiry: dict[str, Any] = {} if expires is None else {"output_expires_after": expires.seconds}
+        webhooks = self._webhooks.names_for(tenant)
+        return BatchSpec(
+            batch_id=batch_id_for_key(tenant, key) if key else f"batch_{uuid.uuid4().hex}",
+            tenant=tenant,
+            input_file_id=body.input_file_id,
+            endpoint=body.endpoint,
+            completion_window=body.completion_window,
+            window_seconds=window_seconds(body.completion_window),
+            created_ms=time.time_ns() // 1_000_000,
+            digest=create_digest(parameters),
+            metadata=body.metadata,
+            max_requests=settings.max_requests,
+            max_input_bytes=settings.max_input_bytes,
+            max_line_bytes=settings.max_line_bytes,
+            max_attempts=settings.max_attempts,
+            unknown_model=settings.unknown_model,
+            mixed_models=settings.mixed_models,
+            strict_error_lines=settings.strict_error_lines,
+            heartbeat_timeout=settings.heartbeat_timeout,
+            inference_task_queue=inference_task_queue(settings.task_queue),
+            counts_towards_limits=limits is not None,
+            max_queued_requests=limits.max_queued_requests if limits else None,
+            fairness_weight=limits.fairness_weight if limits else 1.0,
+            webhooks=[*webhooks, BATCH_WEBHOOK] if body.webhook else webhooks,
+            **expiry,
+        )
 
     async def start(
         self, spec: BatchSpec, caller: Caller, *, may_exist: bool, webhook: Webhook | None = None
     ) -> BatchView:
-        """Start a batch, or return the existing one if ``may_exist`` is set.
+        """Start a batch, or return the existing one if ``may_exist`` is set. ``webhook`` is for this batch only.
 
         Raises:
             ApiError: the tenant has reached its maximum number of running batches, or the idempotency key belongs to
@@ -69,35 +125,21 @@ class Creates:
         except IdempotencyConflictError:
             raise key_conflict() from None
 
-    async def start_of_sdk(
-        self,
-        spec: BatchSpec,
-        digest: str,
-        caller: Caller,
-        tries: int,
-        request: Request,
-        answered: BackgroundTasks,
-        *,
-        webhook: Webhook | None = None,
+    async def start_once(
+        self, spec: BatchSpec, caller: Caller, call: Call, *, has_key: bool, webhook: Webhook | None = None
     ) -> BatchView:
-        """Start a batch for a stock SDK, which sends no idempotency key, but the number of its earlier tries.
+        """Start a batch, or return the one that an earlier try of the same call has started.
 
-        A retry returns the batch of an earlier try only if that try arrived and its response was not delivered. If it
-        never arrived, the retry creates a batch of its own, whatever was created before.
-
-        Args:
-            spec: the batch.
-            digest: a digest of everything that the client sent.
-            caller: the caller who creates the batch.
-            tries: the number of times that the client has sent this request before.
-            request: the HTTP request.
-            answered: background tasks that run after the response is sent.
-            webhook: a webhook for this batch only.
+        Tries are matched by their idempotency key or, for a stock SDK, which sends none, by their content. Then a retry
+        returns the batch of an earlier try only if that try arrived and its response was not delivered. If it never
+        arrived, the retry creates a batch of its own, whatever was created before.
 
         Raises:
             ApiError: as in :meth:`start`.
         """
-        note, is_repeated = await asyncio.to_thread(self._noted, spec, digest, tries, _read_seconds(request))
+        if has_key or call.tries is None:
+            return await self.start(spec, caller, may_exist=has_key, webhook=webhook)
+        note, is_repeated = await asyncio.to_thread(self._noted, spec, call.tries, call.read_seconds)
         if note and is_repeated:
             spec = spec.model_copy(update={"batch_id": note.batch_id, "created_ms": note.created_ms})
         try:
@@ -107,16 +149,17 @@ class Creates:
                 await asyncio.to_thread(self._notes.remove, note)
             raise
         # A client that has disconnected does not get this response, and its retry has to find the batch.
-        if note and not await request.is_disconnected():
-            answered.add_task(self._forget, note)  # runs once the response has been sent
+        if note and not await call.request.is_disconnected():
+            call.answered.add_task(self._forget, note)  # runs once the response has been sent
         return view
 
-    def _noted(self, spec: BatchSpec, digest: str, tries: int, read_seconds: int) -> tuple[CreateNote | None, bool]:
+    def _noted(self, spec: BatchSpec, tries: int, read_seconds: int) -> tuple[CreateNote | None, bool]:
         """Return the note of a request, and whether an earlier try wrote it. The note is ``None`` if the store fails.
 
         A try may be lost anywhere: before its workflow is started, or just before its response arrives. So its batch
         id is noted first, and Temporal, which starts a workflow id only once, decides what the next try finds.
         """
+        digest = create_digest({"digest": spec.digest, "input": spec.input_sha256 or spec.input_file_id})
         try:
             for note in self._notes.find(spec.tenant, digest) if tries else ():
                 longest = (tries - note.tries) * (read_seconds + _PAUSE_SECONDS) * 1000
@@ -145,49 +188,6 @@ def key_conflict() -> ApiError:
     return permanent_conflict(text, code="idempotency_conflict")
 
 
-def count_of(text: str | None) -> int | None:
+def _count_of(text: str | None) -> int | None:
     """Return the number in a header, or ``None`` if there is none of at most five digits."""
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 6 else None
-
-
-def _read_seconds(request: Request) -> int:
-    """Return the seconds for which the SDK waits for this response; Python's and Node's SDKs use different headers."""
-    said = (count_of(request.headers.get(name)) for name in ("x-stainless-read-timeout", "x-stainless-timeout"))
-    return min(next((seconds for seconds in said if seconds), _DEFAULT_READ_SECONDS), _MAX_READ_SECONDS)
-
-
-def _spec(
-    settings: Settings, webhooks: list[str], caller: Caller, idempotency_key: str | None, body: CreateBatch
-) -> BatchSpec:
-    tenant, limits = caller
-    # The digest covers what the client sent, so that a default that changes later causes no conflict. The input file
-    # is left out because it counts by its content, and the webhook's secret because not even a digest of it may enter
-    # Temporal.
-    parameters = body.model_dump(exclude={"idempotency_key": True, "input_file_id": True, "webhook": {"secret"}})
-    expires = body.output_expires_after
-    expiry: dict[str, Any] = {} if expires is None else {"output_expires_after": expires.seconds}
-    return BatchSpec(
-        batch_id=batch_id_for_key(tenant, idempotency_key) if idempotency_key else f"batch_{uuid.uuid4().hex}",
-        tenant=tenant,
-        input_file_id=body.input_file_id,
-        endpoint=body.endpoint,
-        completion_window=body.completion_window,
-        window_seconds=window_seconds(body.completion_window),
-        created_ms=time.time_ns() // 1_000_000,
-        digest=create_digest(parameters),
-        metadata=body.metadata,
-        max_requests=settings.max_requests,
-        max_input_bytes=settings.max_input_bytes,
-        max_line_bytes=settings.max_line_bytes,
-        max_attempts=settings.max_attempts,
-        unknown_model=settings.unknown_model,
-        mixed_models=settings.mixed_models,
-        strict_error_lines=settings.strict_error_lines,
-        heartbeat_timeout=settings.heartbeat_timeout,
-        inference_task_queue=inference_task_queue(settings.task_queue),
-        counts_towards_limits=limits is not None,
-        max_queued_requests=limits.max_queued_requests if limits else None,
-        fairness_weight=limits.fairness_weight if limits else 1.0,
-        webhooks=[*webhooks, BATCH_WEBHOOK] if body.webhook else webhooks,
-        **expiry,
-    )

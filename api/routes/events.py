@@ -10,13 +10,12 @@ from typing import Annotated, Final, Literal
 from zlib import crc32
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel
 
 from api.gateway.interface import BatchView, Gateway
 from api.gateway.waits import duration
 from api.http.auth import PathBatch
 from api.http.errors import ApiError, no_batch_found, shown
-from api.http.schemas import error_responses
+from api.http.schemas import Listed, ListPage, error_responses
 from workflows.details import end_reason
 from workflows.events import PastWait
 from workflows.types import BatchPhase, BatchRecord
@@ -28,8 +27,7 @@ SHORTEST_WAIT: Final = 1
 _ID: Final = re.compile(r"evt_[0-9]{10}_[0-9]_[0-9a-f]{8}")
 
 
-class BatchEvent(BaseModel):
-    id: str
+class BatchEvent(Listed):
     object: Literal["batch.event"] = "batch.event"
     created_at: int
     """Unix time in seconds at which the event happened or began."""
@@ -39,12 +37,8 @@ class BatchEvent(BaseModel):
     message: str
 
 
-class BatchEventList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[BatchEvent]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+class BatchEventList(ListPage[BatchEvent]):
+    pass
 
 
 def events_router(gateway: Gateway) -> APIRouter:
@@ -59,17 +53,9 @@ def events_router(gateway: Gateway) -> APIRouter:
         with no_batch_found(ref):
             view = await gateway.find(ref)
         found = [event for event in events_of(view, time.time()) if after is None or event.id > after]
-        data = found[:limit]
-        first_id, last_id = (data[0].id, data[-1].id) if data else (None, None)
-        return BatchEventList(data=data, first_id=first_id, last_id=last_id, has_more=len(found) > limit)
+        return BatchEventList.of(found[:limit], has_more=len(found) > limit)
 
-    router.add_api_route(
-        "/{batch_id}/events",
-        list_events,
-        methods=["GET"],
-        response_model=BatchEventList,
-        responses=error_responses(404, 503),
-    )
+    router.get("/{batch_id}/events", responses=error_responses(404, 503))(list_events)
     return router
 
 

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Query
+from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -31,45 +32,27 @@ from api.http.message_schemas import (
     batch_id_of,
     message_batch,
     message_batch_id,
-    message_batch_list,
 )
-from api.http.schemas import CreateBatch, IdempotencyKey, RetryCount
-from api.routes.creates import Creates, count_of
+from api.http.schemas import CreateBatch, IdempotencyKey, error_responses, request_body
+from api.routes.creates import CreateCall, Creates
 from api.routes.files import BATCH_FILE_LIFETIME, new_file_id, publish_file
 from api.routes.message_input import ReceivedRequests, receive_requests
 from api.routes.message_results import open_results
 from api.routes.stored_bytes import StoredBytes, form_of
 from workflows.contract import MESSAGES_ENDPOINT
-from workflows.ids import BatchRef, create_digest
+from workflows.ids import BatchRef
 from workflows.types import BatchRecord, BatchSpec
 
 WINDOW = "24h"
 """The completion window of every message batch."""
 MAX_PAGE = 1000
 
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["requests"],
-                    "properties": {
-                        "requests": {
-                            "type": "array",
-                            "items": {
-                                "type": "object",
-                                "required": ["custom_id", "params"],
-                                "properties": {"custom_id": {"type": "string"}, "params": {"type": "object"}},
-                            },
-                        }
-                    },
-                }
-            }
-        },
-    }
+_ITEM: dict[str, Any] = {
+    "type": "object",
+    "required": ["custom_id", "params"],
+    "properties": {"custom_id": {"type": "string"}, "params": {"type": "object"}},
 }
+_BODY = request_body("application/json", ["requests"], {"requests": {"type": "array", "items": _ITEM}})
 _RESULTS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A line for each request, in any order.",
@@ -86,41 +69,18 @@ def message_batches_router(
     errors = {401: {"model": MessageError}, **_errors(400, 500, "4XX", "5XX")}
     router = APIRouter(prefix=BATCHES_PATH, tags=["Message batches"], route_class=JsonRoute, responses=errors)
     found = _errors(404, 503)
-    # The route reads the body as it arrives, so FastAPI cannot document it.
-    router.add_api_route(
-        "",
-        routes.create_message_batch,
-        methods=["POST"],
-        response_model=MessageBatch,
-        responses=_errors(403, 409, 413, 429, 503),
-        openapi_extra=_BODY,
-    )
-    router.add_api_route(
-        "", routes.list_message_batches, methods=["GET"], response_model=MessageBatchList, responses=_errors(503)
-    )
-    one = "/{message_batch_id}"
-    router.add_api_route(
-        one, routes.retrieve_message_batch, methods=["GET"], response_model=MessageBatch, responses=found
-    )
-    router.add_api_route(
-        one, routes.delete_message_batch, methods=["DELETE"], response_model=MessageBatchDeleted, responses=found
-    )
-    router.add_api_route(
-        f"{one}/cancel", routes.cancel_message_batch, methods=["POST"], response_model=MessageBatch, responses=found
-    )
-    router.add_api_route(
-        f"{one}/results",
-        routes.message_batch_results,
-        methods=["GET"],
-        response_class=ReaderResponse,
-        responses=_RESULTS | found,
-    )
+    created, one = _errors(403, 409, 413, 429, 503), "/{message_batch_id}"
+    router.post("", responses=created, openapi_extra=_BODY)(routes.create_message_batch)
+    router.get("", responses=_errors(503))(routes.list_message_batches)
+    router.get(one, responses=found)(routes.retrieve_message_batch)
+    router.delete(one, responses=found)(routes.delete_message_batch)
+    router.post(f"{one}/cancel", responses=found)(routes.cancel_message_batch)
+    results = _RESULTS | found
+    router.get(f"{one}/results", response_class=ReaderResponse, responses=results)(routes.message_batch_results)
     return router
 
 
-def _errors(*statuses: int | str) -> dict[int | str, dict[str, Any]]:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{MessageError.__name__}"}}}
-    return {status: {"content": content} for status in statuses}
+_errors = partial(error_responses, model=MessageError)
 
 
 class _MessageBatches:
@@ -137,19 +97,11 @@ class _MessageBatches:
     async def create_message_batch(
         self,
         caller: CallerOf,
-        request: Request,
-        answered: BackgroundTasks,
+        call: CreateCall,
         idempotency_key: IdempotencyKey = None,
-        retry_count: RetryCount = None,
     ) -> MessageBatch:
-        async with self._input_file(caller, request, idempotency_key) as spec:
-            if idempotency_key:
-                view = await self._creates.start(spec, caller, may_exist=True)
-            elif (tries := count_of(retry_count)) is not None:
-                digest = create_digest({"requests": spec.input_sha256})
-                view = await self._creates.start_of_sdk(spec, digest, caller, tries, request, answered)
-            else:
-                view = await self._creates.start(spec, caller, may_exist=False)
+        async with self._input_file(caller, call.request, idempotency_key) as spec:
+            view = await self._creates.start_once(spec, caller, call, has_key=bool(idempotency_key))
             if view.record.spec.input_file_id != spec.input_file_id:  # the batch existed already
                 await self._drop_file(caller.tenant, spec.input_file_id)
         return message_batch(view, time.time())
@@ -201,7 +153,8 @@ class _MessageBatches:
         if before_id is not None and after_id is not None:
             raise ApiError(400, "before_id and after_id exclude each other.")
         records, has_more = await asyncio.to_thread(self._page, tenant, limit, before_id, after_id)
-        return message_batch_list(await self._gateway.glances(records), has_more, time.time())
+        views, now = await self._gateway.glances(records), time.time()
+        return MessageBatchList.of([message_batch(view, now) for view in views], has_more=has_more)
 
     async def retrieve_message_batch(self, message_batch_id: str, tenant: Tenant) -> MessageBatch:
         return message_batch(await self._find(tenant, message_batch_id), time.time())

@@ -46,13 +46,8 @@ def results_router(catalog: Catalog, pages: ResultPages) -> APIRouter:
         headers = {CURSOR_HEADER: str(page.cursor), INCOMPLETE_HEADER: "false" if page.is_last else "true"}
         return Response(b"".join(page.lines), headers=headers, media_type="application/jsonl")
 
-    router.add_api_route(
-        "/{batch_id}/results",
-        list_results,
-        methods=["GET"],
-        response_class=Response,
-        responses=_PAGE | error_responses(404, 410, 503),
-    )
+    responses = _PAGE | error_responses(404, 410, 503)
+    router.get("/{batch_id}/results", response_class=Response, responses=responses)(list_results)
     return router
 
 
