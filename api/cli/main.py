@@ -48,10 +48,11 @@ def load_settings(**given: object) -> Settings:
         raise click.ClickException(name + first["msg"].removeprefix("Value error, ")) from None
 
 
-MakeLoop = Callable[[], asyncio.AbstractEventLoop]
-
-
-def run(settings: Settings, start: Callable[[], Coroutine[Any, Any, None]], make_loop: MakeLoop | None = None) -> None:
+def run(
+    settings: Settings,
+    start: Callable[[], Coroutine[Any, Any, None]],
+    make_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> None:
     """Run a process until it ends. If it cannot start, show the reason to the user in one line.
 
     Args: ``make_loop`` creates its event loop; the default is asyncio's.
@@ -66,22 +67,6 @@ def run(settings: Settings, start: Callable[[], Coroutine[Any, Any, None]], make
             runner.run(start())
     except (StartError, EmbeddedTemporalError, PortTakenError) as error:
         raise click.ClickException(str(error)) from None
-
-
-def uvloop_if_installed() -> MakeLoop | None:
-    """Return uvloop for a worker, where it saves a tenth of the CPU per request. The API does not use it: when no more
-    files can be opened, uvloop closes new connections silently, while asyncio logs the error and lets them wait.
-    """
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
-
-
-def say(text: str) -> None:
-    click.echo(text)
-    sys.stdout.flush()
 
 
 class _Commands(click.Group):
@@ -142,7 +127,7 @@ def dev(
     async def start() -> None:
         keys = open_keys(settings, host, insecure)  # first, because the binary may have to be built
         binary = await asyncio.to_thread(find_temporal, settings.temporal_cli, sys.stdout)
-        await run_dev(settings, keys, binary, host, port, temporal_port, ui_port, say)
+        await run_dev(settings, keys, binary, host, port, temporal_port, ui_port, click.echo)
 
     run(settings, start)
 
@@ -159,7 +144,7 @@ def temporal(port: int, ui_port: int, data_dir: str | None) -> None:
 
     async def start() -> None:
         binary = await asyncio.to_thread(find_temporal, settings.temporal_cli, sys.stdout)
-        await run_temporal(settings, binary, port, ui_port, say)
+        await run_temporal(settings, binary, port, ui_port, click.echo)
 
     run(settings, start)
 
@@ -173,7 +158,7 @@ def setup() -> None:
     from api.processes.setup import run_setup
 
     settings = load_settings()
-    run(settings, lambda: run_setup(settings, say))
+    run(settings, lambda: run_setup(settings, click.echo))
 
 
 @main.command()
@@ -186,7 +171,7 @@ def promote(build_id: str | None, force: bool) -> None:
     from api.processes.setup import run_promote
 
     settings = load_settings()
-    run(settings, lambda: run_promote(settings, build_id, say, force=force))
+    run(settings, lambda: run_promote(settings, build_id, click.echo, force=force))
 
 
 @main.command()
@@ -198,7 +183,7 @@ def serve(host: str, port: int, insecure: bool) -> None:
     from api.processes.run import run_api
 
     settings = load_settings()
-    run(settings, lambda: run_api(settings, host, port, say, insecure=insecure))
+    run(settings, lambda: run_api(settings, host, port, click.echo, insecure=insecure))
 
 
 @main.command()
@@ -221,9 +206,13 @@ def worker(max_in_flight: str | None, processes: int, lifeline: int | None) -> N
 
     settings = load_settings(max_in_flight=max_in_flight)
     if processes > 1:
-        run(settings, lambda: run_workers(settings, processes, say))
+        run(settings, lambda: run_workers(settings, processes, click.echo))
     else:
-        run(settings, lambda: run_worker(settings, say, lifeline), uvloop_if_installed())
+        import uvloop
+
+        # It saves a tenth of the CPU per request. The API does not use it: when no more files can be opened, uvloop
+        # closes new connections silently, while asyncio logs the error and lets them wait.
+        run(settings, lambda: run_worker(settings, click.echo, lifeline), uvloop.new_event_loop)
 
 
 main.add_command(keys)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from api.cli.session import BadInputError
-from api.cli.tables import Row, TableError, text_of
+from api.cli.tables import Row, text_of
 
 SUFFIX: Final = ".parquet"
 _ROWS: Final = 1000
@@ -22,8 +22,7 @@ def read_rows(source: Path) -> Iterator[Row]:
     """Yield the rows of a file, one at a time.
 
     Raises:
-        TableError: ``source`` is not a Parquet file.
-        BadInputError: pyarrow is not installed.
+        BadInputError: ``source`` is not a Parquet file, or pyarrow is not installed.
     """
     file = _opened(source)
     try:
@@ -88,7 +87,7 @@ def _opened(source: Path) -> Any:
         # With pre-buffering, a whole row group, which may be the whole file, would be held in memory.
         return parquet.ParquetFile(source, pre_buffer=False, buffer_size=_BUFFER_BYTES)
     except _arrow("").ArrowException as error:
-        raise TableError(f"the input is not a Parquet file: {error}") from None
+        raise BadInputError(f"the input is not a Parquet file: {error}") from None
 
 
 def _arrow(module: str) -> Any:

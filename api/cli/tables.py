@@ -29,15 +29,11 @@ Row = Mapping[str, Any]
 _TEMPLATE: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
-class TableError(BadInputError):
-    """A table or a template cannot be used; the message is one line for the user."""
-
-
 def read_rows(source: Path) -> Iterator[Row]:
     """Yield the rows of a table, one at a time.
 
     Raises:
-        TableError: the table is invalid; the message says where.
+        BadInputError: the table is invalid; the message says where.
     """
     if source.suffix.lower() == ".parquet":
         from api.cli import parquet
@@ -54,7 +50,7 @@ def read_rows(source: Path) -> Iterator[Row]:
                 case _:
                     yield from _json_rows(file)
         except UnicodeDecodeError as error:
-            raise TableError(f"the input is not UTF-8 text ({error.reason} at byte {error.start})") from None
+            raise BadInputError(f"the input is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
 def _csv_rows(file: TextIO) -> Iterator[Row]:
@@ -63,13 +59,13 @@ def _csv_rows(file: TextIO) -> Iterator[Row]:
     try:
         columns = list(reader.fieldnames or ())
         if len(set(columns)) < len(columns):
-            raise TableError(f"two columns have the same name: {', '.join(columns)}")
+            raise BadInputError(f"two columns have the same name: {', '.join(columns)}")
         for number, row in enumerate(reader, 1):
             if None in row:
-                raise TableError(f"row {number} has more cells than the header has columns")
+                raise BadInputError(f"row {number} has more cells than the header has columns")
             yield row
     except csv.Error as error:
-        raise TableError(f"line {reader.reader.line_num}: {error}") from None
+        raise BadInputError(f"line {reader.reader.line_num}: {error}") from None
 
 
 def _json_rows(file: TextIO) -> Iterator[Row]:
@@ -79,9 +75,9 @@ def _json_rows(file: TextIO) -> Iterator[Row]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise TableError(f"line {number} is not JSON: {error}") from None
+            raise BadInputError(f"line {number} is not JSON: {error}") from None
         if not isinstance(row, dict):
-            raise TableError(f"line {number} is not a JSON object")
+            raise BadInputError(f"line {number} is not a JSON object")
         yield cast("Row", row)
 
 
@@ -95,7 +91,7 @@ class Template:
         """Return the prompt for a row. An empty or null value is replaced by an empty text.
 
         Raises:
-            TableError: the row has no such column, or the template has an unmatched brace.
+            BadInputError: the row has no such column, or the template has an unmatched brace.
         """
 
         def value(match: re.Match[str]) -> str:
@@ -103,9 +99,9 @@ class Template:
             if match[0] in ("{{", "}}"):
                 return match[0][0]
             if column is None:
-                raise TableError(f"the prompt has a single {match[0]!r}; write {match[0] * 2!r} for a brace")
+                raise BadInputError(f"the prompt has a single {match[0]!r}; write {match[0] * 2!r} for a brace")
             if column not in row:
-                raise TableError(
+                raise BadInputError(
                     f"there is no column {column!r:.100}; the columns are: {', '.join(row)}. Write '{{{{' for a brace"
                 )
             return text_of(row[column])

@@ -150,9 +150,7 @@ class TemporalGateway:
         if status:
             pending = await self._pending(record, description)
             return await self._shown(record.spec, status, pending, began, is_from_workflow=True)
-        view = await self._view_described(record, description, began)
-        wait = await self._workers.wait(is_queried=True)
-        return self._gone(view, wait) if wait else view
+        return await self._view_listed(record, description, began, is_queried=True)
 
     def _gone(self, view: BatchView, wait: Wait) -> BatchView:
         """Return the view without its progress, because no worker is left to run the activities."""
@@ -173,10 +171,11 @@ class TemporalGateway:
         return await self._shown(record.spec, status, pending, began, is_from_workflow=False)
 
     async def _view_listed(
-        self, record: BatchRecord, description: WorkflowExecutionDescription, began: float
+        self, record: BatchRecord, description: WorkflowExecutionDescription, began: float, is_queried: bool = False
     ) -> BatchView:
+        """View a batch without querying its workflow; ``is_queried`` is whether it was queried and did not answer."""
         view = await self._view_described(record, description, began)
-        wait = await self._workers.wait(is_queried=False)
+        wait = await self._workers.wait(is_queried=is_queried)
         return self._gone(view, wait) if wait else view
 
     async def _view_unread(self, record: BatchRecord, wait: Wait) -> BatchView:

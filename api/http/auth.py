@@ -138,13 +138,7 @@ async def tenant(caller: CallerOf) -> str:
     return caller.tenant
 
 
-async def limits(caller: CallerOf) -> TenantLimits | None:
-    """Return the limits of the tenant, or ``None`` if the server has no key file."""
-    return caller.limits
-
-
 Tenant = Annotated[str, Depends(tenant)]
-Limits = Annotated[TenantLimits | None, Depends(limits)]
 
 
 async def batch_ref(batch_id: str, tenant: Tenant) -> BatchRef:

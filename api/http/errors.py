@@ -95,13 +95,6 @@ def missing_parameter(param: str) -> ApiError:
     return ApiError(400, f"Missing required parameter: '{param}'.", code="missing_required_parameter", param=param)
 
 
-def invalid_value(param: str, value: str, supported: Sequence[str]) -> ApiError:
-    names = [f"'{name}'" for name in supported]
-    text = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-    message = f"Invalid value: '{shown(value)}'. Supported values are: {text}."
-    return ApiError(400, message, code="invalid_value", param=param)
-
-
 def shown(value: object) -> str:
     """Return a client's value as text that is short enough for a message."""
     text = str(value)
@@ -134,15 +127,13 @@ def _named(value: object) -> str:
     return "null" if value is None else names.get(type(value), "something else")
 
 
-def validation_error(errors: Sequence[Mapping[str, Any]], prefix: str = "") -> ApiError:
+def _validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """Return one of pydantic's errors: a missing value rather than a wrong type, and that rather than a wrong value.
 
     Of several equal ones, the first counts, in the order of query, headers and body and of the fields of each.
-    ``prefix`` names the value that was validated, if it was not a whole request.
     """
     error = min(errors, key=_severity)
-    location = [str(part) for part in cast("tuple[object, ...]", error["loc"])]
-    path = [prefix, *location] if prefix else location[1:]
+    path = [str(part) for part in cast("tuple[object, ...]", error["loc"])[1:]]
     is_key = bool(path) and path[-1] == "[key]"
     if is_key:
         path = path[:-2]
@@ -250,7 +241,7 @@ def _allowed_methods(request: Request) -> list[str]:
 
 async def _bad_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(validation_error(error.errors()), request.scope["path"])
+    return error_response(_validation_error(error.errors()), request.scope["path"])
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

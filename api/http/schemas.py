@@ -126,6 +126,13 @@ class FileObject(Listed):
     status_details: None = None
 
 
+class UploadFields(_Strict):
+    """The fields of a form beside its file."""
+
+    purpose: Purpose
+    expires_after: ExpiresAfter | None = None
+
+
 class CreateUpload(_Strict):
     bytes: int = Field(ge=0)
     filename: str = Field(min_length=1, max_length=255)

@@ -43,7 +43,7 @@ from api.gateway.temporal import TemporalGateway
 from api.http.codec_server import codec_listener, codec_server
 from api.http.server import listen, listen_on, raise_open_files, serve
 from api.processes.collector import spare_what_has_started
-from api.processes.workers import WorkerStartError, run_worker_processes
+from api.processes.workers import StartError, run_worker_processes
 from api.tenants.keys import KeyFile
 
 log = logging.getLogger("everbatch")
@@ -53,10 +53,6 @@ SAME_SIGNAL_SECONDS: Final = 0.5
 """Signals that are this many seconds apart or less count as one."""
 
 Say = Callable[[str], None]
-
-
-class StartError(Exception):
-    """The process cannot start. The message tells the user why and what to do."""
 
 
 class Stop(asyncio.Event):
@@ -214,10 +210,7 @@ async def run_workers(settings: Settings, count: int, say: Say) -> None:
     """Run several worker processes until a signal."""
     check_upstreams(settings, "", -1)
     with stop_on_signals() as stop:
-        try:
-            await run_worker_processes(settings, count, stop, stop.at_once, say)
-        except WorkerStartError as error:
-            raise StartError(str(error)) from error
+        await run_worker_processes(settings, count, stop, stop.at_once, say)
 
 
 async def run_worker(settings: Settings, say: Say, lifeline: int | None = None) -> None:

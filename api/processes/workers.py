@@ -24,8 +24,8 @@ KILL_SECONDS: Final = 15.0
 """Time in addition to the drain timeout after which a worker that has not ended is killed."""
 
 
-class WorkerStartError(Exception):
-    """A worker process exited with an error at its start."""
+class StartError(Exception):
+    """The process cannot start. The message tells the user why and what to do."""
 
 
 async def run_worker_processes(
@@ -36,7 +36,7 @@ async def run_worker_processes(
     A worker that ends for any other reason is replaced. In the meantime, Temporal gives its shards to the others.
 
     Raises:
-        WorkerStartError: a worker exited with an error right after its start, as its replacement would too.
+        StartError: a worker exited with an error right after its start, as its replacement would too.
     """
     say(f"Everbatch: {count} worker processes, with EVERBATCH_MAX_IN_FLIGHT={settings.max_in_flight} each")
     with _lifeline() as lifeline:
@@ -76,7 +76,7 @@ async def _keep(settings: Settings, number: int, lifeline: int, stop: asyncio.Ev
         stopping.cancel()
         if not stop.is_set():
             if ended.result() == 1 and time.monotonic() - started < START_SECONDS:
-                raise WorkerStartError("a worker process cannot start; see above")
+                raise StartError("a worker process cannot start; see above")
             log.error("worker process %d (pid %d) ended with %d; starting another", number, process.pid, ended.result())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), RESTART_SECONDS)

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Query
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -22,9 +23,9 @@ from activities.records.keyed_files import KeyedFiles
 from activities.records.keys import content_key
 from activities.settings import Settings
 from activities.store.object_store import ObjectNotFoundError, ObjectStore, StoreError
-from api.http.auth import Limits, Tenant
+from api.http.auth import CallerOf, Tenant
 from api.http.download import Download, Reader, Span, content_headers, entity_tag, is_known, span_of
-from api.http.errors import ApiError, invalid_value, missing_parameter, permanent_conflict, shown, validation_error
+from api.http.errors import ApiError, permanent_conflict, shown
 from api.http.multipart import Upload, receive_upload
 from api.http.schemas import (
     ExpiresAfter,
@@ -33,6 +34,7 @@ from api.http.schemas import (
     FileObject,
     IdempotencyKey,
     Purpose,
+    UploadFields,
     error_responses,
     file_object,
     request_body,
@@ -91,11 +93,12 @@ class _Files:
         self._keyed_files = KeyedFiles(self._catalog)
 
     async def upload_file(
-        self, request: Request, tenant: Tenant, limits: Limits, idempotency_key: IdempotencyKey = None
+        self, request: Request, caller: CallerOf, idempotency_key: IdempotencyKey = None
     ) -> FileObject:
+        tenant = caller.tenant
         file_id = file_id_for_key(tenant, idempotency_key) if idempotency_key else new_file_id()
         key = content_key(tenant, file_id)
-        form = form_of(tenant, limits)
+        form = form_of(caller)
         is_repeat = bool(idempotency_key and await asyncio.to_thread(self._catalog.find_file, tenant, file_id))
         async with (
             self._stored.arriving(request, form, self._max_bytes, is_repeat=is_repeat),
@@ -248,17 +251,8 @@ def _is_expired(record: FileRecord) -> bool:
 
 
 def _record(file_id: str, upload: Upload) -> FileRecord:
-    """Return the record of an upload.
-
-    Raises:
-        ApiError: a field of its form is missing or invalid.
-    """
-    purpose = upload.fields.get("purpose")
-    if purpose is None:
-        raise missing_parameter("purpose")
-    if purpose not in PURPOSES:
-        raise invalid_value("purpose", purpose, PURPOSES)
-    lifetime = file_lifetime(purpose, _expires_after(upload.fields))
+    fields = _fields(upload.fields)
+    purpose, lifetime = fields.purpose, file_lifetime(fields.purpose, fields.expires_after)
     created_ms = time.time_ns() // 1_000_000
     return FileRecord(
         id=file_id,
@@ -282,26 +276,31 @@ def file_lifetime(purpose: str, expires_after: ExpiresAfter | None) -> int | Non
     return BATCH_FILE_LIFETIME if purpose == "batch" else None
 
 
-def _expires_after(fields: dict[str, str]) -> ExpiresAfter | None:
-    """Read ``expires_after[anchor]`` and ``expires_after[seconds]``, or both from one JSON field ``expires_after``."""
-    policy: Any = {}
+def _fields(texts: dict[str, str]) -> UploadFields:
+    """Read a form, with ``expires_after[anchor]`` and ``expires_after[seconds]``, or both in JSON as ``expires_after``.
+
+    Raises:
+        ApiError, RequestValidationError: a field is missing or invalid.
+    """
+    policy: dict[str, Any] = {}
     for name in ("anchor", "seconds"):
-        text = fields.get(f"expires_after[{name}]")
+        text = texts.get(f"expires_after[{name}]")
         if text is not None:
             is_number = name == "seconds" and text.isascii() and text.isdigit() and len(text) < 20
             policy[name] = int(text) if is_number else text
-    if "expires_after" in fields:
-        if policy:
-            raise ApiError(
-                400, "Send 'expires_after' either as JSON or as bracketed fields, not both.", param="expires_after"
-            )
+    fields: dict[str, Any] = {"purpose": texts["purpose"]} if "purpose" in texts else {}
+    if policy and "expires_after" in texts:
+        message = "Send 'expires_after' either as JSON or as bracketed fields, not both."
+        raise ApiError(400, message, param="expires_after")
+    if policy:
+        fields["expires_after"] = policy
+    elif "expires_after" in texts:
         try:
-            policy = json.loads(fields["expires_after"])
+            fields["expires_after"] = json.loads(texts["expires_after"])
         except (ValueError, RecursionError):
             raise ApiError(400, "Invalid 'expires_after': not valid JSON.", param="expires_after") from None
-    elif not policy:
-        return None
     try:
-        return ExpiresAfter.model_validate(policy)
+        return UploadFields.model_validate(fields)
     except ValidationError as error:
-        raise validation_error(error.errors(), prefix="expires_after") from None
+        errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
+        raise RequestValidationError(errors) from None

@@ -113,7 +113,7 @@ class _MessageBatches:
         The file is deleted again if the block raises ``ApiError``.
         """
         settings, file_id = self._settings, new_file_id()
-        form = form_of(caller.tenant, caller.limits)
+        form = form_of(caller)
         async with (
             self._stored.arriving(request, form, settings.max_message_bytes),
             receive_requests(

@@ -16,9 +16,9 @@ from activities.records.catalog import Catalog, FileRecord
 from activities.records.object_index import IndexEntry
 from activities.records.running import RunningBatches
 from activities.records.uploads import HeldBytes, UploadRecords
+from api.http.auth import Caller
 from api.http.errors import ApiError
 from api.http.multipart import FORM_ALLOWANCE, refuse_upload
-from api.tenants.keys import TenantLimits
 
 ANSWERS_SECONDS: Final = 10.0
 """Time in seconds for which the last known size of running batches' responses is reused."""
@@ -174,8 +174,8 @@ class StoredBytes:
         return _Usage(in_files, self._uploads.held(name), tenant.answers[1])
 
 
-def form_of(tenant: str, limits: TenantLimits | None, upload_id: str = "") -> Form:
-    return Form(tenant, limits.max_stored_bytes if limits else None, upload_id)
+def form_of(caller: Caller, upload_id: str = "") -> Form:
+    return Form(caller.tenant, caller.limits.max_stored_bytes if caller.limits else None, upload_id)
 
 
 def _too_much_stored(tenant: str, maximum: int, stored: int, reserved: int, size: int) -> ApiError:

@@ -16,7 +16,7 @@ from activities.records.keys import upload_part_key
 from activities.records.uploads import ArrivedPart, UploadRecord, UploadRecords, UploadState
 from activities.settings import Settings
 from activities.store.object_store import ObjectNotFoundError, ObjectStore
-from api.http.auth import Limits, Tenant
+from api.http.auth import CallerOf, Tenant
 from api.http.bodies import JsonRoute
 from api.http.errors import ApiError, shown
 from api.http.multipart import receive_upload, refuse_upload
@@ -64,7 +64,7 @@ class _Uploads:
         self._uploads = UploadRecords(store)
         self._completing = asyncio.Semaphore(_COMPLETING)
 
-    async def create_upload(self, body: CreateUpload, tenant: Tenant, limits: Limits) -> Upload:
+    async def create_upload(self, body: CreateUpload, caller: CallerOf) -> Upload:
         if body.bytes > self._max_bytes:
             text = f"Expected a value <= {self._max_bytes}, but got {shown(body.bytes)} instead."
             message = f"Invalid 'bytes': integer above maximum value. {text}"
@@ -78,10 +78,11 @@ class _Uploads:
             purpose=body.purpose,
             lifetime=file_lifetime(body.purpose, body.expires_after),
         )
-        async with self._stored.reserve(form_of(tenant, limits), body.bytes):
-            return upload_object(await asyncio.to_thread(self._uploads.create, tenant, record))
+        async with self._stored.reserve(form_of(caller), body.bytes):
+            return upload_object(await asyncio.to_thread(self._uploads.create, caller.tenant, record))
 
-    async def add_part(self, upload_id: str, request: Request, tenant: Tenant, limits: Limits) -> UploadPart:
+    async def add_part(self, upload_id: str, request: Request, caller: CallerOf) -> UploadPart:
+        tenant = caller.tenant
         try:
             await asyncio.to_thread(self._check_part, tenant, upload_id, 0)
         except ApiError:
@@ -89,7 +90,7 @@ class _Uploads:
             raise
         part_id = f"part_{secrets.token_hex(16)}"
         key = upload_part_key(tenant, upload_id, part_id)
-        form = form_of(tenant, limits, upload_id)
+        form = form_of(caller, upload_id)
         async with (
             self._stored.arriving(request, form, MAX_PART_BYTES),
             receive_upload(request, self._store, key, MAX_PART_BYTES, form.arrived, field="data") as data,

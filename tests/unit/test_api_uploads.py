@@ -19,7 +19,7 @@ import api.routes.uploads as upload_routes
 from activities.records.catalog import Catalog
 from activities.records.uploads import UPLOAD_SECONDS
 from activities.settings import Settings
-from api.http.auth import tenant
+from api.http.auth import Caller, caller
 from api.routes.uploads import MAX_PART_BYTES
 from tests.fakes.api import Api, chunked, error_of, form, open_api
 from tests.fakes.uploads import (
@@ -402,7 +402,7 @@ async def test_another_tenants_upload_is_not_there(it: Api) -> None:
     upload_id, parts = await upload(it, b"abc")
     missing = "upload_" + "0" * 32
     other = another(it)
-    other.app.dependency_overrides[tenant] = lambda: "other"
+    other.app.dependency_overrides[caller] = lambda: Caller("other", None)
     calls: list[Callable[[str], Awaitable[tuple[int, dict[str, Any]]]]] = [
         lambda name: complete(other, name, parts),
         lambda name: post(other, f"/{name}/cancel"),
