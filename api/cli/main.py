@@ -127,7 +127,7 @@ def dev(
     async def start() -> None:
         keys = open_keys(settings, host, insecure)  # first, because the binary may have to be built
         binary = await asyncio.to_thread(find_temporal, settings.temporal_cli, sys.stdout)
-        await run_dev(settings, keys, binary, host, port, temporal_port, ui_port, click.echo)
+        await run_dev(settings, keys, binary, host, port, temporal_port, ui_port)
 
     run(settings, start)
 
@@ -144,7 +144,7 @@ def temporal(port: int, ui_port: int, data_dir: str | None) -> None:
 
     async def start() -> None:
         binary = await asyncio.to_thread(find_temporal, settings.temporal_cli, sys.stdout)
-        await run_temporal(settings, binary, port, ui_port, click.echo)
+        await run_temporal(settings, binary, port, ui_port)
 
     run(settings, start)
 
@@ -158,7 +158,7 @@ def setup() -> None:
     from api.processes.setup import run_setup
 
     settings = load_settings()
-    run(settings, lambda: run_setup(settings, click.echo))
+    run(settings, lambda: run_setup(settings))
 
 
 @main.command()
@@ -171,7 +171,7 @@ def promote(build_id: str | None, force: bool) -> None:
     from api.processes.setup import run_promote
 
     settings = load_settings()
-    run(settings, lambda: run_promote(settings, build_id, click.echo, force=force))
+    run(settings, lambda: run_promote(settings, build_id, force=force))
 
 
 @main.command()
@@ -183,7 +183,7 @@ def serve(host: str, port: int, insecure: bool) -> None:
     from api.processes.run import run_api
 
     settings = load_settings()
-    run(settings, lambda: run_api(settings, host, port, click.echo, insecure=insecure))
+    run(settings, lambda: run_api(settings, host, port, insecure=insecure))
 
 
 @main.command()
@@ -206,13 +206,13 @@ def worker(max_in_flight: str | None, processes: int, lifeline: int | None) -> N
 
     settings = load_settings(max_in_flight=max_in_flight)
     if processes > 1:
-        run(settings, lambda: run_workers(settings, processes, click.echo))
+        run(settings, lambda: run_workers(settings, processes))
     else:
         import uvloop
 
         # It saves a tenth of the CPU per request. The API does not use it: when no more files can be opened, uvloop
         # closes new connections silently, while asyncio logs the error and lets them wait.
-        run(settings, lambda: run_worker(settings, click.echo, lifeline), uvloop.new_event_loop)
+        run(settings, lambda: run_worker(settings, lifeline), uvloop.new_event_loop)
 
 
 main.add_command(keys)

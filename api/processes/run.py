@@ -10,13 +10,14 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+import click
 from temporalio.client import Client
 from temporalio.runtime import Runtime
 
@@ -51,8 +52,6 @@ log = logging.getLogger("everbatch")
 CONNECT_LIMIT: Final = timedelta(seconds=5)
 SAME_SIGNAL_SECONDS: Final = 0.5
 """Signals that are this many seconds apart or less count as one."""
-
-Say = Callable[[str], None]
 
 
 class Stop(asyncio.Event):
@@ -168,7 +167,7 @@ def _is_own_host(upstream: str, host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-async def run_api(settings: Settings, host: str, port: int, say: Say, *, insecure: bool = False) -> None:
+async def run_api(settings: Settings, host: str, port: int, *, insecure: bool = False) -> None:
     """Run the API until a signal. While Temporal is not available, requests that need it are answered with 503."""
     upstreams = check_upstreams(settings, host, port)
     keys = open_keys(settings, host, insecure)
@@ -185,7 +184,7 @@ async def run_api(settings: Settings, host: str, port: int, say: Say, *, insecur
         except ValueError as error:
             raise StartError(str(error)) from error
         async with _inference(settings, upstreams) as inference, codec_server(settings, codec):
-            say(f"Everbatch API on http://{host}:{listener.getsockname()[1]}/v1")
+            click.echo(f"Everbatch API on http://{host}:{listener.getsockname()[1]}/v1")
             logging_state = asyncio.create_task(_log_temporal_state(client, stop))
             try:
                 await _serve_api(settings, client, temporal_address(), store, inference, keys, listener, stop)
@@ -206,14 +205,14 @@ async def _log_temporal_state(client: Client, stop: asyncio.Event) -> None:
         log.error("Temporal at %s cannot be reached: %s", temporal_address(), error)
 
 
-async def run_workers(settings: Settings, count: int, say: Say) -> None:
+async def run_workers(settings: Settings, count: int) -> None:
     """Run several worker processes until a signal."""
     check_upstreams(settings, "", -1)
     with stop_on_signals() as stop:
-        await run_worker_processes(settings, count, stop, stop.at_once, say)
+        await run_worker_processes(settings, count, stop, stop.at_once)
 
 
-async def run_worker(settings: Settings, say: Say, lifeline: int | None = None) -> None:
+async def run_worker(settings: Settings, lifeline: int | None = None) -> None:
     """Run a worker until a signal. If Temporal is not available yet, wait for it."""
     upstreams = check_upstreams(settings, "", -1)
     store = _open_store(settings)
@@ -230,17 +229,17 @@ async def run_worker(settings: Settings, say: Say, lifeline: int | None = None) 
             in_flight = sum(upstream.most_in_flight * len(upstream.urls) for upstream in upstreams)
             raise_open_files()
             spare_what_has_started()
-            say(f"Everbatch worker on task queue {settings.task_queue}, up to {in_flight} requests in flight")
+            click.echo(f"Everbatch worker on task queue {settings.task_queue}, up to {in_flight} requests in flight")
             await worker.run(stop, stop.at_once)
 
 
-async def run_temporal(settings: Settings, binary: TemporalBinary, port: int, ui_port: int, say: Say) -> None:
+async def run_temporal(settings: Settings, binary: TemporalBinary, port: int, ui_port: int) -> None:
     """Run the embedded Temporal server until a signal."""
     server = EmbeddedTemporal(binary, Path(settings.data_dir), port, ui_port, port_option="--port")
     with stop_on_signals() as stop:
         async with server:
             await _prepare(settings, await connect(server.address))
-            say(f"Temporal on {server.address}, UI on {server.ui_url}")
+            click.echo(f"Temporal on {server.address}, UI on {server.ui_url}")
             await _until_stop_or_end(server, stop)
 
 
@@ -252,7 +251,6 @@ async def run_dev(
     port: int,
     temporal_port: int,
     ui_port: int,
-    say: Say,
 ) -> None:
     """Run everything in one process and one child until a signal. Args: ``keys`` are those of :func:`open_keys`."""
     uses_echo = not (settings.upstream_url or settings.upstreams)
@@ -273,16 +271,16 @@ async def run_dev(
             if uses_echo:
                 url = await stack.enter_async_context(run_echo_model())
                 upstreams = load_upstreams(settings.model_copy(update={"upstream_url": url}))
-                say(
+                click.echo(
                     "No upstream is configured, so a built-in echo model answers. "
                     "Connect a real one with --upstream-url http://127.0.0.1:8001/v1 or EVERBATCH_UPSTREAM_URL."
                 )
             inference = await stack.enter_async_context(_inference(settings, upstreams))
             worker = BatchWorker(client, settings, store, inference)
-            say(f"Everbatch API  http://{host}:{listener.getsockname()[1]}/v1")
-            say(f"Web page       http://{host}:{listener.getsockname()[1]}/")
-            say(f"Temporal UI    {server.ui_url}")
-            say(f"Data           {settings.data_dir}")
+            click.echo(f"Everbatch API  http://{host}:{listener.getsockname()[1]}/v1")
+            click.echo(f"Web page       http://{host}:{listener.getsockname()[1]}/")
+            click.echo(f"Temporal UI    {server.ui_url}")
+            click.echo(f"Data           {settings.data_dir}")
             await _all_until_stop(
                 stop,
                 _serve_api(settings, client, server.address, store, inference, keys, listener, stop),

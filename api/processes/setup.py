@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
+import click
 from temporalio.client import Client
 from temporalio.service import RPCError
 
@@ -19,7 +20,7 @@ from activities.temporal.namespace import SEARCH_ATTRIBUTES, ensure_namespace, e
 from activities.temporal.payload_codec import data_converter
 from activities.temporal.schedule import prepare_schedule
 from activities.worker import BUILD_ID
-from api.processes.run import Say, StartError, stop_on_signals
+from api.processes.run import StartError, stop_on_signals
 
 log = logging.getLogger("everbatch.setup")
 
@@ -27,7 +28,7 @@ STORE_TRIES = 30
 """Number of attempts to reach the store, one second apart, before setup fails. The store may be starting too."""
 
 
-async def run_setup(settings: Settings, say: Say) -> None:
+async def run_setup(settings: Settings) -> None:
     """Wait for Temporal, then create whatever is missing. All steps are tried, even if one fails.
 
     Raises:
@@ -36,7 +37,7 @@ async def run_setup(settings: Settings, say: Say) -> None:
     with stop_on_signals() as stop:
         client = await _connected(settings, stop)
         steps = _steps(settings, client)
-        failed = [what for what, step in steps.items() if not await _done(what, step, say)]
+        failed = [what for what, step in steps.items() if not await _done(what, step)]
         if failed:
             raise StartError(f"not set up: {', '.join(failed)}")
 
@@ -65,13 +66,13 @@ def _steps(settings: Settings, client: Client) -> dict[str, Callable[[], Awaitab
     }
 
 
-async def _done(what: str, step: Callable[[], Awaitable[object]], say: Say) -> bool:
+async def _done(what: str, step: Callable[[], Awaitable[object]]) -> bool:
     try:
         await step()
     except (RPCError, RuntimeError, TimeoutError, ValueError, StoreError) as error:
         log.error("%s: %s", what, " ".join(str(error).split()))
         return False
-    say(f"ready: {what}")
+    click.echo(f"ready: {what}")
     return True
 
 
@@ -89,7 +90,7 @@ async def _prepare_store(settings: Settings) -> None:
         await asyncio.sleep(1)
 
 
-async def run_promote(settings: Settings, build_id: str | None, say: Say, *, force: bool) -> None:
+async def run_promote(settings: Settings, build_id: str | None, *, force: bool) -> None:
     """Make new batches run on a version of the workers' code. ``build_id`` defaults to the configured or installed one.
 
     Raises:
@@ -106,7 +107,7 @@ async def run_promote(settings: Settings, build_id: str | None, say: Say, *, for
             raise StartError(f"{error}; known: {await _known_versions(client, settings.deployment)}") from error
         except RPCError as error:
             raise StartError(f"{settings.deployment}/{build_id}: {error}") from error
-        say(f"new batches start on {settings.deployment}/{build_id}")
+        click.echo(f"new batches start on {settings.deployment}/{build_id}")
 
 
 async def _known_versions(client: Client, deployment: str) -> str:

@@ -9,8 +9,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Final
+
+import click
 
 from activities.settings import Settings
 
@@ -28,9 +30,7 @@ class StartError(Exception):
     """The process cannot start. The message tells the user why and what to do."""
 
 
-async def run_worker_processes(
-    settings: Settings, count: int, stop: asyncio.Event, at_once: asyncio.Event, say: Callable[[str], None]
-) -> None:
+async def run_worker_processes(settings: Settings, count: int, stop: asyncio.Event, at_once: asyncio.Event) -> None:
     """Keep ``count`` workers running until ``stop`` is set. Then let them drain, or end them now if ``at_once`` is set.
 
     A worker that ends for any other reason is replaced. In the meantime, Temporal gives its shards to the others.
@@ -38,7 +38,7 @@ async def run_worker_processes(
     Raises:
         StartError: a worker exited with an error right after its start, as its replacement would too.
     """
-    say(f"Everbatch: {count} worker processes, with EVERBATCH_MAX_IN_FLIGHT={settings.max_in_flight} each")
+    click.echo(f"Everbatch: {count} worker processes, with EVERBATCH_MAX_IN_FLIGHT={settings.max_in_flight} each")
     with _lifeline() as lifeline:
         keepers = [asyncio.create_task(_keep(settings, number, lifeline, stop, at_once)) for number in range(count)]
         try:

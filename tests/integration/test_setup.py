@@ -33,15 +33,17 @@ async def retention(client: Client) -> timedelta:
     return described.config.workflow_execution_retention_ttl.ToTimedelta()
 
 
-async def test_setup_makes_what_is_missing_and_may_be_repeated(client: Client, tmp_path: Path) -> None:
+async def test_setup_makes_what_is_missing_and_may_be_repeated(
+    client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(NotSetUpError, match=f"namespace {client.namespace} does not exist: run `everbatch setup`"):
         await check_namespace(client)
     for days, every in ((3, 600), (30, 700)):
         values = {"store": str(tmp_path / "store"), "retention_days": days, "janitor_interval": every}
         settings = Settings.model_validate(values)
-        said: list[str] = []
-        await run_setup(settings, said.append)
-        assert [line.split()[1].strip(",") for line in said] == ["store", "namespace", "search", "janitor"]
+        await run_setup(settings)
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[1].strip(",") for line in lines] == ["store", "namespace", "search", "janitor"]
         assert await retention(client) == timedelta(days=days)
         assert await check_namespace(client)
         schedule = await client.get_schedule_handle(schedule_id(settings.task_queue)).describe()
@@ -61,12 +63,11 @@ async def test_a_namespace_without_our_search_attributes_is_not_set_up(client: C
 
 
 async def test_a_step_that_fails_does_not_stop_the_others(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("api.processes.setup.STORE_TRIES", 1)
     (tmp_path / "file").touch()
-    said: list[str] = []
     with pytest.raises(StartError, match=f"^not set up: store {tmp_path}/file$"):
-        await run_setup(Settings.model_validate({"store": str(tmp_path / "file")}), said.append)
-    assert len(said) == 3
+        await run_setup(Settings.model_validate({"store": str(tmp_path / "file")}))
+    assert len(capsys.readouterr().out.splitlines()) == 3
     assert await check_namespace(client)

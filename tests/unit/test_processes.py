@@ -82,7 +82,7 @@ async def test_the_state_of_temporal_is_for_the_log_alone(
     monkeypatch.setattr(processes, "connect", lazily)
     settings = Settings.model_validate({"upstream_url": "http://127.0.0.1:1/v1"})
     with caplog.at_level(logging.WARNING, "everbatch"):
-        await processes.run_api(settings, "127.0.0.1", 0, lambda _: None)
+        await processes.run_api(settings, "127.0.0.1", 0)
     assert ended == ["served"]
     assert address in caplog.text
     await asyncio.sleep(0.05)
@@ -90,8 +90,8 @@ async def test_the_state_of_temporal_is_for_the_log_alone(
 
 
 STARTS: list[Callable[[Settings], Awaitable[None]]] = [
-    lambda settings: processes.run_api(settings, "127.0.0.1", 0, lambda _: None),
-    lambda settings: processes.run_worker(settings, lambda _: None),
+    lambda settings: processes.run_api(settings, "127.0.0.1", 0),
+    lambda settings: processes.run_worker(settings),
 ]
 
 
@@ -112,13 +112,13 @@ async def test_a_worker_says_that_an_address_cannot_be(monkeypatch: pytest.Monke
     monkeypatch.setenv("TEMPORAL_ADDRESS", "bad host:1")
     settings = Settings.model_validate({"upstream_url": "http://127.0.0.1:1/v1", "store": str(tmp_path)})
     with pytest.raises(StartError, match="TEMPORAL_ADDRESS=bad host:1"):
-        await processes.run_worker(settings, lambda _: None)
+        await processes.run_worker(settings)
 
 
 async def test_promote_says_that_an_address_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEMPORAL_ADDRESS", "bad host:1")
     with pytest.raises(StartError, match="TEMPORAL_ADDRESS=bad host:1"):
-        await run_promote(Settings.model_validate({"deployment": "d"}), None, lambda _: None, force=False)
+        await run_promote(Settings.model_validate({"deployment": "d"}), None, force=False)
 
 
 @pytest.mark.parametrize(
