@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,7 +23,15 @@ file_option = click.option(
 )
 
 
-@click.group()
+class _KeyCommands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SettingsFileError as error:
+            raise click.ClickException(str(error)) from None
+
+
+@click.group(cls=_KeyCommands)
 def keys() -> None:
     """Manage API keys in the file that EVERBATCH_KEYS_FILE names. A running server notices a change within a second."""
 
@@ -32,10 +41,7 @@ def keys() -> None:
 @file_option
 def create(tenant: str, path: Path) -> None:
     """Create a key and print it. It cannot be shown again."""
-    try:
-        key, secret = create_key(path, tenant)
-    except SettingsFileError as error:
-        raise click.ClickException(str(error)) from None
+    key, secret = create_key(path, tenant)
     click.echo(secret)
     click.echo(f"{key.id} of tenant {key.tenant}, in {path}. Keep the key: only its hash is stored.", err=True)
 
@@ -44,11 +50,7 @@ def create(tenant: str, path: Path) -> None:
 @file_option
 def list_keys(path: Path) -> None:
     """List the keys, without their secrets."""
-    try:
-        ring = read_keys(path)
-    except SettingsFileError as error:
-        raise click.ClickException(str(error)) from None
-    for key in ring.keys:
+    for key in read_keys(path).keys:
         click.echo(f"{key.id}  {key.created}  {key.hash[:15]}…  {key.tenant}")
 
 
@@ -57,8 +59,5 @@ def list_keys(path: Path) -> None:
 @file_option
 def revoke(key_id: str, path: Path) -> None:
     """Remove a key from the file."""
-    try:
-        key = revoke_key(path, key_id)
-    except SettingsFileError as error:
-        raise click.ClickException(str(error)) from None
+    key = revoke_key(path, key_id)
     click.echo(f"{key.id} of tenant {key.tenant} is revoked.", err=True)
