@@ -19,9 +19,6 @@ _KINDS: Final = ("string", "integer", "number", "boolean")
 class AnswerSchema:
     """A JSON schema for answers that are objects.
 
-    Args:
-        path: the file that contains the schema.
-
     Raises:
         BadInputError: the file does not contain a JSON schema of objects, or the package ``jsonschema`` is missing.
         OSError: the file cannot be read.

@@ -13,7 +13,6 @@ from api.cli.tables import Row, text_of
 
 SUFFIX: Final = ".parquet"
 _ROWS: Final = 1000
-"""Number of rows that are held in memory at a time."""
 _BUFFER_BYTES: Final = 1 << 20
 _ARROW_TYPES: Final = {"integer": "int64", "number": "float64", "boolean": "bool_"}
 
@@ -35,18 +34,10 @@ def read_rows(source: Path) -> Iterator[Row]:
 def write_rows(
     rows: Iterator[Row], columns: Sequence[str], kinds: Mapping[str, str], source: Path, target: BinaryIO
 ) -> None:
-    """Write a table as a Parquet file.
+    """Write a table as a Parquet file. Values may be missing.
 
-    Args:
-        rows: the rows of the table; values may be missing.
-        columns: the names of the columns, in order.
-        kinds: types of columns, as in :attr:`api.cli.answer_schema.AnswerSchema.columns`.
-        source: the input table. If it is a Parquet file, its columns keep their types. Columns of unknown type are
-            written as text.
-        target: the file to write to.
-
-    Raises:
-        BadInputError: pyarrow is not installed.
+    Columns of ``source`` keep their types if it is a Parquet file; ``kinds`` are types of others, as in
+    :attr:`api.cli.answer_schema.AnswerSchema.columns`. All other columns are written as text.
     """
     arrow = _arrow("")
     known: dict[str, Any] = {}

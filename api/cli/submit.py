@@ -33,9 +33,9 @@ from api.cli.session import (
 from api.cli.tables import (
     OUTPUT_SUFFIXES,
     PROMPT,
-    AnsweredRows,
     Answers,
     OutputColumns,
+    Row,
     Template,
     read_rows,
     write_table,
@@ -301,11 +301,16 @@ class _Table:
         with contextlib.ExitStack() as opened:
             ids = filter(None, (batch.output_file_id, batch.error_file_id))
             answers = Answers([opened.enter_context(client.open(file_id)) for file_id in ids])
-            rows = AnsweredRows(self._path, answers, self._added)
             to = contextlib.nullcontext(sys.stdout.buffer) if output == STDOUT else replacing(output)
             target = opened.enter_context(to)
-            write_table(rows, self._columns, self._added.kinds, self._path, target, self.job.output_suffix)
-        self._invalid = rows.invalid
+            rows, suffix = self._rows(answers), self.job.output_suffix
+            write_table(rows, self._columns, self._added.kinds, self._path, target, suffix)
+
+    def _rows(self, answers: Answers) -> Iterator[Row]:
+        for number, row in enumerate(read_rows(self._path), 1):
+            cells, is_valid = self._added.cells(answers.of(f"prompt-{number}"))
+            self._invalid += not is_valid
+            yield {**row, **cells}
 
 
 def _prompt_text(prompt: str | None) -> str:

@@ -162,39 +162,18 @@ class OutputColumns:
         """The types of the columns that come from the schema, by name."""
         return self.schema.columns if self.schema else {}
 
-
-class AnsweredRows:
-    """The rows of a table, each with its answer, its error, and the columns of the schema if there is one."""
-
-    def __init__(self, source: Path, answers: Answers, columns: OutputColumns) -> None:
-        self._source = source
-        self._answers = answers
-        self._columns = columns
-        self.invalid = 0
-        """Number of answers so far that do not match the schema."""
-
-    def __iter__(self) -> Iterator[Row]:
-        response, error = self._columns.response, self._columns.error
-        for number, row in enumerate(read_rows(self._source), 1):
-            result = self._answers.of(f"prompt-{number}")
-            if result.ok:
-                text = text_of(result.body) if result.text is None else result.text
-                members, problem = self._members(text)
-                yield {**row, response: text, error: problem, **members}
-            else:
-                problem = f"{result.error_code}: {result.error_message}"
-                yield {**row, response: "", error: problem, **dict.fromkeys(self._columns.kinds)}
-
-    def _members(self, text: str) -> tuple[dict[str, Any], str]:
-        if self._columns.schema is None:
-            return {}, ""
-        members, problem = self._columns.schema.read(text)
-        self.invalid += bool(problem)
-        return dict.fromkeys(self._columns.kinds) | members, problem
+    def cells(self, result: Result) -> tuple[dict[str, Any], bool]:
+        """Return the cells for a result, and whether its answer matches the schema."""
+        cells: dict[str, Any] = {self.response: "", **dict.fromkeys(self.kinds)}
+        if not result.ok:
+            return {**cells, self.error: f"{result.error_code}: {result.error_message}"}, True
+        text = text_of(result.body) if result.text is None else result.text
+        members, problem = self.schema.read(text) if self.schema else ({}, "")
+        return {**cells, self.response: text, self.error: problem, **members}, not problem
 
 
 def write_table(
-    rows: AnsweredRows, columns: Sequence[str], kinds: Mapping[str, str], source: Path, target: BinaryIO, suffix: str
+    rows: Iterator[Row], columns: Sequence[str], kinds: Mapping[str, str], source: Path, target: BinaryIO, suffix: str
 ) -> None:
     """Write a table as CSV, JSONL or Parquet, depending on ``suffix``.
 
@@ -203,7 +182,7 @@ def write_table(
     if suffix == ".parquet":
         from api.cli import parquet
 
-        parquet.write_rows(iter(rows), columns, kinds, source, target)
+        parquet.write_rows(rows, columns, kinds, source, target)
         return
     text = io.TextIOWrapper(target, encoding="utf-8", errors="replace", newline="")
     if suffix == ".csv":

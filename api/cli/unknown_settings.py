@@ -12,11 +12,7 @@ _PREFIX: Final = "EVERBATCH_"
 
 
 def unknown_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment variables with Everbatch's prefix that are not settings. Most of them are misspelt.
-
-    Returns:
-        The name of each variable, with the setting that it resembles, or an empty text if it resembles none.
-    """
+    """Return variables that are not settings, each with the setting that it resembles, or with an empty text."""
     known = {f"{_PREFIX}{name}".upper() for name in Settings.model_fields}
     unknown = sorted(name for name in environment if name.upper().startswith(_PREFIX) and name.upper() not in known)
     return {name: _resembled(name.upper(), known) for name in unknown}

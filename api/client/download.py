@@ -18,9 +18,6 @@ class Download:
 
     The local file always holds the beginning of a single version. Unless the entity tag proves that the rest belongs
     to the same version, the download starts over.
-
-    Args:
-        target: the local file, overwritten from its beginning.
     """
 
     def __init__(self, target: BinaryIO) -> None:

@@ -75,7 +75,6 @@ class ResultPage:
     cursor: str
     """The position of the next page. Store it together with the results, to resume from there."""
     is_last: bool
-    """Whether the batch has ended and no page follows."""
 
     def results(self) -> list[Result]:
         """Parse the lines of the page.
@@ -191,11 +190,8 @@ def _is_there(path: Path) -> bool:
 class InputWriter:
     """Writes the lines of an input file.
 
-    Args:
-        target: the file to write to.
-        endpoint: the endpoint of all requests; ``None`` uses that of the first request, or chat completions if it
-            names none.
-        model: the model for prompts, and for bodies that name none.
+    Without ``endpoint``, all requests are for that of the first one, or for chat completions if it names none.
+    ``model`` is for prompts, and for bodies that name none.
     """
 
     def __init__(self, target: BinaryIO, endpoint: str | None, model: str | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 TERMINAL: Final = frozenset({"completed", "failed", "expired", "cancelled"})
-"""The batch statuses that are final."""
 PATIENCE_SECONDS: Final = 600.0
 FIRST_POLL_SECONDS: Final = 0.2
 MAX_POLL_SECONDS: Final = 15.0

@@ -17,12 +17,9 @@ T = TypeVar("T")
 
 
 class Patience:
-    """Repeats calls that fail for a reason that may pass.
+    """Repeats calls that fail for a reason that may pass, for ``seconds`` from the first failure of a call.
 
-    Args:
-        seconds: the longest time to keep trying, counted from the first failure of a call.
-        on_retry: called with each error before the wait for the next attempt.
-        sleep: coroutine function that waits for the given number of seconds.
+    ``on_retry`` is called with each error before the wait for the next attempt.
     """
 
     def __init__(
@@ -35,10 +32,7 @@ class Patience:
     async def call(self, attempt: Callable[[], Awaitable[T]], advanced: Callable[[], bool] = lambda: False) -> T:
         """Make a call, and repeat it until it succeeds.
 
-        Args:
-            attempt: the call.
-            advanced: returns whether the last attempt made progress although it failed. If so, the time limit starts
-                again.
+        The time limit starts again if the last attempt has ``advanced`` although it failed.
 
         Raises:
             openai.APIError: the last error, if repeating the call cannot help or the time limit has passed.

@@ -232,10 +232,7 @@ def _build(go: str, folder: Path, progress: Progress) -> tuple[Path | None, str]
 def _run(command: list[str], env: dict[str, str], give_up: Callable[[float], bool]) -> tuple[int | None, str]:
     """Run a command, and call ``give_up`` several times a second with the elapsed seconds; kill it if that is true.
 
-    The command has ended when this function returns or raises.
-
-    Returns:
-        The exit status, or ``None`` if the command was killed, and the last line of its output.
+    Returns the exit status, or ``None`` if the command was killed, and the last line of its output.
     """
     started = time.monotonic()
     with tempfile.TemporaryFile() as output:

@@ -42,9 +42,7 @@ class Waiting(BaseModel):
     subject: str
     """The name and address of what the batch waits for."""
     reason: str
-    """What is wrong with the subject."""
     ends_by: EndsBy
-    """Who can end the wait."""
     requests: int | None = None
     """Number of the batch's requests that are affected, or ``None`` if unknown."""
     next_attempt_at: int | None = None

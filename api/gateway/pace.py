@@ -15,7 +15,6 @@ from api.gateway.pending import Pending
 from workflows.types import BatchPhase, BatchStatus
 
 REMEMBERED: Final = 10_000
-"""Maximum number of batches for which one API process keeps samples."""
 SAMPLES: Final = 64
 """Maximum number of samples of one batch. Beyond it, every second sample is dropped."""
 LATE: Final = 1.5

@@ -50,7 +50,6 @@ class Pending:
     done_at: float | None = None
     """Unix time in seconds of the last commit."""
     queue: str = ""
-    """Its task queue. Each upstream has its own."""
     errors: list[ErrorCount] = field(default_factory=list[ErrorCount])
     """Errors of the committed requests, which ``failed`` counts."""
     waits: list[PastWait] = field(default_factory=list[PastWait])

@@ -15,7 +15,6 @@ from workflows.ids import parse_ranges
 from workflows.types import BatchRecord, BatchSpec, BatchStatus, Counts
 
 REMEMBERED: Final = 10_000
-"""Maximum number of batches whose last shown state one API process remembers."""
 
 
 def live_status(status: BatchStatus, running: list[Pending]) -> BatchStatus:
@@ -85,13 +84,10 @@ class HighWater:
     ) -> BatchRecord:
         """Return the batch to show: its counts are no lower than before, and a cancel that was shown is kept.
 
-        Args:
-            spec: the batch.
-            status: its status from this lookup.
-            seen_at: Unix time at which the lookup began.
-            is_from_workflow: whether the workflow itself answered. Its answer overrules a cancel shown by an earlier
-                lookup: a workflow that was reset to before its cancel is not cancelled.
-            history: the history that the workflow reported, if known.
+        If the workflow itself has answered, it overrules a cancel shown by an earlier lookup: a workflow that was reset
+        to before its cancel is not cancelled.
+
+        Args: ``seen_at`` is the Unix time at which this lookup began; ``history`` is what the workflow reported.
         """
         before = self._shown.pop(spec.batch_id, _Shown())
         keeps_cancel = not (is_from_workflow and seen_at > before.cancel_seen)

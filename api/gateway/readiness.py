@@ -13,15 +13,10 @@ import uuid
 from datetime import timedelta
 from typing import Final
 
-from google.protobuf.duration_pb2 import Duration
-from temporalio.api.common.v1 import WorkflowExecution, WorkflowType
+from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import (
-    DeleteWorkflowExecutionRequest,
-    DescribeTaskQueueRequest,
-    StartWorkflowExecutionRequest,
-)
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest, DescribeTaskQueueRequest
 from temporalio.client import Client, WorkflowFailureError
 
 from api.gateway.shared_looks import SharedLooks
@@ -48,6 +43,8 @@ class Readiness:
 
     def __init__(self, client: Client, task_queue: str) -> None:
         self._client = client
+        # Without interceptors, which would record a trace for each probe.
+        self._untraced = Client(client.service_client, namespace=client.namespace)
         self._task_queue = task_queue
         self._answers: SharedLooks[str, bool] = SharedLooks(KEPT_SECONDS, 1)
         self._deleting: set[asyncio.Task[None]] = set()
@@ -66,7 +63,9 @@ class Readiness:
         name = f"ready_{uuid.uuid4().hex}"
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                await self._start(name)
+                await self._untraced.start_workflow(
+                    READY_WORKFLOW, id=name, task_queue=self._task_queue, execution_timeout=_LEFT_OVER
+                )
         except UNANSWERED as error:
             raise CannotWriteError(str(error)) from error
         try:
@@ -100,22 +99,6 @@ class Readiness:
         async with asyncio.timeout(CALL_SECONDS):
             answer = await self._client.workflow_service.describe_task_queue(request)
         return max((poller.last_access_time.ToNanoseconds() / 1e9 for poller in answer.pollers), default=None)
-
-    async def _start(self, name: str) -> None:
-        lifetime = Duration()
-        lifetime.FromTimedelta(_LEFT_OVER)
-        # Not through the client's own method: its interceptors would record a trace for each probe.
-        await self._client.workflow_service.start_workflow_execution(
-            StartWorkflowExecutionRequest(
-                namespace=self._client.namespace,
-                workflow_id=name,
-                workflow_type=WorkflowType(name=READY_WORKFLOW),
-                task_queue=TaskQueue(name=self._task_queue),
-                workflow_execution_timeout=lifetime,
-                request_id=name,
-                identity=self._client.identity,
-            )
-        )
 
     async def _is_ended(self, name: str) -> bool:
         try:

@@ -25,7 +25,6 @@ class ReportedWait:
 
     wait: Wait
     next_attempt_at: float | None = None
-    """Unix time in seconds."""
 
 
 def waits_of(spec: BatchSpec, status: BatchStatus, pending: Sequence[Pending], now: float) -> list[ReportedWait]:

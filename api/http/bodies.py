@@ -14,7 +14,6 @@ from starlette.responses import Response
 from api.http.errors import ApiError
 
 JSON_LIMIT = 1 << 20
-"""Maximum size of a JSON body in bytes."""
 _DRAIN_SECONDS = 10.0
 STALL_SECONDS = 30.0
 """Maximum time without a byte of a body that is being read, after which the request fails with a 408."""

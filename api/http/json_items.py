@@ -16,10 +16,7 @@ _INSIDE: Final = re.compile(rb'(?:[^][{}"]++|%b)*+' % _STRING, re.DOTALL)
 _BETWEEN: Final = re.compile(rb'(?:[^][{},"]++|%b)*+' % _STRING, re.DOTALL)
 """Matches like ``_INSIDE``, but also stops at a comma."""
 _STRING_END: Final = re.compile(_STRING[1:], re.DOTALL)
-_MEMBERS: Final = 1
-"""The nesting depth of the object's members."""
-_ITEMS: Final = 2
-"""The nesting depth of the array's items."""
+_MEMBERS, _ITEMS = 1, 2  # nesting depths of the object's members and of the array's items
 _MAX_REST: Final = 1 << 20
 _TAIL: Final = 200
 """Number of bytes before the array in which its name is searched."""
@@ -36,9 +33,7 @@ class TooLongError(MalformedItemsError):
 class JsonItems:
     """Holds one item at a time. :attr:`rest` is the object around the items, with an empty array in their place.
 
-    Args:
-        name: the name of the array, which is a member of the object.
-        maximum: the maximum size of an item in bytes.
+    Args: ``name`` is the member that holds the array; ``maximum`` is the maximum size of an item in bytes.
     """
 
     def __init__(self, name: str, maximum: int) -> None:

@@ -19,7 +19,6 @@ MAX_A_MINUTE: Final = 60
 MAX_OF_TEMPORAL: Final = 2
 """Maximum number of such lines from Temporal's SDK, which logs every failed poll while Temporal is down."""
 MAX_TEMPORAL_LENGTH: Final = 500
-"""Maximum number of characters of a warning or error of Temporal's SDK."""
 KINDS: Final = 1000
 """Maximum number of kinds of messages that are counted at once."""
 _TEMPORAL: Final = "temporalio"

@@ -22,7 +22,6 @@ from api.http.store_sink import StoreSink, in_thread, sink_of
 
 _MAX_PARTS = 100
 _MAX_TEXT = 64 * 1024
-"""Maximum size of all text fields together, in bytes."""
 FORM_ALLOWANCE = 256 * 1024
 """Bytes that a form may have in addition to its file: text fields, part headers and boundaries."""
 _NO_NAME = "upload"

@@ -21,7 +21,6 @@ log = logging.getLogger("everbatch")
 START_SECONDS: Final = 10.0
 """A worker that exits with an error within this time is considered unable to start; it has logged the reason."""
 RESTART_SECONDS: Final = 2.0
-"""Delay before a worker that ended by itself is replaced."""
 KILL_SECONDS: Final = 15.0
 """Time in addition to the drain timeout after which a worker that has not ended is killed."""
 

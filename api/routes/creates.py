@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 from fastapi import BackgroundTasks, Depends
 from starlette.requests import Request
@@ -28,6 +28,11 @@ from workflows.types import BatchSpec
 
 log = logging.getLogger("everbatch.api")
 
+RULES: Final = (
+    *("max_requests", "max_input_bytes", "max_line_bytes"),
+    *("unknown_model", "mixed_models", "strict_error_lines"),
+)
+"""The settings under which the input of a batch is accepted."""
 _DEFAULT_READ_SECONDS = 600
 """Time in seconds for which OpenAI's SDK waits for a response before it retries, unless a header says otherwise."""
 _MAX_READ_SECONDS = 3600
@@ -90,19 +95,14 @@ class Creates:
             created_ms=time.time_ns() // 1_000_000,
             digest=create_digest(parameters),
             metadata=body.metadata,
-            max_requests=settings.max_requests,
-            max_input_bytes=settings.max_input_bytes,
-            max_line_bytes=settings.max_line_bytes,
             max_attempts=settings.max_attempts,
-            unknown_model=settings.unknown_model,
-            mixed_models=settings.mixed_models,
-            strict_error_lines=settings.strict_error_lines,
             heartbeat_timeout=settings.heartbeat_timeout,
             inference_task_queue=inference_task_queue(settings.task_queue),
             counts_towards_limits=limits is not None,
             max_queued_requests=limits.max_queued_requests if limits else None,
             fairness_weight=limits.fairness_weight if limits else 1.0,
             webhooks=[*webhooks, BATCH_WEBHOOK] if body.webhook else webhooks,
+            **{name: getattr(settings, name) for name in RULES},
             **expiry,
         )
 

@@ -12,7 +12,6 @@ from activities.store.object_store import ObjectStore, StoreError
 from api.gateway.interface import Gateway
 
 _LIMIT = 2.0
-"""Time limit in seconds for the store to answer."""
 _ANSWER = {"content": {"application/json": {"schema": {"type": "object"}}}}
 _READY: dict[int | str, dict[str, Any]] = {200: _ANSWER, 503: {"description": "What is missing", **_ANSWER}}
 

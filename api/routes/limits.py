@@ -21,7 +21,6 @@ from workflows.types import BatchSpec
 LOOK_SECONDS: Final = 10.0
 """Minimum time in seconds between two checks of whether a tenant's counted batches are still running."""
 LOOK_AT: Final = 100
-"""Maximum number of batches in one such check."""
 
 
 class TooManyBatchesError(ApiError):

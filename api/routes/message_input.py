@@ -54,7 +54,6 @@ class ReceivedRequests:
 
     count: int
     size: int
-    """Size of the file in bytes."""
     sha256: str
     _sink: StoreSink
 

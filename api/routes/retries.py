@@ -10,7 +10,7 @@ from activities.records.retries import Retries, Retry
 from activities.retry_input import RetryGoneError, RetryInput
 from api.http.errors import ApiError, permanent_conflict, shown
 from api.http.schemas import CreateBatch, ExpiresAfter, RetryBatch, Webhook
-from api.routes.creates import key_conflict
+from api.routes.creates import RULES, key_conflict
 from workflows.ids import BatchRef, batch_id_for_key, create_digest
 from workflows.types import BatchPhase, BatchRecord, BatchSpec
 
@@ -114,12 +114,7 @@ def retry_spec(spec: BatchSpec, first: BatchSpec, retry: Retry) -> BatchSpec:
             "digest": retry_digest(first.batch_id, retry.codes),
             "retry_of": first.batch_id,
             "retry_codes": retry.codes,
-            "max_requests": first.max_requests,
-            "max_input_bytes": first.max_input_bytes,
-            "max_line_bytes": first.max_line_bytes,
-            "unknown_model": first.unknown_model,
-            "mixed_models": first.mixed_models,
-            "strict_error_lines": first.strict_error_lines,
+            **{name: getattr(first, name) for name in RULES},
         }
     )
 

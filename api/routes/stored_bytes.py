@@ -96,11 +96,8 @@ class StoredBytes:
     ) -> AsyncGenerator[None]:
         """Reserve bytes for the file in a form while the block reads the form.
 
-        Args:
-            request: the request, whose ``Content-Length`` announces the size of the form, if it has one.
-            form: the form to reserve bytes for.
-            max_bytes: the maximum size of the file in bytes.
-            is_repeat: whether the file may exist already, in which case nothing is reserved.
+        ``Content-Length`` announces the size of the form, if the request has it. Nothing is reserved if the file may
+        exist already (``is_repeat``).
 
         Raises:
             ApiError: the tenant would exceed its limit. The body has then been read, within bounds.

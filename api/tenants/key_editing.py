@@ -21,8 +21,7 @@ _HEADER = "# API keys and tenant limits of Everbatch. Running servers reload thi
 def create_key(path: Path, tenant: str) -> tuple[Key, str]:
     """Add a new key for a tenant to a file, which is created if it does not exist.
 
-    Returns:
-        The entry of the key in the file, and the key itself, which is not stored.
+    Returns the entry of the key in the file, and the key itself, which is not stored.
 
     Raises:
         SettingsFileError: the file cannot be used or written, or the tenant's name is invalid.
