@@ -164,7 +164,7 @@ class OutputColumns:
 
     def cells(self, result: Result) -> tuple[dict[str, Any], bool]:
         """Return the cells for a result, and whether its answer matches the schema."""
-        cells: dict[str, Any] = {self.response: "", **dict.fromkeys(self.kinds)}
+        cells: dict[str, Any] = {self.response: "", self.error: "", **dict.fromkeys(self.kinds)}
         if not result.ok:
             return {**cells, self.error: f"{result.error_code}: {result.error_message}"}, True
         text = text_of(result.body) if result.text is None else result.text

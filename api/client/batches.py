@@ -33,7 +33,7 @@ from .lines import (
     read_result,
     rows_of,
 )
-from .options import ANSWER_SECONDS, FIRST_POLL_SECONDS, TERMINAL
+from .options import FIRST_POLL_SECONDS, TERMINAL
 from .retry import Patience
 
 _REQUESTS_AT_ONCE: Final = 100
@@ -120,7 +120,8 @@ class Batches:
         async def upload() -> str:
             file.seek(0)
             uploaded = await self._calls.ask(
-                lambda openai: openai.files.create(file=(name, file), purpose="batch", extra_headers=headers)
+                lambda openai: openai.files.create(file=(name, file), purpose="batch", extra_headers=headers),
+                transfers_file=True,
             )
             return checked(uploaded).id
 
@@ -143,7 +144,6 @@ class Batches:
                     completion_window=window,  # pyright: ignore[reportArgumentType]
                     metadata=dict(metadata) if metadata is not None else omit,
                     extra_headers=headers,
-                    timeout=ANSWER_SECONDS,
                 )
             )
             return checked(batch)
@@ -162,9 +162,7 @@ class Batches:
         The SDK's own pagination is not used because this client could not wait for a server between its pages.
         """
         try:
-            page = await self._calls.ask(
-                lambda openai: openai.batches.list(limit=limit, after=after or omit, timeout=ANSWER_SECONDS)
-            )
+            page = await self._calls.ask(lambda openai: openai.batches.list(limit=limit, after=after or omit))
         except AttributeError:  # the SDK raises this for a response that is not JSON
             raise NotABatchServerError from None
         if not isinstance(getattr(page, "data", None), list):
@@ -172,37 +170,28 @@ class Batches:
         return page
 
     async def retrieve(self, batch_id: str) -> Batch:
-        return await self._look(lambda openai: openai.batches.retrieve(batch_id, timeout=ANSWER_SECONDS))
+        return await self._look(lambda openai: openai.batches.retrieve(batch_id))
 
     async def cancel(self, batch_id: str) -> Batch:
-        return await self._look(lambda openai: openai.batches.cancel(batch_id, timeout=ANSWER_SECONDS))
+        return await self._look(lambda openai: openai.batches.cancel(batch_id))
 
     async def set_paused(self, batch_id: str, paused: bool) -> Batch:
         path = f"/batches/{batch_id}/{'pause' if paused else 'resume'}"
-        return await self._look(lambda openai: openai.post(path, cast_to=Batch, options={"timeout": ANSWER_SECONDS}))
+        return await self._look(lambda openai: openai.post(path, cast_to=Batch))
 
     async def retry(
         self, batch_id: str, codes: Iterable[str] | None = None, idempotency_key: str | None = None
     ) -> Batch:
         body = {} if codes is None else {"codes": list(codes)}
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        path = f"/batches/{batch_id}/retry"
         return await self._look(
-            lambda openai: openai.post(
-                f"/batches/{batch_id}/retry",
-                cast_to=Batch,
-                body=body,
-                options={"headers": headers, "timeout": ANSWER_SECONDS},
-            )
+            lambda openai: openai.post(path, cast_to=Batch, body=body, options={"headers": headers})
         )
 
     async def events(self, batch_id: str) -> list[dict[str, Any]]:
-        answer = await self._patience.call(
-            lambda: self._calls.ask(
-                lambda openai: openai.get(
-                    f"/batches/{batch_id}/events", cast_to=object, options={"timeout": ANSWER_SECONDS}
-                )
-            )
-        )
+        path = f"/batches/{batch_id}/events"
+        answer = await self._patience.call(lambda: self._calls.ask(lambda openai: openai.get(path, cast_to=object)))
         match answer:
             case {"data": list(found)}:
                 return found
@@ -300,7 +289,7 @@ class Batches:
             lambda openai: openai.get(
                 f"/batches/{batch_id}/results",
                 cast_to=HttpxBinaryResponseContent,
-                options={"params": {"after": after}, "timeout": ANSWER_SECONDS},
+                options={"params": {"after": after}},
             )
         )
         headers = answer.response.headers

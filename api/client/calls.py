@@ -14,6 +14,8 @@ from typing import Any, Protocol, TypeVar, cast
 
 from openai import AsyncOpenAI, OpenAI
 
+from .options import ANSWER_SECONDS
+
 T = TypeVar("T")
 
 
@@ -32,8 +34,11 @@ class Content:
 class Calls(Protocol):
     """Makes a client's calls to the server, and waits between them."""
 
-    async def ask(self, call: Callable[[OpenAI], T]) -> T:
-        """Call the SDK. Its two clients have the same methods, so ``call`` serves for both."""
+    async def ask(self, call: Callable[[OpenAI], T], *, transfers_file: bool = False) -> T:
+        """Call the SDK. Its two clients have the same methods, so ``call`` serves for both.
+
+        Unless the call transfers a file, it has a short time limit.
+        """
         ...
 
     def content(self, file_id: str, headers: Mapping[str, str]) -> contextlib.AbstractAsyncContextManager[Content]: ...
@@ -48,10 +53,11 @@ class BlockingCalls:
 
     def __init__(self, openai: OpenAI, sleep: Callable[[float], object]) -> None:
         self._openai = openai.with_options(max_retries=0)
+        self._quick = self._openai.with_options(timeout=ANSWER_SECONDS)
         self._sleep = sleep
 
-    async def ask(self, call: Callable[[OpenAI], T]) -> T:
-        return call(self._openai)
+    async def ask(self, call: Callable[[OpenAI], T], *, transfers_file: bool = False) -> T:
+        return call(self._openai if transfers_file else self._quick)
 
     @contextlib.asynccontextmanager
     async def content(self, file_id: str, headers: Mapping[str, str]) -> AsyncGenerator[Content]:
@@ -72,10 +78,12 @@ class AwaitedCalls:
 
     def __init__(self, openai: AsyncOpenAI, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
         self._openai = openai.with_options(max_retries=0)
+        self._quick = self._openai.with_options(timeout=ANSWER_SECONDS)
         self._sleep = sleep
 
-    async def ask(self, call: Callable[[OpenAI], T]) -> T:
-        return await cast("Awaitable[T]", call(cast("OpenAI", self._openai)))
+    async def ask(self, call: Callable[[OpenAI], T], *, transfers_file: bool = False) -> T:
+        openai = self._openai if transfers_file else self._quick
+        return await cast("Awaitable[T]", call(cast("OpenAI", openai)))
 
     async def sleep(self, seconds: float, /) -> object:
         return await self._sleep(seconds)
