@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import click
@@ -78,7 +78,7 @@ class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*self.commands, *self._client_commands()])
 
-    def _client_commands(self) -> dict[str, click.Command]:
+    def _client_commands(self) -> Mapping[str, click.Command]:
         from api.cli.submit import client_commands
 
         return client_commands.commands

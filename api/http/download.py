@@ -22,7 +22,7 @@ _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 class Reader:
-    """Reads the chunks of an object. Its methods block, and may be called from several threads."""
+    """Reads the chunks of an object. All methods but ``chunks`` block, and may be called from several threads."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
@@ -32,6 +32,13 @@ class Reader:
         """Return the next chunk, which is empty at the end of the object."""
         with self._lock:
             return next(self._chunks, b"")
+
+    async def chunks(self, first: bytes) -> AsyncIterator[bytes]:
+        """Yield the chunk ``first``, which was read before, and those that follow."""
+        chunk = first
+        while chunk:
+            yield chunk
+            chunk = await asyncio.to_thread(self.next)
 
     def close(self) -> None:
         """Close the object, after a read that is running in another thread has ended."""
@@ -132,11 +139,9 @@ class Download(ReaderResponse):
 async def _content(first: bytes, reader: Reader, size: int) -> AsyncIterator[bytes]:
     """Yield the chunks, or raise ``StoreError`` if some are missing: a clean end would pass for the whole file."""
     sent = 0
-    chunk = first
-    while chunk:
+    async for chunk in reader.chunks(first):
         sent += len(chunk)
         yield chunk
-        chunk = await asyncio.to_thread(reader.next)
     if sent != size:
         raise StoreError(f"{size} bytes of a file ended after {sent}")
 

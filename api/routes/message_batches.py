@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from functools import partial
 from itertools import islice
 from typing import Annotated, Any
@@ -184,7 +184,7 @@ class _MessageBatches:
         except ObjectNotFoundError:
             message = f"The results of batch {shown(message_batch_id)} are no longer available."
             raise ApiError(404, message) from None
-        return ReaderResponse(_pieces(first, reader), reader, media_type="application/x-jsonlines")
+        return ReaderResponse(reader.chunks(first), reader, media_type="application/x-jsonlines")
 
     async def _find(self, tenant: str, message_batch_id: str) -> BatchView:
         """Return a message batch.
@@ -220,13 +220,6 @@ class _MessageBatches:
 
 def _running(message_batch_id: str, what: str) -> ApiError:
     return ApiError(400, f"Batch {shown(message_batch_id)} {what}: it is still in progress.")
-
-
-async def _pieces(first: bytes, reader: Reader) -> AsyncIterator[bytes]:
-    piece = first
-    while piece:
-        yield piece
-        piece = await asyncio.to_thread(reader.next)
 
 
 def _of_messages(spec: BatchSpec, received: ReceivedRequests) -> BatchSpec:

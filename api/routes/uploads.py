@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from fastapi import APIRouter
+from fastapi.exceptions import RequestValidationError
 from starlette.requests import Request
 
 from activities.records.catalog import FileRecord
@@ -66,9 +67,8 @@ class _Uploads:
 
     async def create_upload(self, body: CreateUpload, caller: CallerOf) -> Upload:
         if body.bytes > self._max_bytes:
-            text = f"Expected a value <= {self._max_bytes}, but got {shown(body.bytes)} instead."
-            message = f"Invalid 'bytes': integer above maximum value. {text}"
-            raise ApiError(400, message, code="integer_above_max_value", param="bytes")
+            limit = {"type": "less_than_equal", "ctx": {"le": self._max_bytes}}
+            raise RequestValidationError([{**limit, "loc": ("body", "bytes"), "input": body.bytes}])
         record = UploadRecord(
             id=f"upload_{secrets.token_hex(16)}",
             bytes=body.bytes,
@@ -142,8 +142,9 @@ class _Uploads:
             return self._completed(tenant, upload, file_id)
         try:
             parts = _chosen(upload.record, self._uploads.parts(tenant, upload_id), body.part_ids)
-            if body.md5 is not None:
-                _check_md5(body.md5, self._uploads.md5(tenant, upload_id, parts))
+            if body.md5 is not None and body.md5.lower() != (md5 := self._uploads.md5(tenant, upload_id, parts)):
+                text = f"The md5 of the parts is {md5}, but {body.md5} was expected."
+                raise ApiError(400, text, param="md5")
             upload = self._uploads.complete(tenant, upload_id, _file_record(file_id, upload.record, parts), parts)
         except (ApiError, ObjectNotFoundError):
             # Another request may have ended the upload meanwhile, and deleted the parts.
@@ -193,11 +194,6 @@ def _chosen(record: UploadRecord, parts: dict[str, ArrivedPart], part_ids: Seque
         text = f"The parts hold {size} bytes, but the upload was created for {record.bytes} bytes."
         raise ApiError(400, text, param="part_ids")
     return chosen
-
-
-def _check_md5(expected: str, found: str) -> None:
-    if expected.lower() != found:
-        raise ApiError(400, f"The md5 of the parts is {found}, but {expected} was expected.", param="md5")
 
 
 def _file_record(file_id: str, upload: UploadRecord, parts: Sequence[ArrivedPart]) -> FileRecord:

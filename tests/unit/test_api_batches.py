@@ -593,6 +593,15 @@ async def test_a_webhook_is_a_parameter_and_its_secret_is_none(api: Api) -> None
     assert BatchWebhooks(api.store).get(BatchRef("default", first.json()["id"])).secret == "CANARY"
     other = await create(api, webhook=OWN_WEBHOOK | {"url": "https://hooks.example/y"}, idempotency_key="k")
     assert other.status_code == 409
+    assert BatchWebhooks(api.store).get(BatchRef("default", first.json()["id"])).url == OWN_WEBHOOK["url"]
+
+
+async def test_the_webhook_of_a_create_that_failed_is_not_that_of_the_next(api: Api) -> None:
+    api.gateway.down = True
+    assert (await create(api, webhook=OWN_WEBHOOK, idempotency_key="k")).status_code == 503
+    api.gateway.down = False
+    batch = (await create(api, webhook=OWN_WEBHOOK | {"secret": "corrected"}, idempotency_key="k")).json()
+    assert BatchWebhooks(api.store).get(BatchRef("default", batch["id"])).secret == "corrected"
 
 
 @pytest.mark.parametrize(
