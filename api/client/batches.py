@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final, Unpack, cast
 
 from openai import APIError, NotFoundError, OpenAI, omit
 from openai._legacy_response import HttpxBinaryResponseContent  # the result of `files.content`; it has no public name
@@ -33,7 +33,7 @@ from .lines import (
     read_result,
     rows_of,
 )
-from .options import FIRST_POLL_SECONDS, TERMINAL
+from .options import FIRST_POLL_SECONDS, TERMINAL, SubmitOptions
 from .retry import Patience
 
 _REQUESTS_AT_ONCE: Final = 100
@@ -58,12 +58,10 @@ class Batches:
         endpoint: str | None = None,
         window: str = "24h",
         *,
-        model: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-        idempotency_key: str | None = None,
         progress: Callable[[Batch], object] = lambda _: None,
+        **options: Unpack[SubmitOptions],
     ) -> dict[str, Result]:
-        batch, custom_ids = await self._submit(requests, endpoint, window, model, metadata, idempotency_key)
+        batch, custom_ids = await self._submit(requests, endpoint, window, **options)
         batch = await self.wait(batch.id, progress)
         results = {result.custom_id: result async for result in self._results(batch, custom_ids)}
         order = [custom_id for custom_id in custom_ids or () if custom_id in results]
@@ -74,25 +72,22 @@ class Batches:
         requests: Requests,
         endpoint: str | None = None,
         window: str = "24h",
-        *,
-        model: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-        idempotency_key: str | None = None,
+        **options: Unpack[SubmitOptions],
     ) -> Batch:
-        return (await self._submit(requests, endpoint, window, model, metadata, idempotency_key))[0]
+        return (await self._submit(requests, endpoint, window, **options))[0]
 
     async def _submit(
         self,
         requests: Requests,
         endpoint: str | None,
         window: str,
-        model: str | None,
-        metadata: Mapping[str, str] | None,
-        key: str | None,
+        model: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> tuple[Batch, list[str] | None]:
         """Return the batch, and the custom_ids of its requests unless they come from an input file."""
         # If the caller gives no key, a random one still keeps repeated HTTP calls from creating duplicates.
-        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         path, custom_ids = path_of(requests), None
         if path:
             if model:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Any, BinaryIO, Self
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, BinaryIO, Self, Unpack
 
 from openai import APIError, OpenAI
 from openai.types import Batch
@@ -13,7 +13,7 @@ from openai.types import Batch
 from .batches import Batches
 from .calls import BlockingCalls, complete, iterate
 from .lines import Requests, Result, ResultPage
-from .options import MAX_POLL_SECONDS, PATIENCE_SECONDS
+from .options import MAX_POLL_SECONDS, PATIENCE_SECONDS, SubmitOptions
 
 
 class BatchClient:
@@ -60,10 +60,8 @@ class BatchClient:
         endpoint: str | None = None,
         window: str = "24h",
         *,
-        model: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-        idempotency_key: str | None = None,
         progress: Callable[[Batch], object] = lambda _: None,
+        **options: Unpack[SubmitOptions],
     ) -> dict[str, Result]:
         """Submit requests, wait for the batch, and return each result by custom_id, in the order of the requests.
 
@@ -74,27 +72,14 @@ class BatchClient:
         Raises:
             BatchFailedError: the server rejected the input, so the batch failed.
         """
-        return complete(
-            self._batches.run(
-                requests,
-                endpoint,
-                window,
-                model=model,
-                metadata=metadata,
-                idempotency_key=idempotency_key,
-                progress=progress,
-            )
-        )
+        return complete(self._batches.run(requests, endpoint, window, progress=progress, **options))
 
     def submit(
         self,
         requests: Requests,
         endpoint: str | None = None,
         window: str = "24h",
-        *,
-        model: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-        idempotency_key: str | None = None,
+        **options: Unpack[SubmitOptions],
     ) -> Batch:
         """Upload requests and create a batch of them.
 
@@ -105,19 +90,13 @@ class BatchClient:
             endpoint: for example ``/v1/embeddings``. Default: the url of the first request, or chat completions if it
                 names none.
             window: the completion window.
-            model: the model for prompts, and for bodies that name none.
-            metadata: up to 16 short key-value pairs to attach to the batch.
-            idempotency_key: on Everbatch, submitting the same requests with the same key again returns the same batch.
+            **options: see :class:`SubmitOptions`.
 
         Raises:
             ValueError: the requests do not form an input file. The message says what is wrong and what is expected.
             OSError: the input file cannot be read, or a temporary file cannot be written.
         """
-        return complete(
-            self._batches.submit(
-                requests, endpoint, window, model=model, metadata=metadata, idempotency_key=idempotency_key
-            )
-        )
+        return complete(self._batches.submit(requests, endpoint, window, **options))
 
     def retrieve(self, batch_id: str) -> Batch:
         """Return the batch in its current state."""
