@@ -10,7 +10,6 @@ import signal
 import socket
 import time
 from pathlib import Path
-from types import TracebackType
 
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
@@ -124,9 +123,7 @@ class EmbeddedTemporal:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
     async def start(self) -> None:
@@ -136,8 +133,6 @@ class EmbeddedTemporal:
             EmbeddedTemporalError: the directory or a port is in use, the database is of another version, or the server
                 does not start.
         """
-        if self._process is not None or self._lock >= 0:
-            raise RuntimeError("this server was started already")
         try:
             self._lock = await self._take_lock()
             self._data.prepare(self._binary)
@@ -156,8 +151,7 @@ class EmbeddedTemporal:
 
     async def wait(self) -> int:
         """Wait until the server ends, by itself or by `stop`, and return its exit status (128 + n for signal n)."""
-        if self._process is None:
-            raise RuntimeError("this server was not started")
+        assert self._process, "a server is awaited once it has started"
         return await self._process.wait()
 
     async def stop(self) -> None:
