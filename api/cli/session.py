@@ -65,11 +65,14 @@ class Session:
         return self.waiting_for
 
 
-class ClientCommand(click.Command):
-    """A command whose function gets a :class:`Session` and its options, and returns the exit status.
+class WrongUsageError(click.UsageError):
+    """A usage error. Click's own exit status for it is 2, which here means that some requests failed."""
 
-    A usage error exits with 64: click's own status for it is 2, which here means that some requests failed.
-    """
+    exit_code = USAGE
+
+
+class ClientCommand(click.Command):
+    """A command whose function gets a :class:`Session` and its options, and returns the exit status."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -81,8 +84,7 @@ class ClientCommand(click.Command):
         try:
             return super().make_context(*arguments, **named)
         except click.UsageError as error:
-            error.exit_code = USAGE
-            raise
+            raise WrongUsageError(error.format_message(), error.ctx) from None
 
     def invoke(self, ctx: click.Context) -> None:
         function, options = self.callback, ctx.params.copy()
