@@ -32,8 +32,8 @@ class BatchWebhooks:
         self._store = store
 
     def save(self, ref: BatchRef, webhook: BatchWebhook) -> None:
-        """Store the webhook of a batch before its start. Does nothing if one is already stored."""
-        self._store.put_new(webhook_key(ref), msgspec.json.encode(webhook))
+        """Store the webhook of a batch, before its start."""
+        self._store.put(webhook_key(ref), msgspec.json.encode(webhook))
 
     def get(self, ref: BatchRef) -> BatchWebhook:
         """Raises:

@@ -16,14 +16,14 @@ from activities.records.batch_webhooks import BATCH_WEBHOOK, BatchWebhook, Batch
 from activities.records.catalog import Catalog
 from activities.records.create_notes import CreateNote, CreateNotes
 from activities.settings import Settings
-from activities.store.object_store import ObjectStore, StoreError
+from activities.store.object_store import ObjectNotFoundError, ObjectStore, StoreError
 from api.gateway.interface import BatchView, Gateway, IdempotencyConflictError
 from api.http.auth import Caller
 from api.http.errors import ApiError, permanent_conflict
 from api.http.schemas import CreateBatch, RetryCount, Webhook
 from api.routes.limits import BatchLimit, TooManyBatchesError
 from workflows.contract import inference_task_queue
-from workflows.ids import batch_id_for_key, create_digest
+from workflows.ids import BatchRef, batch_id_for_key, create_digest
 from workflows.types import BatchSpec
 
 log = logging.getLogger("everbatch.api")
@@ -118,12 +118,20 @@ class Creates:
         maximum = caller.limits.max_running_batches if caller.limits else None
         try:
             async with self._limit.reserve(spec, maximum, may_exist=may_exist):
-                if webhook:
+                # An earlier try may have stored another webhook, which counts only if it started the batch.
+                if webhook and not (may_exist and await self._exists(spec.ref)):
                     own = BatchWebhook(webhook.url, webhook.secret, list(webhook.events) if webhook.events else None)
                     await asyncio.to_thread(self._own_webhooks.save, spec.ref, own)
                 return await self._gateway.create(spec, idempotent=may_exist)
         except IdempotencyConflictError:
             raise key_conflict() from None
+
+    async def _exists(self, ref: BatchRef) -> bool:
+        try:
+            await self._gateway.find(ref)
+        except ObjectNotFoundError:
+            return False
+        return True
 
     async def start_once(
         self, spec: BatchSpec, caller: Caller, call: Call, *, has_key: bool, webhook: Webhook | None = None

@@ -603,12 +603,15 @@ async def test_query_and_headers_are_reported_before_the_body(api: Api) -> None:
     assert error_of(response)["param"] == "after"
 
 
-async def test_of_several_errors_of_a_form_the_file_is_reported_first_then_purpose_then_expiry(api: Api) -> None:
+async def test_of_several_errors_of_a_form_the_missing_file_is_reported_first(
+    api: Api,
+) -> None:
     half = field("expires_after[anchor]", "created_at")
     for parts, param in [
         ([field("purpose", "x"), half], "file"),
         ([half, file(b"{}")], "purpose"),
-        ([field("purpose", "x"), half, file(b"{}")], "purpose"),
+        ([field("purpose", "x"), half, file(b"{}")], "expires_after.seconds"),
+        ([field("purpose", "x"), field("expires_after[seconds]", "1"), half, file(b"{}")], "purpose"),
         ([field("purpose", "batch"), half, file(b"{}")], "expires_after.seconds"),
     ]:
         body, headers = form(*parts)

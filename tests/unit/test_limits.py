@@ -14,6 +14,7 @@ from activities.records.catalog import Catalog, FileRecord
 from activities.records.keys import content_key
 from activities.records.running import RunningBatches
 from activities.records.shard_keys import ShardRef, part_key, result_key
+from api.http.auth import Caller
 from api.http.errors import ApiError
 from api.routes import limits as limits_module
 from api.routes import stored_bytes
@@ -409,13 +410,13 @@ async def test_each_record_is_read_once(tmp_path: Path, monkeypatch: pytest.Monk
     record = FileRecord(id="file-0", bytes=10, created_ms=0, filename="a", purpose="batch")
     for number in range(3):
         catalog.save_file("search", record.model_copy(update={"id": f"file-{number}"}))
-        async with stored.reserve(form_of("search", limits), 10):
+        async with stored.reserve(form_of(Caller("search", limits)), 10):
             pass
     assert read == ["file-0", "file-1", "file-2"]
     # Under an idempotency key a file that expired is followed by one of the same id.
     catalog.save_file("search", record.model_copy(update={"bytes": 81, "created_ms": 9}))
     with pytest.raises(ApiError):
-        async with stored.reserve(form_of("search", limits), 1):
+        async with stored.reserve(form_of(Caller("search", limits)), 1):
             pass
 
 
