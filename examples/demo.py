@@ -138,7 +138,7 @@ def show_results(client: OpenAI, batches: list[Batch]) -> None:
 
 
 def _shortened(result: dict[str, Any]) -> str:
-    response = result["response"] or {"status_code": "not answered", "body": result}
+    response: dict[str, Any] = result["response"] or {"status_code": "not answered", "body": result}
     error = response["body"].get("error")
     said = f"{error['code']}: {error['message']}" if error else response["body"]["choices"][0]["message"]["content"]
     line = f"{result['custom_id']}: {response['status_code']}, {said!r}"

@@ -187,11 +187,10 @@ class Batches:
     async def events(self, batch_id: str) -> list[dict[str, Any]]:
         path = f"/batches/{batch_id}/events"
         answer = await self._patience.call(lambda: self._calls.ask(lambda openai: openai.get(path, cast_to=object)))
-        match answer:
-            case {"data": list(found)}:
-                return found
-            case _:
-                raise NotABatchServerError
+        found = cast("dict[str, Any]", answer).get("data") if isinstance(answer, dict) else None
+        if not isinstance(found, list):
+            raise NotABatchServerError
+        return cast("list[dict[str, Any]]", found)
 
     async def _look(self, call: Callable[[OpenAI], Batch]) -> Batch:
         batch = self._latest(await self._patience.call(lambda: self._calls.ask(call)))
