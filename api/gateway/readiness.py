@@ -19,7 +19,6 @@ from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest, DescribeTaskQueueRequest
 from temporalio.client import Client, WorkflowFailureError
 
-from api.gateway.shared_looks import SharedLooks
 from api.gateway.workflow_reader import UNANSWERED
 from workflows.contract import READY_WORKFLOW
 
@@ -46,7 +45,9 @@ class Readiness:
         # Without interceptors, which would record a trace for each probe.
         self._untraced = Client(client.service_client, namespace=client.namespace)
         self._task_queue = task_queue
-        self._answers: SharedLooks[str, bool] = SharedLooks(KEPT_SECONDS, 1)
+        self._probing = asyncio.Lock()
+        self._probed_at = float("-inf")
+        self._has_worker = False
         self._deleting: set[asyncio.Task[None]] = set()
 
     async def has_worker(self) -> bool:
@@ -56,7 +57,11 @@ class Readiness:
             CannotWriteError: Temporal answers reads, but accepts no new workflows.
             TimeoutError, RPCError, RuntimeError: Temporal does not answer.
         """
-        return await self._answers.get("has_worker", self._probe)
+        async with self._probing:
+            if time.monotonic() - self._probed_at >= KEPT_SECONDS:  # not SharedLooks: a probe may take as long
+                self._has_worker = await self._probe()
+                self._probed_at = time.monotonic()
+            return self._has_worker
 
     async def _probe(self) -> bool:
         polled = await self.was_polled()
