@@ -6,6 +6,7 @@ import asyncio
 
 from activities.cancel_watch import CancelWatch
 from activities.results.first_answers import FirstAnswersOfBatches
+from activities.results.other_cuts import OtherCuts
 from activities.upstreams.answer_budget import AnswerBudget
 
 
@@ -17,5 +18,6 @@ class Process:
         """The memory budget for the requests of the shards."""
         self.cancels = cancels
         self.first_answers = FirstAnswersOfBatches()
+        self.other_cuts = OtherCuts()
         self.suspect = asyncio.Lock()
         """Held while a request is sent that is suspected to crash workers."""

@@ -13,7 +13,6 @@ from activities.records import shard_keys
 from activities.records.shard_keys import ShardRef
 from activities.results import commits
 from activities.results.commits import Commits
-from activities.results.other_cuts import carry_over
 from activities.results.shard_input import read_requests
 from activities.results.shard_log import ShardLog
 from activities.shard_run import AT_ONCE, ShardRun
@@ -84,7 +83,9 @@ class RunRequests(RunRequestsStub):
             return result
         async with self._process.inputs.hold(task.shard.length):
             requests = await asyncio.to_thread(read_requests, self._store, task, log)
-            await carry_over(self._store, shard, task.shard, log, requests, has_order=task.has_order)
+            await self._process.other_cuts.carry_over(
+                self._store, activity.info().workflow_run_id or "", shard, log, requests
+            )
             requests = {line: request for line, request in requests.items() if not log.has(line)}
             with self._slots.running(task.shard.requests, run.waiting):
                 return await run.run(requests)

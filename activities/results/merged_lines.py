@@ -162,9 +162,8 @@ class MergedLines:
     ) -> Iterator[ResultLine]:
         """Yield ``lines``, and an error line for each request in a range of the input that has none among them."""
         spec, output = self._task.spec, OutputLines(self._task.spec.batch_id)
-        line = next(
-            lines, None
-        )  # looks up all shards first: if the input still exists afterwards, so did their objects
+        # The first line looks up all shards: if the input still exists afterwards, so did their objects.
+        line = next(lines, None)
         chunks = self._store.stream(self._input_key, offset, length)
         for request in read_lines(chunks, spec.max_line_bytes, first_line=first_line):
             has_result = False

@@ -5,17 +5,24 @@ the workflow of the batch was reset and the input was then cut differently.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Collection, Iterator
+from typing import Final, NamedTuple
 
 from activities.records import shard_keys
 from activities.records.catalog import Catalog
 from activities.records.cuts import Cut
 from activities.records.shard_keys import ShardRef
 from activities.results.records import RecordReader
-from activities.results.shard_log import HOLD_BYTES, Committed, RangeReader, ShardLog, look_up
-from activities.store.object_store import ObjectStore
+from activities.results.shard_log import HOLD_BYTES, ByteRange, Committed, RangeReader, ShardLog, look_up, open_result
+from activities.results.tries import Tries
+from activities.store.object_store import ObjectStore, StoreError
+from workflows.events import PastWait
 from workflows.ids import BatchRef
-from workflows.types import Shard, ShardResult
+from workflows.types import ShardResult
+
+REMEMBERED: Final = 4
+"""Maximum number of runs for which a process remembers where answers of other cuts are, some 250 bytes for each."""
 
 
 def other_cuts(store: ObjectStore, ref: BatchRef, digest: str) -> Iterator[tuple[str, Cut]]:
@@ -29,57 +36,67 @@ def other_cuts(store: ObjectStore, ref: BatchRef, digest: str) -> Iterator[tuple
             yield other, cut
 
 
-def _look_up_elsewhere(
-    store: ObjectStore, ref: ShardRef, shard: Shard, lines: Collection[int], *, has_order: bool
-) -> Committed:
-    """Return what other cuts have committed of these lines of a shard."""
-    found = Committed({}, {}, {}, [], {}, [])
+class _Elsewhere(NamedTuple):
+    """What other cuts have committed, by line."""
+
+    ranges: dict[int, ByteRange]
+    tried: dict[int, Tries]
+    waits: list[PastWait]
+
+
+def _look_up_elsewhere(store: ObjectStore, ref: ShardRef) -> _Elsewhere:
+    found = _Elsewhere({}, {}, [])
     for digest, cut in other_cuts(store, ref.batch, ref.cut):
-        for number, other in enumerate(cut.shards):
-            overlap = other.offset < shard.offset + shard.length and shard.offset < other.offset + other.length
-            if overlap or has_order or cut.order:  # with a sending order, any shard may have the lines
-                _take(store, ref._replace(cut=digest, number=number), found, lines)
+        for number in range(len(cut.shards)):
+            shard = ref._replace(cut=digest, number=number)
+            committed = look_up(store, shard)
+            if isinstance(committed, ShardResult):
+                attempt, committed = committed.attempt, Committed()
+                committed.take(shard_keys.result_key(shard, attempt), open_result(store, shard, attempt))
+            found.ranges.update(committed.ranges | found.ranges)
+            for line, tried in committed.tried.items():
+                found.tried[line] = tried.merged(found.tried.get(line, tried))
+            found.waits.extend(committed.waits)
     return found
 
 
-def _take(store: ObjectStore, shard: ShardRef, found: Committed, lines: Collection[int]) -> None:
-    committed = look_up(store, shard)
-    if isinstance(committed, ShardResult):
-        key = shard_keys.result_key(shard, committed.attempt)
-        reader = RecordReader(store.stream(key))
-        reader.shard_head()
-        found.take(key, reader, lines)
-        return
-    for line, record in committed.records.items():
-        if line in lines and line not in found.records:
-            found.records[line], found.ranges[line] = record, committed.ranges[line]
-    for line, tried in committed.tried.items():
-        if line in lines:
-            found.tried[line] = tried.merged(found.tried.get(line, tried))
-    found.waits.extend(committed.waits)
-
-
-async def carry_over(
-    store: ObjectStore, ref: ShardRef, shard: Shard, log: ShardLog, lines: Collection[int], *, has_order: bool = False
-) -> None:
-    """Commit what other cuts have committed of these lines to the log of a shard, as answers of its own cut.
-
-    Args: see :attr:`workflows.types.RunRequestsInput.has_order` for ``has_order``.
+class OtherCuts:
+    """Where the answers of other cuts are, for the runs of a process. With another sending order, any shard may need
+    answers from any other one, so all are looked up together, once for each run of a workflow.
     """
-    found = await asyncio.to_thread(_look_up_elsewhere, store, ref, shard, lines, has_order=has_order)
-    wanted = sorted(found.records)
-    reader = RangeReader(store, (found.ranges[line] for line in wanted))
-    size = 0
-    for line in wanted:
-        record = found.records[line]
-        data = b"".join(await asyncio.to_thread(list, reader.read(found.body(line))))
-        log.add(line, record.kind, data, record.usage)
-        size += len(data)
-        if size > HOLD_BYTES:
-            await log.commit()
-            size = 0
-    for line, tried in found.tried.items():
-        if line not in found.records:
-            log.note_tries(line, tried)
-    log.waits.take_over(found.waits)
-    await log.commit()
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[str, asyncio.Future[_Elsewhere]] = OrderedDict()
+
+    async def carry_over(
+        self, store: ObjectStore, run_id: str, ref: ShardRef, log: ShardLog, lines: Collection[int]
+    ) -> None:
+        """Commit what other cuts have committed of these lines to the log of a shard, as answers of its own cut."""
+        if run_id not in self._found:
+            self._found[run_id] = asyncio.ensure_future(asyncio.to_thread(_look_up_elsewhere, store, ref))
+            if len(self._found) > REMEMBERED:
+                self._found.popitem(last=False)
+        try:
+            found = await asyncio.shield(self._found[run_id])
+            await self._carry(store, found, log, lines)
+        except StoreError:
+            self._found.pop(run_id, None)  # a part may have vanished because its shard was finished: look again
+            raise
+
+    async def _carry(self, store: ObjectStore, found: _Elsewhere, log: ShardLog, lines: Collection[int]) -> None:
+        wanted = sorted(line for line in lines if line in found.ranges)
+        reader = RangeReader(store, [found.ranges[line] for line in wanted])
+        size = 0
+        for line in wanted:
+            data = b"".join(await asyncio.to_thread(list, reader.read(found.ranges[line])))
+            records = RecordReader(iter((data,)))
+            record = next(records.records())
+            log.add(line, record.kind, b"".join(records.line()), record.usage)
+            size += len(data)
+            if size > HOLD_BYTES:
+                await log.commit()
+                size = 0
+        for line in (found.tried.keys() & set(lines)) - found.ranges.keys():
+            log.note_tries(line, found.tried[line])
+        log.waits.take_over(found.waits)
+        await log.commit()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from activities.records import shard_keys
 from activities.records.shard_keys import ShardRef
-from activities.results.records import RecordReader
-from activities.results.shard_log import RangeReader, look_up
+from activities.results.shard_log import RangeReader, look_up, open_result
 from activities.store.object_store import ObjectNotFoundError, ObjectStore
 from workflows.types import ShardResult
 
@@ -29,8 +27,7 @@ def lines_of_shard(store: ObjectStore, shard: ShardRef, wanted: list[int]) -> It
         for line in wanted:
             yield b"".join(reader.read(found.body(line)))
         return
-    reader = RecordReader(store.stream(shard_keys.result_key(shard, found.attempt)))
-    reader.shard_head()
+    reader = open_result(store, shard, found.attempt)
     left = iter(wanted)
     line = next(left, None)
     for record in reader.records():

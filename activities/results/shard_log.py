@@ -13,8 +13,8 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from activities.records import shard_keys
@@ -42,6 +42,9 @@ HEAD_BYTES: Final = 200
 
 KEEP_BYTES: Final = 2 << 20
 """Maximum bytes in memory of parts that are being read back."""
+
+WORTH: Final = 4
+"""Maximum ratio of the bytes of a part that is read at once to those that are wanted of it."""
 
 _LOOK_AGAIN: Final = 3
 
@@ -74,11 +77,17 @@ def find_result(store: ObjectStore, shard: ShardRef) -> ShardResult | None:
     return None
 
 
+def open_result(store: ObjectStore, shard: ShardRef, attempt: str) -> RecordReader:
+    """Return a reader of the records in the shard object of an attempt."""
+    reader = RecordReader(store.stream(shard_keys.result_key(shard, attempt)))
+    reader.shard_head()
+    return reader
+
+
 def with_notes(store: ObjectStore, shard: ShardRef, result: ShardResult) -> ShardResult:
     """Return the result of another attempt, with the errors and waits from its shard object."""
     tally = ErrorTally(shard.number)
-    reader = RecordReader(store.stream(shard_keys.result_key(shard, result.attempt)))
-    reader.shard_head()
+    reader = open_result(store, shard, result.attempt)
     for record in reader.records():  # the waits come first
         if not result.failed:
             break
@@ -91,24 +100,22 @@ def with_notes(store: ObjectStore, shard: ShardRef, result: ShardResult) -> Shar
 class Committed:
     """The content of a shard's objects."""
 
-    ranges: dict[int, ByteRange]
-    records: dict[int, Record]
-    tried: dict[int, Tries]
-    parts: list[str]
-    codes: dict[int, str]
+    ranges: dict[int, ByteRange] = field(default_factory=dict[int, ByteRange])
+    records: dict[int, Record] = field(default_factory=dict[int, Record])
+    tried: dict[int, Tries] = field(default_factory=dict[int, Tries])
+    parts: list[str] = field(default_factory=list[str])
+    codes: dict[int, str] = field(default_factory=dict[int, str])
     """Error codes of the failed requests."""
-    waits: list[PastWait]
+    waits: list[PastWait] = field(default_factory=list[PastWait])
 
     def body(self, line: int) -> ByteRange:
         """Return the place of a record's output line."""
         found, record = self.ranges[line], self.records[line]
         return ByteRange(found.key, found.offset + len(record.head), record.length)
 
-    def take(self, key: str, reader: RecordReader, lines: Collection[int] | None = None) -> None:
-        """Add the content of an object. Args: ``lines`` are the lines to add; ``None`` for all."""
+    def take(self, key: str, reader: RecordReader) -> None:
+        """Add the content of an object."""
         for record in reader.records():
-            if lines is not None and record.line not in lines:
-                continue
             # Two attempts may both have an answer, if one of them seemed lost. The first one counts.
             if record.line not in self.records:
                 self.records[record.line] = record
@@ -132,7 +139,7 @@ def look_up(store: ObjectStore, shard: ShardRef) -> ShardResult | Committed:
 
 
 def _read_parts(store: ObjectStore, shard: ShardRef) -> Committed:
-    committed = Committed({}, {}, {}, list(store.list(shard_keys.parts_prefix(shard))), {}, [])
+    committed = Committed(parts=list(store.list(shard_keys.parts_prefix(shard))))
     for key in committed.parts:
         committed.take(key, RecordReader(store.stream(key)))
     return committed
@@ -141,8 +148,8 @@ def _read_parts(store: ObjectStore, shard: ShardRef) -> Committed:
 class RangeReader:
     """Reads committed records back.
 
-    Each read may be a request over the network, and the records of a part are usually read in succession. So small
-    parts are read whole, and the most recent ones are cached.
+    Each read may be a request over the network, and the records of a part are usually read in succession. So a part of
+    which much is wanted is read at once, up to the last wanted record, and the most recent ones are cached.
     """
 
     def __init__(self, store: ObjectStore, ranges: Iterable[ByteRange], keep_bytes: int | None = None) -> None:
@@ -150,17 +157,21 @@ class RangeReader:
         self._store = store
         self._keep_bytes = KEEP_BYTES if keep_bytes is None else keep_bytes
         self._sizes: dict[str, int] = {}
+        wanted: Counter[str] = Counter()
         for span in ranges:
             self._sizes[span.key] = max(span.offset + span.length, self._sizes.get(span.key, 0))
+            wanted[span.key] += span.length
+        most = self._keep_bytes // 2
+        self._at_once = {key for key, size in self._sizes.items() if size <= min(most, WORTH * wanted[key])}
         self._kept: dict[str, bytes] = {}
         """Cached parts by key, the most recently read one last."""
 
     def read(self, span: ByteRange) -> Iterator[bytes]:
-        if self._sizes[span.key] > self._keep_bytes // 2:
+        if span.key not in self._at_once:
             return self._store.stream(span.key, span.offset, span.length)
         data = self._kept.pop(span.key, None)
         if data is None:
-            data = self._store.get(span.key)
+            data = b"".join(self._store.stream(span.key, 0, self._sizes[span.key]))
             while self._kept and sum(map(len, self._kept.values())) + len(data) > self._keep_bytes:
                 del self._kept[next(iter(self._kept))]
         self._kept[span.key] = data
@@ -183,7 +194,7 @@ class ShardLog:
         self._pending: list[tuple[int, bytes]] = []
         self._held_bytes = 0
         self._tried_changed: set[int] = set()
-        self._usage = [0, 0, 0, 0]
+        self._usage: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
         self._tried: dict[int, Tries] = {}
         self.waits = ShardWaits()
@@ -295,12 +306,7 @@ class ShardLog:
         return result
 
     def _finish(self) -> ShardResult:
-        usage = Usage(
-            input_tokens=self._usage[0],
-            cached_tokens=self._usage[1],
-            output_tokens=self._usage[2],
-            reasoning_tokens=self._usage[3],
-        )
+        usage = Usage(**self._usage)
         head = f"shard {self.completed} {self.failed} {tokens_text(usage)}\n".encode()
         waits = [ended(wait, int(time.time())) for wait in self.waits.past]
         parts = RangeReader(self._store, (span for span in self._records.values() if isinstance(span, ByteRange)))
@@ -337,7 +343,4 @@ class ShardLog:
         else:
             self.failed += 1
         if usage is not NO_USAGE:
-            self._usage[0] += usage.input_tokens
-            self._usage[1] += usage.cached_tokens
-            self._usage[2] += usage.output_tokens
-            self._usage[3] += usage.reasoning_tokens
+            self._usage.update(dict(usage))

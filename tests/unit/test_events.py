@@ -10,7 +10,7 @@ import pytest
 from activities.records.catalog import Catalog
 from activities.records.cuts import Cut
 from activities.records.shard_keys import ShardRef
-from activities.results.other_cuts import carry_over
+from activities.results.other_cuts import OtherCuts
 from activities.results.records import RecordReader
 from activities.results.shard_log import Committed, ShardLog, look_up
 from activities.results.shard_waits import ShardWaits, encode_waits, newest
@@ -146,7 +146,7 @@ async def test_the_waits_of_another_cut_are_carried_over(tmp_path: Path) -> None
     first, second = (ShardLog(store, ShardRef(REF, cut.digest, 0), "000001-a") for cut in cuts)
     first.waits.begin(away())
     await first.commit()
-    await carry_over(store, ShardRef(REF, cuts[1].digest, 0), shard, second, {1, 2})
+    await OtherCuts().carry_over(store, "run", ShardRef(REF, cuts[1].digest, 0), second, {1, 2})
     assert second.waits.past == first.waits.past
 
 

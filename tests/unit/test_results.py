@@ -374,17 +374,37 @@ def test_what_is_read_back_costs_one_read_for_each_part(store: ShakyStore, monke
         store.put(key, data)
     places = [ByteRange(key, offset, 10) for key in content for offset in range(0, len(content[key]), 10)]
     got: list[str] = []
-    real = store.get
-    monkeypatch.setattr(store, "get", lambda key: got.append(key) or real(key))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+    real = store.stream
+
+    def stream(key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        got.append(key)
+        return real(key, offset, length)
+
+    monkeypatch.setattr(store, "stream", stream)
     reader = RangeReader(store, places)
     across = sorted(places, key=lambda place: (place.offset // 50, place.key))  # two rounds over all parts
     for place in across:
         assert b"".join(reader.read(place)) == content[place.key][place.offset : place.offset + 10]
-    assert got == [f"p/{number}" for number in range(4)] * 2  # three are kept at the most, and the large one never
+    parts = [key for key in got if key != "p/large"]  # which is never kept
+    assert parts == [f"p/{number}" for number in range(4)] * 2  # three are kept at the most
     store.delete("p/3", "p/0")
     assert b"".join(reader.read(ByteRange("p/3", 0, 10))) == content["p/3"][:10]
     with pytest.raises(ObjectNotFoundError):
         reader.read(ByteRange("p/0", 0, 10))
+
+
+def test_of_a_large_object_only_what_is_wanted_is_read(store: ShakyStore) -> None:
+    with store.writer("p/huge") as writer:
+        for _ in range(20):
+            writer.write(b"x" * (1 << 20))
+        writer.commit()
+    tracemalloc.start()
+    try:
+        for place in (ByteRange("p/huge", 10, 100), ByteRange("p/huge", 900_000, 100)):
+            assert b"".join(RangeReader(store, [place]).read(place)) == b"x" * 100
+        assert tracemalloc.get_traced_memory()[1] < 10_000
+    finally:
+        tracemalloc.stop()
 
 
 async def test_a_finished_shard_keeps_no_answers_in_memory(tmp_path: Path) -> None:

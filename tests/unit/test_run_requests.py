@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from activities.records import keys, shard_keys
 from activities.records.catalog import Catalog
 from activities.records.cuts import Cut
 from activities.records.sending_order import ENTRY_BYTES, LinePlace, pack_places
+from activities.records.shard_keys import ShardRef
 from activities.results import commits
-from activities.results.shard_log import Tries
+from activities.results.shard_log import ShardLog, Tries
 from activities.upstreams.answers import Answer, Verdict
 from activities.upstreams.config import Upstream
 from tests.fakes.shard_worker import SHARD, ShardWorker
@@ -286,6 +287,45 @@ async def test_a_request_that_is_too_long_to_hold_is_refused_in_a_sending_order_
     result = await worker.run(shard=Shard(0, len(content), 3, 3), cut=cut.digest, has_order=True, max_line_bytes=1000)
     found = [(line, kind) for line, kind, _ in worker.lines(result, cut=cut.digest)]
     assert found == [(1, "output"), (2, "error"), (3, "output")]
+
+
+async def test_after_a_reset_to_another_order_each_old_answer_is_read_about_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, size = 20, 4
+    count = shards * size
+    worker = ShardWorker(tmp_path, count)
+    lines = list(read_lines(worker.store.stream(keys.input_key(REF)), 1 << 20))
+
+    def cut(name: str, step: int) -> Cut:
+        order = [lines[n * step % count] for n in range(count)]
+        made = [Shard(n * size * ENTRY_BYTES, 1000, order[n * size].number, size) for n in range(shards)]
+        cut = Cut("input", "lines", made, ["default"], order=name)
+        places = (LinePlace(line.offset, line.length, line.number) for line in order)
+        Catalog(worker.store).save_cut(REF, cut, pack_places(places, count))
+        return cut
+
+    old, new = cut("old", 7), cut("new", 9)
+    for n in range(shards):
+        log = ShardLog(worker.store, ShardRef(REF, old.digest, n), "000001-a")
+        for place in Catalog(worker.store).get_places(REF, old.digest, old.shards[n]):
+            log.add(place.line, "output", b'{"line":%d}\n' % place.line)
+        await log.finish()
+    reads: list[str] = []
+    real = worker.store.stream
+
+    def stream(key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        reads.append(key)
+        return real(key, offset, length)
+
+    monkeypatch.setattr(worker.store, "stream", stream)
+    answered: list[tuple[int, Any]] = []
+    for n in range(shards):
+        result = await worker.run(index=n, shard=new.shards[n], cut=new.digest, has_order=True)
+        answered += [(line, content["line"]) for line, _, content in worker.lines(result, n, new.digest)]
+    assert sorted(answered) == [(line, line) for line in range(1, count + 1)]
+    assert worker.engine.sent == []
+    assert sum(f"results/{old.digest}/" in key for key in reads) <= 2 * shards + count
 
 
 # A worker that is lost
