@@ -104,17 +104,12 @@ def read_body(body: bytes) -> AnswerBody | None:
         data = escaped(one_line(body))
     except UnicodeDecodeError:
         data = escaped(one_line(body.decode("utf-8", "replace").encode()))
-    try:
+    read = _decode(data)
+    if read is None:
+        data = repaired(data)
         read = _decode(data)
-    except (msgspec.DecodeError, RecursionError):
-        fixed = repaired(data)
-        if fixed == data:
-            return None
-        data = fixed
-        try:
-            read = _decode(data)
-        except (msgspec.DecodeError, RecursionError):
-            return None
+    if read is None:
+        return None
     usage = read.usage
     if usage is None:
         tokens = _NO_USAGE
@@ -125,11 +120,13 @@ def read_body(body: bytes) -> AnswerBody | None:
     return AnswerBody(data, tokens, _error_status(read) if read.error else None)
 
 
-def _decode(data: bytes) -> _Answer | _OddUsage:
-    try:
-        return _decode_answer(data)
-    except msgspec.ValidationError:
-        return _decode_odd_usage(data)
+def _decode(data: bytes) -> _Answer | _OddUsage | None:
+    for decode in (_decode_answer, _decode_odd_usage):
+        try:
+            return decode(data)
+        except (msgspec.DecodeError, RecursionError):
+            continue
+    return None
 
 
 def one_line(body: bytes) -> bytes:

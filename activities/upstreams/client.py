@@ -5,12 +5,14 @@ Only this module knows which HTTP library is used. It never retries: all retries
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
 import ssl
 import sys
 import time
+from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Final
@@ -43,6 +45,8 @@ SMALL_ANSWER: Final = 64 << 10
 """Maximum bytes of an answer that are not counted against the memory budget for answers."""
 
 _LARGE: Final = 1 << 20
+_FAILURES: Final = (aiohttp.ClientError, OSError)
+"""What a request may raise when the server cannot be reached or breaks off its answer."""
 _USER_AGENT: Final = f"everbatch/{version('everbatch')}"
 
 
@@ -108,7 +112,7 @@ class InferenceClient:
                 if len(data) > SMALL_ANSWER:
                     answer, held = dataclasses.replace(answer, held=held), None
                 return answer
-        except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
+        except _FAILURES as error:
             return _without_answer(error, self.upstream.timeout)
         finally:
             if held:
@@ -149,16 +153,14 @@ class InferenceClient:
 
     async def is_up(self, replica: int = 0) -> bool:
         """Return whether a replica answers a request for its models or, if it has no such list, its health check."""
-        base = self.upstream.urls[replica]
-        timeout = aiohttp.ClientTimeout(total=MODEL_LIST_TIMEOUT)
         try:
-            async with self._session.get(f"{base}/models", timeout=timeout, allow_redirects=False) as response:
-                if response.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
-                    return response.ok and await _read(response, MODEL_LIST_BYTES, None) is not None
-            health = URL(base).origin() / "health"
-            async with self._session.get(health, timeout=timeout, allow_redirects=False) as response:
+            response, data = await self._fetch_models(replica)
+            if response.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+                return response.ok and data is not None
+            health = URL(self.upstream.urls[replica]).origin() / "health"
+            async with _get(self._session, health, MODEL_LIST_TIMEOUT) as response:
                 return response.ok
-        except (TimeoutError, aiohttp.ClientError, OSError):
+        except _FAILURES:
             return False
 
     async def get_metrics(self, replica: int) -> bytes | None:
@@ -170,30 +172,31 @@ class InferenceClient:
         if self._dialect.metrics_path is None:
             return None
         url = URL(self.upstream.urls[replica] + "/").join(URL(self._dialect.metrics_path))
-        timeout = aiohttp.ClientTimeout(total=METRICS_TIMEOUT)
-        try:
+        with contextlib.suppress(*_FAILURES):
             for session in (self._bare_session, self._session):
-                async with session.get(url, timeout=timeout, allow_redirects=False) as response:
+                async with _get(session, url, METRICS_TIMEOUT) as response:
                     if response.status == HTTPStatus.OK:
                         return await _read(response, METRICS_BYTES, None)
                     if response.status != HTTPStatus.UNAUTHORIZED:
                         return None
-        except (TimeoutError, aiohttp.ClientError, OSError):
-            pass
         return None
+
+    async def _fetch_models(self, replica: int) -> tuple[aiohttp.ClientResponse, bytes | None]:
+        """Return a replica's response to a request for its models, and its body unless that is too large."""
+        url = URL(f"{self.upstream.urls[replica]}/models")
+        async with _get(self._session, url, MODEL_LIST_TIMEOUT) as response:
+            data = await _read(response, MODEL_LIST_BYTES, None)
+            return response, None if data is None else self._masked(data)
 
     async def get_models(self, replica: int) -> Answer:
         """Return a replica's answer to a request for its list of models."""
-        timeout = aiohttp.ClientTimeout(total=MODEL_LIST_TIMEOUT)
-        url = f"{self.upstream.urls[replica]}/models"
         try:
-            async with self._session.get(url, timeout=timeout, allow_redirects=False) as response:
-                data = await _read(response, MODEL_LIST_BYTES, None)
-                if data is None:
-                    return _too_large(response.status, MODEL_LIST_BYTES)
-                return classify(response.status, response.headers, self._masked(data), time.time())
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            response, data = await self._fetch_models(replica)
+        except _FAILURES as error:
             return _without_answer(error, MODEL_LIST_TIMEOUT)
+        if data is None:
+            return _too_large(response.status, MODEL_LIST_BYTES)
+        return classify(response.status, response.headers, data, time.time())
 
     async def get_models_raw(self) -> tuple[int, bytes]:
         """Return the status and body of the model list from the first replica that answers.
@@ -201,14 +204,11 @@ class InferenceClient:
         Raises:
             UpstreamUnavailableError: no replica answers.
         """
-        timeout = aiohttp.ClientTimeout(total=MODEL_LIST_TIMEOUT)
-        for url in self.upstream.urls:
-            try:
-                async with self._session.get(f"{url}/models", timeout=timeout, allow_redirects=False) as response:
-                    if (data := await _read(response, MODEL_LIST_BYTES, None)) is not None:
-                        return response.status, self._masked(data)
-            except (TimeoutError, aiohttp.ClientError, OSError):
-                continue
+        for replica in range(len(self.upstream.urls)):
+            with contextlib.suppress(*_FAILURES):
+                response, data = await self._fetch_models(replica)
+                if data is not None:
+                    return response.status, data
         raise UpstreamUnavailableError(f"the inference server at {', '.join(self.upstream.urls)} does not answer")
 
     async def list_models(self) -> frozenset[str] | None:
@@ -239,6 +239,12 @@ def model_names(body: bytes) -> set[str]:
 def _in_pieces(body: bytes) -> bytes | io.BytesIO:
     """Return the body for aiohttp, which would write large bytes at once and block the event loop meanwhile."""
     return body if len(body) <= _LARGE else io.BytesIO(body)
+
+
+def _get(
+    session: aiohttp.ClientSession, url: URL, seconds: float
+) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    return session.get(url, timeout=aiohttp.ClientTimeout(total=seconds), allow_redirects=False)
 
 
 def _text(raw: msgspec.Raw | None) -> str:
