@@ -30,7 +30,6 @@ def messages_of_file(
 
     Raises:
         ObjectNotFoundError: the file does not exist.
-        StoreError: the store cannot be used.
     """
     wanted = {one.first_lines[0]: one.code for one in errors if one.first_lines and one.code != OTHER}
     found: dict[str, str] = {}
@@ -53,11 +52,7 @@ class ErrorMessages:
         self._known: OrderedDict[tuple[BatchRef, str], str] = OrderedDict()
 
     def of(self, record: BatchRecord) -> dict[str, str]:
-        """Return a message for each code in the error summary of a batch whose message can be read. Blocks.
-
-        Raises:
-            StoreError: the store cannot be used.
-        """
+        """Return a message for each code in the error summary of a batch whose message can be read. Blocks."""
         if record.status.phase.is_terminal:
             return record.error_messages
         ref = record.spec.ref

@@ -94,11 +94,7 @@ class _Known:
 
 
 class ResultPages:
-    """Reads pages of committed lines. All calls block.
-
-    Raises:
-        StoreError: from every method, when the store cannot be used.
-    """
+    """Reads pages of committed lines. All calls block, and raise ``StoreError`` when the store cannot be used."""
 
     def __init__(self, store: ObjectStore, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store

@@ -54,7 +54,6 @@ class RetryInput:
 
     Raises:
         RetryGoneError: from every method, when a file or record that is needed no longer exists.
-        StoreError: from every method, when the store cannot be used.
     """
 
     def __init__(self, catalog: Catalog) -> None:

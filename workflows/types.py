@@ -7,14 +7,14 @@ fields are never renamed, because the histories of running batches contain these
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from workflows.batch_settings import BatchSettings
 from workflows.error_summary import ErrorCount
 from workflows.events import History, PastWait
 from workflows.ids import BatchRef
-from workflows.nested import SETTINGS_OF_SPEC, NestedSettings
 from workflows.waits import Wait
 
 
@@ -53,10 +53,8 @@ class BatchPhase(StrEnum):
 TERMINAL_PHASES = frozenset({BatchPhase.COMPLETED, BatchPhase.FAILED, BatchPhase.EXPIRED, BatchPhase.CANCELLED})
 
 
-class BatchSpec(BatchModel, NestedSettings):
+class BatchSpec(BatchModel, BatchSettings):
     """Everything that a run depends on, including limits and rules: workflow code cannot read settings."""
-
-    NESTED = SETTINGS_OF_SPEC
 
     input_file_id: str
     endpoint: str
@@ -72,25 +70,6 @@ class BatchSpec(BatchModel, NestedSettings):
     metadata: dict[str, str] | None = None
     output_expires_after: int = 30 * 24 * 3600
     """Lifetime of the result files in seconds, counted from their creation."""
-    max_requests: int = 50_000
-    max_input_bytes: int = 209_715_200
-    max_line_bytes: int = 64 << 20
-    """Maximum length of an input line. A request in a longer line is not sent and becomes an error line."""
-    max_attempts: int = 5
-    """Number of counted failures after which a request becomes an error line."""
-    unknown_model: Literal["batch", "line"] = "batch"
-    mixed_models: bool = True
-    strict_error_lines: bool = False
-    """Whether ``error`` is null in the error line of a request that got an HTTP response, as in OpenAI's files."""
-    heartbeat_timeout: float = 10.0
-    """Seconds without a heartbeat after which an activity's worker is considered lost."""
-    inference_task_queue: str = "everbatch-inference"
-    counts_towards_limits: bool = False
-    """Whether the tenant's running batches are counted, for its limits and for its share."""
-    max_queued_requests: int | None = None
-    """Maximum number of requests in all running batches of the tenant together."""
-    fairness_weight: float = 1.0
-    """The tenant's weight, which its running batches share."""
     webhooks: list[str] = []
     """Names of the endpoints that are notified when the batch ends."""
     retry_of: str = ""
@@ -126,12 +105,7 @@ class Usage(Model):
     reasoning_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            input_tokens=self.input_tokens + other.input_tokens,
-            cached_tokens=self.cached_tokens + other.cached_tokens,
-            output_tokens=self.output_tokens + other.output_tokens,
-            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
-        )
+        return Usage(**{name: count + getattr(other, name) for name, count in self})
 
 
 class Counts(Model):
@@ -296,15 +270,8 @@ class DeleteExpiredResult(Model):
     """Whether the limit was reached before all objects were inspected."""
 
     def __add__(self, other: DeleteExpiredResult) -> DeleteExpiredResult:
-        return DeleteExpiredResult(
-            files=self.files + other.files,
-            uploads=self.uploads + other.uploads,
-            batches=self.batches + other.batches,
-            closed=self.closed + other.closed,
-            kept=self.kept + other.kept,
-            failed=self.failed + other.failed,
-            more=other.more,
-        )
+        sums = {name: count + getattr(other, name) for name, count in self}
+        return DeleteExpiredResult(**sums | {"more": other.more})
 
 
 class BatchStatus(Model):

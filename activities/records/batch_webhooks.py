@@ -22,12 +22,6 @@ class BatchWebhook(msgspec.Struct, frozen=True):
 
 
 class BatchWebhooks:
-    """All calls block.
-
-    Raises:
-        StoreError: from every method, when the store cannot be used.
-    """
-
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
 

@@ -10,19 +10,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from activities.records.cuts import Cut, load_cut
-from activities.records.keys import (
-    batch_prefix,
-    content_key,
-    cuts_prefix,
-    feed_prefix,
-    file_prefix,
-    input_key,
-    kept_prefix,
-    orders_prefix,
-    record_key,
-    webhook_key,
-)
+from activities.records import keys
+from activities.records.cuts import Cut
 from activities.records.object_index import PURPOSES, IndexEntry, drop_entries, file_index, index_entries, index_key
 from activities.records.read_ahead import read_ahead
 from activities.records.reminders import PREFIX, DueKind, Reminder
@@ -79,12 +68,7 @@ class FileRecord(BaseModel):
 
 
 class Catalog:
-    """Records of files and batches in a store. All calls block.
-
-    Raises:
-        ObjectNotFoundError: from the getters, if there is no object with this id.
-        StoreError: from every method, if the store cannot be used.
-    """
+    """Records of files and batches. The getters raise ``ObjectNotFoundError`` if there is no object with this id."""
 
     def __init__(self, store: ObjectStore, clock: Callable[[], float] = time.time) -> None:
         self.store = store
@@ -97,10 +81,10 @@ class Catalog:
     def save_file(self, tenant: str, record: FileRecord) -> None:
         """Publish a file whose content is already in the store."""
         self.store.put(index_key(tenant, file_index(record.purpose), record.index_entry), b"")
-        self.store.put(record_key(tenant, record.id), record.model_dump_json().encode())
+        self.store.put(keys.record_key(tenant, record.id), record.model_dump_json().encode())
 
     def get_file(self, tenant: str, file_id: str) -> FileRecord:
-        return FileRecord.model_validate_json(self.store.get(record_key(tenant, file_id)))
+        return FileRecord.model_validate_json(self.store.get(keys.record_key(tenant, file_id)))
 
     def file_entry(self, tenant: str, file_id: str) -> IndexEntry:
         """Return the index entry of a file that exists or was deleted within the last day."""
@@ -116,8 +100,8 @@ class Catalog:
         """Delete a file that no client has seen yet, even if parts of it are missing."""
         # A crash between the steps leaves unreachable content, but no entry without a record or record without content.
         self.store.delete(index_key(tenant, file_index(record.purpose), record.index_entry))
-        self.store.delete(record_key(tenant, record.id))
-        self.store.delete(content_key(tenant, record.id))
+        self.store.delete(keys.record_key(tenant, record.id))
+        self.store.delete(keys.content_key(tenant, record.id))
 
     def replace_file(self, tenant: str, record: FileRecord) -> bool:
         """Delete a file unless another one has replaced it. Returns whether it was deleted.
@@ -127,7 +111,7 @@ class Catalog:
         either this method sees the new record and keeps it, or the upload sees that its file is or was being deleted.
         """
         now = int(self._clock())
-        prefix = file_prefix(tenant, record.id)
+        prefix = keys.file_prefix(tenant, record.id)
         self.remind("file", tenant, record.id, now + PLACE_SECONDS)
         with self._deleting(prefix):
             if self.find_file(tenant, record.id) != record:
@@ -141,7 +125,7 @@ class Catalog:
         record = self.find_file(tenant, file_id)
         if record:
             return record.is_expired(self._clock()) and self.replace_file(tenant, record)
-        prefix = file_prefix(tenant, file_id)
+        prefix = keys.file_prefix(tenant, file_id)
         deleted_at = None
         with contextlib.suppress(ObjectNotFoundError):
             deleted_at = self._deleted(tenant, file_id)[1]
@@ -160,7 +144,7 @@ class Catalog:
 
     def _deleted(self, tenant: str, file_id: str) -> tuple[int, int]:
         """Return a deleted file's time of creation, in Unix milliseconds, and of deletion, in Unix seconds."""
-        created_ms, deleted_at = self.store.get(f"{file_prefix(tenant, file_id)}deleted").split()
+        created_ms, deleted_at = self.store.get(f"{keys.file_prefix(tenant, file_id)}deleted").split()
         return int(created_ms), int(deleted_at)
 
     @contextlib.contextmanager
@@ -172,7 +156,7 @@ class Catalog:
 
     def is_whole(self, tenant: str, file_id: str) -> bool:
         """Return whether a file that was just saved is safe from concurrent deletions; see :meth:`replace_file`."""
-        prefix = file_prefix(tenant, file_id)
+        prefix = keys.file_prefix(tenant, file_id)
         names = [key.removeprefix(prefix) for key in self.store.list(prefix)]
         marked_at = [int(name.split("-")[1]) for name in names if name.startswith("deleting-")]
         if any(at > self._clock() - DELETING_SECONDS for at in marked_at):
@@ -244,10 +228,10 @@ class Catalog:
             return None
 
     def _save(self, name: str, record: BatchRecord) -> None:
-        self.store.put(batch_prefix(record.spec.ref) + name, record.model_dump_json().encode())
+        self.store.put(keys.batch_prefix(record.spec.ref) + name, record.model_dump_json().encode())
 
     def _load(self, ref: BatchRef, name: str) -> BatchRecord:
-        return BatchRecord.model_validate_json(self.store.get(batch_prefix(ref) + name))
+        return BatchRecord.model_validate_json(self.store.get(keys.batch_prefix(ref) + name))
 
     def batch_entry(self, ref: BatchRef) -> IndexEntry:
         return IndexEntry(ref.batch_id, self.get_batch(ref).spec.created_ms)
@@ -274,7 +258,7 @@ class Catalog:
                 self.delete_file(spec.tenant, file_id)
         self.delete_leftovers(spec.ref)
         self.delete_feed(spec.ref)
-        self.store.delete(webhook_key(spec.ref))
+        self.store.delete(keys.webhook_key(spec.ref))
         bare = BatchRecord(
             spec=spec.model_copy(update={"metadata": None}),
             status=record.status.model_copy(update={"errors": [], "error_summary": []}),
@@ -285,35 +269,35 @@ class Catalog:
 
     def save_cut(self, ref: BatchRef, cut: Cut, order: bytes = b"") -> None:
         if order:
-            self.store.put(orders_prefix(ref) + cut.digest, order)
-        self.store.put(cuts_prefix(ref) + cut.digest, cut.dump())
+            self.store.put(keys.orders_prefix(ref) + cut.digest, order)
+        self.store.put(keys.cuts_prefix(ref) + cut.digest, cut.dump())
 
     def get_cut(self, ref: BatchRef, digest: str) -> Cut:
-        return load_cut(self.store.get(cuts_prefix(ref) + digest))
+        return Cut.load(self.store.get(keys.cuts_prefix(ref) + digest))
 
     def get_places(self, ref: BatchRef, digest: str, shard: Shard) -> list[LinePlace]:
         """Return the places of a shard's requests in the input, in sending order. The cut must have one."""
-        key = orders_prefix(ref) + digest
+        key = keys.orders_prefix(ref) + digest
         return unpack_places(b"".join(self.store.stream(key, shard.offset, shard.requests * ENTRY_BYTES)))
 
     def cuts(self, ref: BatchRef) -> list[str]:
         """Return the digests of all cuts of a batch's input. A cut is saved before its first shard runs."""
-        prefix = cuts_prefix(ref)
+        prefix = keys.cuts_prefix(ref)
         return [key.removeprefix(prefix) for key in self.store.list(prefix)]
 
     def delete_leftovers(self, ref: BatchRef) -> None:
         """Delete the objects that only a running batch needs. The record stays."""
         # The input goes first: an attempt that is still writing result files needs it to treat a request as unanswered,
         # so it cannot mistake answers that are deleted next for missing ones.
-        self.store.delete(input_key(ref))
-        self.store.delete_prefix(cuts_prefix(ref))
-        of_run = (*answers_prefixes(ref), orders_prefix(ref), kept_prefix(ref))
+        self.store.delete(keys.input_key(ref))
+        self.store.delete_prefix(keys.cuts_prefix(ref))
+        of_run = (*answers_prefixes(ref), keys.orders_prefix(ref), keys.kept_prefix(ref))
         for prefix in of_run:
             self.store.delete_prefix(prefix)
 
     def delete_feed(self, ref: BatchRef) -> None:
         """Delete the order in which lines were shown. It is needed as long as the result files are."""
-        self.store.delete_prefix(feed_prefix(ref))
+        self.store.delete_prefix(keys.feed_prefix(ref))
 
     # Reminders
 

@@ -29,12 +29,6 @@ class CreateNote(NamedTuple):
 
 
 class CreateNotes:
-    """All calls block.
-
-    Raises:
-        StoreError: from every method, when the store cannot be used.
-    """
-
     def __init__(self, store: ObjectStore, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock

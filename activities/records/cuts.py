@@ -7,8 +7,9 @@ routes, and may be cut differently. So everything that is committed is stored un
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import NamedTuple
+
+import msgspec
 
 from workflows.types import Shard
 
@@ -35,12 +36,11 @@ class Cut(NamedTuple):
         return hashlib.sha256(self.dump()).hexdigest()[:32]
 
     def dump(self) -> bytes:
-        return json.dumps(self._asdict(), sort_keys=True, separators=(",", ":")).encode()
+        return msgspec.json.encode(self)
 
-
-def load_cut(data: bytes) -> Cut:
-    content = json.loads(data)
-    return Cut(**content | {"shards": [Shard(*shard) for shard in content["shards"]]})
+    @classmethod
+    def load(cls, data: bytes) -> Cut:
+        return msgspec.json.decode(data, type=Cut)
 
 
 class LineDigest:

@@ -32,11 +32,7 @@ _decode: Final = msgspec.json.Decoder(list[FeedGroup]).decode
 
 
 class Feed:
-    """The feed of one batch, as far as this process knows it. All calls but :meth:`position_after` may block.
-
-    Raises:
-        StoreError: from every method that blocks, when the store cannot be used.
-    """
+    """The feed of one batch, as far as this process knows it."""
 
     def __init__(self, store: ObjectStore, ref: BatchRef) -> None:
         self._store = store

@@ -14,12 +14,6 @@ from activities.store.object_store import StoreError
 
 
 class KeyedFiles:
-    """All calls block.
-
-    Raises:
-        StoreError: from every method, when the store cannot be used.
-    """
-
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 

@@ -24,12 +24,6 @@ class Retry(NamedTuple):
 
 
 class Retries:
-    """All calls block.
-
-    Raises:
-        StoreError: from every method, when the store cannot be used.
-    """
-
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 

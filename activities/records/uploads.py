@@ -98,12 +98,7 @@ class UploadState:
 
 
 class UploadRecords:
-    """Uploads in a store. All calls block.
-
-    Raises:
-        ObjectNotFoundError: there is no upload with this id.
-        StoreError: when the store cannot be used.
-    """
+    """Uploads in a store. Calls raise ``ObjectNotFoundError`` if there is no upload with this id."""
 
     def __init__(self, store: ObjectStore, clock: Callable[[], float] = time.time) -> None:
         self._store = store
@@ -186,9 +181,8 @@ class UploadRecords:
         return self._end(tenant, upload_id, file)
 
     def _end(self, tenant: str, upload_id: str, file: FileRecord | None) -> UploadState:
-        prefix = upload_prefix(tenant, upload_id)
-        record = UploadRecord.model_validate_json(self._store.get(f"{prefix}created.json"))
-        return _ended(record, self._store.put_new(f"{prefix}ended.json", _END.dump_json(file)))
+        ended_key = f"{upload_prefix(tenant, upload_id)}ended.json"
+        return _ended(self._created(tenant, upload_id), self._store.put_new(ended_key, _END.dump_json(file)))
 
     def publish(self, tenant: str, upload: UploadState) -> UploadState:
         """Finish a completion, whichever of its steps are already done. The client may have deleted the file since."""

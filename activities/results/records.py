@@ -64,8 +64,8 @@ class RecordReader:
 
     def records(self) -> Iterator[Record]:
         while True:
-            self._skip(self._unread)
-            self._unread = 0
+            for _ in self.line():
+                pass
             offset = self._base + self._at
             head = self._head_line()
             if head is None:
@@ -105,14 +105,6 @@ class RecordReader:
         self._at = end + 1
         return head
 
-    def _skip(self, count: int) -> None:
-        while count:
-            if self._at == len(self._buffer) and not self._fill():
-                raise StoreError("a result object ends too early")
-            step = min(count, len(self._buffer) - self._at)
-            self._at += step
-            count -= step
-
     def _fill(self) -> bool:
         chunk = next(self._chunks, b"")
         self._base += self._at
@@ -124,10 +116,7 @@ class RecordReader:
 def _usage(tokens: list[bytes]) -> Usage:
     if tokens == [b"0", b"0", b"0", b"0"]:
         return NO_USAGE
-    numbers = [int(token) for token in tokens]
-    return Usage(
-        input_tokens=numbers[0], cached_tokens=numbers[1], output_tokens=numbers[2], reasoning_tokens=numbers[3]
-    )
+    return Usage(**dict(zip(Usage.model_fields, map(int, tokens), strict=True)))
 
 
 def tokens_text(usage: Usage) -> str:

@@ -56,16 +56,9 @@ def _failure(key: str, error: OSError) -> StoreError:
     return StoreError.at(key, error.strerror or type(error).__name__, _CONDITIONS.get(error.errno or 0, ""))
 
 
-def _sync_file(name: str) -> None:
-    descriptor = os.open(name, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: str | Path) -> None:
+    """Sync a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -79,7 +72,7 @@ def _make_folder(folder: Path) -> None:
     _make_folder(folder.parent)
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)  # only the owner may read prompts and answers; mkstemp creates files like that
-    _sync_folder(folder.parent)
+    _sync(folder.parent)
 
 
 def _move(source: str, target: Path) -> None:
@@ -94,7 +87,7 @@ def _move(source: str, target: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # its parent was just removed
             _make_folder(target.parent)
     with contextlib.suppress(FileNotFoundError):  # the file and its folder have already been deleted
-        _sync_folder(target.parent)
+        _sync(target.parent)
 
 
 class _LocalWriter:
@@ -284,7 +277,7 @@ class LocalStore:
                         raise
                     except OSError:  # a file system without hard links
                         shutil.copyfile(original, name)
-                        _sync_file(name)
+                        _sync(name)
                         os.chmod(name, 0o600)
                 _move(name, path)
 

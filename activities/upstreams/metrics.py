@@ -40,10 +40,8 @@ class RequestMetrics:
         model = self._label(model)
         self._requests[upstream, model, outcome] += 1
         if usage:
-            self._tokens[model, "input"] += usage.input_tokens
-            self._tokens[model, "cached"] += usage.cached_tokens
-            self._tokens[model, "output"] += usage.output_tokens
-            self._tokens[model, "reasoning"] += usage.reasoning_tokens
+            for kind, count in usage:
+                self._tokens[model, kind.removesuffix("_tokens")] += count
 
     def retried(self, upstream: str, answer: Answer) -> None:
         """Count a request that will be sent again after this answer."""
