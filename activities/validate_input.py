@@ -51,13 +51,7 @@ class ValidateInput(ValidateInputStub):
         inputs: InputReader | None = None,
         prefixes: Sequence[str] = (),
     ) -> None:
-        """Args:
-        store: the object store.
-        clients: the clients of the upstreams.
-        processes: the processes that check large inputs.
-        inputs: the reader of inputs that are not uploaded.
-        prefixes: the address prefixes of inputs that are not uploaded.
-        """
+        """Args: ``inputs`` reads inputs that are not uploaded; their addresses must begin with one of ``prefixes``."""
         self._inputs = inputs
         self._prefixes = prefixes
         self._store = store

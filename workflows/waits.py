@@ -56,12 +56,7 @@ class Wait(BaseModel):
 
 
 def store_wait(said: str, *, is_lasting: bool) -> Wait:
-    """Return a wait for the store.
-
-    Args:
-        said: the problem with the store.
-        is_lasting: whether the problem lasts until the operator acts.
-    """
+    """Return a wait for the store. Args: ``is_lasting`` is whether the problem lasts until the operator acts."""
     ends_by = EndsBy.OPERATOR if is_lasting else EndsBy.ITSELF
     return Wait(kind=WaitKind.STORE, subject="the store", reason=f"cannot be used: {said}", ends_by=ends_by)
 

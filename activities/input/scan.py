@@ -56,11 +56,6 @@ def scan_input(chunks: Iterable[bytes], spec: BatchSpec, routes: ModelRoutes) ->
 
     Memory grows by some tens of bytes per request, and does not depend on the length of the requests.
 
-    Args:
-        chunks: the input's bytes.
-        spec: the batch's specification, which includes its limits.
-        routes: the routes from models to upstreams.
-
     Raises:
         UpstreamUnavailableError: the route of a model depends on upstreams that do not answer.
     """

@@ -34,11 +34,7 @@ class CreateNotes:
         self._clock = clock
 
     def add(self, spec: BatchSpec, digest: str, tries: int) -> CreateNote:
-        """Args:
-        spec: the specification of the requested batch.
-        digest: digest of everything that the client sent.
-        tries: number of times that the client had sent the request before.
-        """
+        """Args: ``digest`` is that of everything that the client sent; see :attr:`CreateNote.tries` for ``tries``."""
         key = f"{_PREFIX}{spec.tenant}/{digest}/{spec.created_ms:013d}-{tries}-{spec.batch_id}"
         self._store.put(key, b"")
         return CreateNote(key, spec.batch_id, spec.created_ms, tries)

@@ -23,11 +23,7 @@ _MISSING_QUEUES: Final = "missing active task queues"
 async def promote(client: Client, deployment: str, build_id: str, *, force: bool = False) -> None:
     """Make a version the current one, on which new batches start; running batches end on their version. Idempotent.
 
-    Args:
-        client: the client of Temporal.
-        deployment: the name of the worker deployment.
-        build_id: the version.
-        force: whether to promote even if the version does not serve a task queue that the current version serves.
+    Args: ``force`` promotes it even if it does not serve a task queue that the current version serves.
 
     Raises:
         NotPromotedError: no worker of the version polls yet, or none polls a task queue in which tasks wait, such as

@@ -202,9 +202,7 @@ class Witnesses:
     def judge(self, key: Hashable, *, more_to_come: bool) -> Fault:
         """Return whose fault the last failure of a request is.
 
-        Args:
-            key: the request.
-            more_to_come: whether other requests for this model are waiting to be sent.
+        Args: ``more_to_come`` is whether other requests for this model are waiting to be sent.
         """
         failure = self._failures.get(key)
         if failure is None:

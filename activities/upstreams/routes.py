@@ -104,9 +104,7 @@ class ModelRoutes:
 async def model_routes(clients: Sequence[InferenceClient], *, any_model: bool) -> ModelRoutes:
     """Ask the upstreams for their models and return the resulting routes.
 
-    Args:
-        clients: one for each upstream.
-        any_model: whether requests for an unknown model are sent anyway. If so, a single upstream is not asked.
+    Args: ``any_model`` is whether requests for an unknown model are sent anyway. If so, a single upstream is not asked.
     """
     upstreams = [client.upstream for client in clients]
     if any_model and len(clients) == 1:
