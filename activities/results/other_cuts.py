@@ -74,10 +74,12 @@ class OtherCuts:
         """Commit what other cuts have committed of these lines to the log of a shard, as answers of its own cut."""
         if run_id not in self._found:
             self._found[run_id] = asyncio.ensure_future(asyncio.to_thread(_look_up_elsewhere, store, ref))
-            if len(self._found) > REMEMBERED:
-                self._found.popitem(last=False)
         try:
             found = await asyncio.shield(self._found[run_id])
+            if not any(found):  # as for nearly all runs
+                self._found.pop(run_id, None)
+            elif len(self._found) > REMEMBERED:
+                self._found.popitem(last=False)
             await self._carry(store, found, log, lines)
         except StoreError:
             self._found.pop(run_id, None)  # a part may have vanished because its shard was finished: look again

@@ -24,11 +24,13 @@ from activities.upstreams.config import Upstream
 from tests.fakes.shard_worker import SHARD, ShardWorker
 from tests.fakes.worker import (
     REF,
+    TENANT,
     refusal,
     reply,
     request_line,
     until,
 )
+from workflows.ids import BatchRef
 from workflows.types import Shard, Usage
 
 TIMEOUT = Answer(
@@ -322,6 +324,10 @@ async def test_after_a_reset_to_another_order_each_old_answer_is_read_about_once
     answered: list[tuple[int, Any]] = []
     for n in range(shards):
         result = await worker.run(index=n, shard=new.shards[n], cut=new.digest, has_order=True)
+        for other in range(10):  # batches that were not reset are not remembered
+            elsewhere = ShardRef(BatchRef(TENANT, f"other-{other}"), "c1", 0)
+            log = ShardLog(worker.store, elsewhere, "000001-a")
+            await worker.process.other_cuts.carry_over(worker.store, f"run-{n}-{other}", elsewhere, log, [])
         answered += [(line, content["line"]) for line, _, content in worker.lines(result, n, new.digest)]
     assert sorted(answered) == [(line, line) for line in range(1, count + 1)]
     assert worker.engine.sent == []
