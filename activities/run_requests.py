@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from datetime import timedelta
 
 from temporalio import activity
@@ -26,44 +27,26 @@ from workflows.types import RunRequestsInput, ShardResult
 from workflows.waits import worker_wait
 
 
+@dataclass(frozen=True, eq=False)
 class RunRequests(RunRequestsStub):
     """The activity for one upstream and one of its task queues."""
 
-    def __init__(
-        self,
-        store: ObjectStore,
-        client: InferenceClient,
-        limiter: Limiter,
-        slots: ShardSlots,
-        commit_interval: float,
-        metrics: RequestMetrics,
-        process: Process,
-    ) -> None:
-        """Args: ``commit_interval`` is the maximum time in seconds that an answer waits to be committed with others."""
-        self._store = store
-        self._client = client
-        self._limiter = limiter
-        self._slots = slots
-        self._commit_interval = commit_interval
-        self._metrics = metrics
-        self._process = process
+    store: ObjectStore
+    client: InferenceClient
+    limiter: Limiter
+    slots: ShardSlots
+    commit_interval: float
+    """Maximum time in seconds that an answer waits to be committed with others."""
+    metrics: RequestMetrics
+    process: Process
 
     @activity.defn(name=RUN_REQUESTS)
     async def run_requests(self, task: RunRequestsInput) -> ShardResult:
         shard = ShardRef(task.ref, task.cut, task.index)
-        log = ShardLog(self._store, shard, shard_keys.attempt_name(activity.info().attempt))
-        committing = Commits(log, self._limiter, self._metrics, self._commit_interval)
-        run = ShardRun(
-            task,
-            log,
-            committing,
-            self._store,
-            self._client,
-            self._limiter,
-            self._metrics,
-            self._process,
-            self._turn(task),
-        )
+        log = ShardLog(self.store, shard, shard_keys.attempt_name(activity.info().attempt))
+        committing = Commits(log, self.limiter, self.metrics, self.commit_interval)
+        shared = (self.store, self.client, self.limiter, self.metrics, self.process)
+        run = ShardRun(task, log, committing, *shared, self._turn(task))
         try:
             result = await self._run(task, shard, log, run)
         except StoreError as error:
@@ -77,21 +60,21 @@ class RunRequests(RunRequestsStub):
         return result
 
     async def _run(self, task: RunRequestsInput, shard: ShardRef, log: ShardLog, run: ShardRun) -> ShardResult:
-        if self._limiter.draining:  # the task came with one of the last polls
+        if self.limiter.draining:  # the task came with one of the last polls
             raise try_again(task, 0, worker_wait("is stopping"), AT_ONCE)
         if result := await log.load():
             return result
-        async with self._process.inputs.hold(task.shard.length):
-            requests = await asyncio.to_thread(read_requests, self._store, task, log)
-            await self._process.other_cuts.carry_over(
-                self._store, activity.info().workflow_run_id or "", shard, log, requests
+        async with self.process.inputs.hold(task.shard.length):
+            requests = await asyncio.to_thread(read_requests, self.store, task, log)
+            await self.process.other_cuts.carry_over(
+                self.store, activity.info().workflow_run_id or "", shard, log, requests
             )
             requests = {line: request for line, request in requests.items() if not log.has(line)}
-            with self._slots.running(task.shard.requests, run.waiting):
+            with self.slots.running(task.shard.requests, run.waiting):
                 return await run.run(requests)
 
     def _turn(self, task: RunRequestsInput) -> str:
         """Return the key under which its requests take turns. All small batches of a tenant share one, because their
         number would otherwise put the large batches of other tenants at a disadvantage.
         """
-        return f"{task.tenant}/first" if isinstance(self._slots, FirstShardSlots) else task.batch_id
+        return f"{task.tenant}/first" if isinstance(self.slots, FirstShardSlots) else task.batch_id
