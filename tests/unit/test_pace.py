@@ -8,7 +8,7 @@ from api.gateway.pace import Paces
 from api.gateway.pending import Pending
 from workflows.events import History, PastWait
 from workflows.types import BatchPhase, BatchStatus, Counts
-from workflows.waits import WaitKind
+from workflows.waits import Wait, WaitKind
 
 NOW = 1_800_000_000.0
 
@@ -80,6 +80,37 @@ def test_a_wait_for_one_of_two_upstreams_makes_the_other_no_faster() -> None:
 def test_the_last_third_counts_where_it_is_remembered() -> None:
     assert rate_after((100, 1000), (200, 1100), (300, 1200)) == 1.0  # slower by now: of its time
     assert rate_after((100, 10), (110, 210), (120, 410)) == 20.0  # faster by now, perhaps after an outage: of what came
+
+
+def test_some_fast_ones_in_a_row_of_a_small_batch_make_it_no_faster() -> None:
+    assert rate_after((10, 10), (20, 20), (24, 30)) == 30 / 24
+
+
+def test_how_long_the_last_ones_take_is_what_the_oldest_took_on_average() -> None:
+    paces, found = Paces(), None
+    for age in (30, 50):
+        pending = [Pending(None, 0, 0, 1, None, None, None, oldest_at=NOW - age)]
+        found = paces.of("b", status(40, 20, 0, left=20), pending, NOW)
+    assert found
+    assert found.seconds_left == 10 + 40 - 1.5 * 1 / 2
+
+
+def test_what_the_whole_batch_waited_for_does_not_count() -> None:
+    paces = Paces()
+
+    def look(second: float, done: int, since: float, *pending: Pending) -> float | None:
+        """Args: ``since`` is when the last one was done, in seconds from the begin on."""
+        now = NOW + second
+        found = paces.of("b", status(done, second, second - since, now=now), pending, now)
+        return found and found.per_second
+
+    wait = Wait(kind=WaitKind.UPSTREAM, subject="gpu", reason="is away")
+    waits, probes = Pending(1, 0, 0, 0, None, wait, None), Pending(2, 0, 0, 1, 64, None, None)
+    assert look(10, 100, 10) == 10.0
+    assert look(300, 100, 10, waits) is None
+    assert look(310, 100, 10, waits, probes) is None
+    assert look(600, 100, 10, waits) is None
+    assert look(620, 300, 620, *in_flight(8)) == 10.0
 
 
 def test_what_comes_within_moments_of_each_other_shows_nothing() -> None:
