@@ -259,8 +259,9 @@ class BatchWorker:
         dropping = asyncio.create_task(self._drop(at_once)) if at_once else None
         # Inference stops first, so that the workflow worker can still handle the shards that it returns.
         await asyncio.gather(*(worker.shutdown() for worker in [*self._inference_workers, self._webhook_worker]))
+        control = asyncio.create_task(self._control_worker.shutdown())  # its grace time is longer than what follows
         await asyncio.sleep(SETTLE.total_seconds())
-        await asyncio.gather(self._control_worker.shutdown(), self._batch_worker.shutdown())
+        await asyncio.gather(control, self._batch_worker.shutdown())
         if dropping:
             dropping.cancel()
         self._scans.close()
