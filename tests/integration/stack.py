@@ -36,15 +36,18 @@ from workflows.types import DeleteExpiredInput, DeleteExpiredResult
 T = TypeVar("T")
 
 CHAT = "/v1/chat/completions"
-POLL_SECONDS = 0.02
+POLL_SECONDS = (0.02, 0.1)
+"""Pause after the first look and the longest one. Each look costs as much as a request of a batch does."""
 
 
 async def until(probe: Callable[[], Awaitable[T]], what: str, seconds: float = 30) -> T:
     """Ask until the answer is true, and return it."""
+    pause, longest = POLL_SECONDS
     deadline = time.monotonic() + seconds
     while not (answer := await probe()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        await asyncio.sleep(POLL_SECONDS)
+        await asyncio.sleep(pause)
+        pause = min(1.2 * pause, longest)
     return answer
 
 
