@@ -41,6 +41,8 @@ CASES = (
 
 class Look(NamedTuple):
     at: float
+    has_begun: bool
+    """To send requests."""
     done: int
     rate: float | None
     eta: float | None
@@ -54,7 +56,8 @@ async def looks_at(stack: Stack, case: Case) -> list[Look]:
         batch = await stack.client.batches.retrieve(batch.id)
         counts, progress = batch.request_counts, progress_of(batch)
         done = counts.completed + counts.failed if counts else 0
-        looks.append(Look(time.monotonic(), done, progress.get("requests_per_second"), progress.get("eta_seconds")))
+        rate, eta = progress.get("requests_per_second"), progress.get("eta_seconds")
+        looks.append(Look(time.monotonic(), batch.in_progress_at is not None, done, rate, eta))
         if done == case.requests or batch.completed_at:
             return looks
         await asyncio.sleep(POLL_SECONDS)
@@ -62,7 +65,7 @@ async def looks_at(stack: Stack, case: Case) -> list[Look]:
 
 def errors(case: Case, looks: list[Look]) -> tuple[list[float], list[float]]:
     """Of the time left and of the rate, from a tenth of the work on; prints some of them."""
-    begun = max((look.at for look in looks if not look.done), default=looks[0].at)
+    begun = max((look.at for look in looks if not look.has_begun), default=looks[0].at)
     end, whole = looks[-1].at, looks[-1].at - begun
     maximum = next(look for look in looks if look.done >= 0.9 * case.requests)
     rate = maximum.done / (maximum.at - begun)
