@@ -42,8 +42,6 @@ class Readiness:
 
     def __init__(self, client: Client, task_queue: str) -> None:
         self._client = client
-        # Without interceptors, which would record a trace for each probe.
-        self._untraced = Client(client.service_client, namespace=client.namespace)
         self._task_queue = task_queue
         self._probing = asyncio.Lock()
         self._probed_at = float("-inf")
@@ -66,9 +64,11 @@ class Readiness:
     async def _probe(self) -> bool:
         polled = await self.was_polled()
         name = f"ready_{uuid.uuid4().hex}"
+        # Without the interceptors of the other client, which would record a trace for each probe.
+        client = Client(self._client.service_client, namespace=self._client.namespace)
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                await self._untraced.start_workflow(
+                await client.start_workflow(
                     READY_WORKFLOW, id=name, task_queue=self._task_queue, execution_timeout=_LEFT_OVER
                 )
         except UNANSWERED as error:
