@@ -266,6 +266,7 @@ class ShardRun:
         task.add_done_callback(self._sent)
 
     async def _send_request(self, line: int, flight: Flight) -> None:
+        self._limiter.began(flight)
         if self.heartbeat.has_lapsed():
             return
         try:

@@ -79,6 +79,8 @@ class Sent:
     """Number of other requests for this model that were in flight when it was sent."""
     answers_before: int = 0
     """Number of answers that other requests had received when it was sent."""
+    late: float = 0.0
+    """Seconds from its turn until this process began to send it."""
 
 
 @dataclass(slots=True, eq=False)

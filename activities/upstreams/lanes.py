@@ -187,7 +187,8 @@ class Lane(Gate):
             self._level.cut(self.adaptive.limit)
             self.adaptive.allow(self._level.value)
         elif not self.adaptive.is_cut:
-            if self._level.answered(sent.sent_at, work, max(sent.load + 1, self.in_flight) - self._stragglers):
+            in_flight = max(sent.load + 1, self.in_flight) - self._stragglers
+            if self._level.answered(sent.sent_at, work, in_flight, sent.late):
                 self._count_stragglers(self._level)
             self.adaptive.allow(self._level.value)
 

@@ -35,7 +35,11 @@ GROWING: Final = 0.15
 """Fraction of a rise in requests in flight (both as logarithms) that must appear as a rise in throughput; otherwise the
 level is above the knee."""
 CLIMBING: Final = 0.4
-"""The same fraction during the climb from the start, whose measurements have few answers."""
+"""The same fraction during the climb from the start, whose measurements have few answers, and while this process is
+late."""
+LATE_SECONDS: Final = 0.01
+"""Seconds that requests wait for this process's event loop from which they count as queued in it rather than in the
+engine. Everything else in the process waits as long for each of its steps."""
 FIRST_STEP: Final = 3.0
 MAX_STEP: Final = 1.5
 LAST_STEP: Final = 1.25
@@ -78,7 +82,7 @@ class InFlightLevel:
         self._ceiling = float(ceiling)
         self._clock = clock
         self._timeout = timeout
-        self._latency = 0.0
+        self._latency = self._late = 0.0
         # State of the judgement by throughput
         self._reference: _Measured | None = None
         self._before = self.value
@@ -93,20 +97,22 @@ class InFlightLevel:
         self._growth = FIRST_STEP
         self._preemptions = 0.0
 
-    def answered(self, sent_at: float, work: float, in_flight: int) -> bool:
+    def answered(self, sent_at: float, work: float, in_flight: int, late: float = 0.0) -> bool:
         """Record an answered request. Returns whether the level was judged again.
 
         Args:
             sent_at: when the request was sent.
             work: its size in tokens, or 1 if tokens are not counted.
             in_flight: requests in flight when it was sent or answered, including itself but no stragglers.
+            late: the seconds for which this process kept it waiting before sending it.
         """
         now = self._clock()
         seconds = max(now - sent_at, 1e-6)
         self._latency += (seconds - self._latency) * 0.1 if self._latency else seconds
+        self._late += (late - self._late) * 0.02
         if now - self._reported_at < REPORT_SECONDS:
             self._begin()
-        elif sent_at >= self._since and self._is_used(in_flight):
+        elif sent_at >= self._since and (self._is_used(in_flight) or self._is_late):
             self._count += 1
             self._work += work
             self._seconds += seconds
@@ -152,6 +158,11 @@ class InFlightLevel:
     def _is_used(self, in_flight: int) -> bool:
         """Return whether so many in flight tell something about the level. Only whole requests can be in flight."""
         return in_flight >= FULL * math.floor(self.value)
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether this process is the bottleneck. It may then be too slow to ever fill the level."""
+        return self._late > LATE_SECONDS
 
     def _may_grow(self) -> bool:
         now = self._clock()
@@ -218,7 +229,7 @@ class InFlightLevel:
         """Compare the level that is being tried with the one before it, and keep it or go back."""
         low, high = sorted((reference, here))
         gain = high.speed / low.speed
-        wanted = CLIMBING if self._is_climbing else GROWING
+        wanted = CLIMBING if self._is_climbing or self._is_late else GROWING
         is_worth_it = math.log(gain) > wanted * math.log(high.in_flight / low.in_flight)
         is_right = is_worth_it == (self._direction > 0)
         if not self._is_climbing:
@@ -235,7 +246,8 @@ class InFlightLevel:
                 self._step = LAST_STEP
             self._is_climbing = False
         else:
-            self._set(min(MARGIN * low.in_flight, self._before) if is_right else self._before)
+            margin = 1.0 if self._is_late else MARGIN
+            self._set(min(margin * low.in_flight, self._before) if is_right else self._before)
         self._settle(-1 if is_right else -self._direction)
 
     def _settle(self, following: int) -> None:

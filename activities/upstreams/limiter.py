@@ -104,6 +104,10 @@ class Limiter:
     def leave(self, queue: WaitingRequests) -> None:
         self._shards.pop(queue, None)
 
+    def began(self, flight: Flight) -> None:
+        """Record that the process begins to send a request, after the event loop has come to it."""
+        flight.sent.late = self._clock() - flight.sent.sent_at
+
     def finished(
         self,
         flight: Flight,

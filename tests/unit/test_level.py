@@ -127,3 +127,28 @@ def test_a_cut_is_taken_over() -> None:
     engine = ReportingEngine()
     engine.level.cut(3)
     assert engine.level.value == 3
+
+
+# A process that is slower than its engine
+
+
+def levels_of_a_slow_process(answers: int, *, reports_late: bool = True) -> list[float]:
+    """The level with each answer of an engine of 0.1 s and without bound, to a process that handles 3,000 a second and
+    gets no more than 600 requests from Temporal at a time: beyond 300 in flight, responses wait in the process.
+    """
+    now, levels = 100.0, list[float]()
+    level = InFlightLevel(1024, lambda: now)
+    for _ in range(answers):
+        in_flight = min(int(level.value), 600)
+        seconds = max(0.1, in_flight / 3000)
+        now += seconds / in_flight
+        late = (seconds - 0.1) / 4 if reports_late else 0.0
+        level.answered(now - seconds, 1.0, in_flight, late)
+        levels.append(level.value)
+    return levels
+
+
+def test_a_level_that_the_process_is_too_slow_to_fill_falls_to_what_the_process_can_do() -> None:
+    assert levels_of_a_slow_process(60_000, reports_late=False)[-1] == 1024  # never filled, so never judged
+    settled = levels_of_a_slow_process(60_000)[20_000:]
+    assert 270 < statistics.mean(settled) < 400
