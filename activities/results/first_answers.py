@@ -21,8 +21,6 @@ FIRST_REQUESTS: Final = 50
 REMEMBERED: Final = 1_000
 """Maximum number of batches whose first answers are remembered."""
 
-_MAX_WORDS_LENGTH: Final = 200
-
 
 class FirstAnswers:
     """The answers that this process received to the first requests of one batch."""
@@ -62,10 +60,11 @@ class FirstAnswers:
         """The reason why the batch is to fail, or an empty string if it is not."""
         if self.differ or self._count < FIRST_REQUESTS or not self._first:
             return ""
-        words = " ".join(self._first.message.split())[:_MAX_WORDS_LENGTH]
+        # Without the text of the answers, which Temporal must not store.
         return (
-            f"The inference server refused each of the first {FIRST_REQUESTS} requests with the same HTTP 404: {words} "
-            "Its address or the endpoint may be wrong, or it may not have the model. The other requests were not sent."
+            f"The inference server refused each of the first {FIRST_REQUESTS} requests with the same HTTP 404; the "
+            "error file has its text. Its address or the endpoint may be wrong, or it may not have the model. The "
+            "other requests were not sent."
         )
 
 

@@ -194,6 +194,11 @@ class Stack:
     def workflow(self, batch_id: str) -> WorkflowHandle[Any, Any]:
         return self.temporal.get_workflow_handle(batch_id)
 
+    async def history_bytes(self, workflow_id: str) -> bytes:
+        """All events as Temporal stores them: unlike in their JSON, texts in payloads can be searched for."""
+        history = await self.workflow(workflow_id).fetch_history()
+        return b"".join(event.SerializeToString() for event in history.events)
+
     # A client's steps
 
     async def upload(self, lines: bytes | Iterable[dict[str, Any] | str]) -> str:

@@ -20,12 +20,16 @@ async def test_a_wrong_route_fails_the_batch(stack: MakeStack, count: int) -> No
     (error,) = finished.batch.errors.data or []
     assert error.code == "wrong_route"
     assert error.message
-    assert "the first 50 requests with the same HTTP 404: The fake engine was told to refuse." in error.message
+    assert "the first 50 requests with the same HTTP 404; the error file has its text" in error.message
+    events = await it.history_bytes(finished.batch.id)
+    assert b"the same HTTP 404" in events
+    assert b"told to refuse" not in events
     received = it.engine.counters().received
     assert len(received) <= 50 + 64
     assert set(received.values()) == {1}
     refused = [line for line in finished.errors if line["response"]]
     assert sorted(line["custom_id"] for line in refused) == sorted(received)
+    assert {line["response"]["body"]["error"]["message"] for line in refused} == {"The fake engine was told to refuse."}
     assert {line["error"]["code"] for line in finished.errors if not line["response"]} <= {"batch_failed"}
     assert len(finished.errors) == count
 

@@ -418,7 +418,7 @@ async def test_a_request_that_takes_its_worker_down_each_time_is_convicted_and_t
 async def test_a_batch_whose_first_requests_all_get_the_same_404_ends(tmp_path: Path) -> None:
     worker = ShardWorker(tmp_path, 200)
     worker.engine.fail(range(1, 201), *[reply(404, {"detail": "Not Found"})])
-    with pytest.raises(ApplicationError, match="each of the first 50 requests with the same HTTP 404: Not Found") as it:
+    with pytest.raises(ApplicationError, match="each of the first 50 requests with the same HTTP 404;") as it:
         await worker.run()
     assert (it.value.type, it.value.non_retryable) == ("WrongRoute", True)
     assert len(worker.engine.sent) < 50 + 8
