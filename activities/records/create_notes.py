@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from activities.store.object_store import ObjectStore
+from workflows.ids import create_digest
 from workflows.types import BatchSpec
 
 KEPT_SECONDS: Final = 6 * 3600
@@ -33,9 +34,9 @@ class CreateNotes:
         self._store = store
         self._clock = clock
 
-    def add(self, spec: BatchSpec, digest: str, tries: int) -> CreateNote:
-        """Args: ``digest`` is that of everything that the client sent; see :attr:`CreateNote.tries` for ``tries``."""
-        key = f"{_PREFIX}{spec.tenant}/{digest}/{spec.created_ms:013d}-{tries}-{spec.batch_id}"
+    def add(self, spec: BatchSpec, tries: int) -> CreateNote:
+        """Args: see :attr:`CreateNote.tries` for ``tries``."""
+        key = f"{_folder(spec)}{spec.created_ms:013d}-{tries}-{spec.batch_id}"
         self._store.put(key, b"")
         return CreateNote(key, spec.batch_id, spec.created_ms, tries)
 
@@ -43,9 +44,9 @@ class CreateNotes:
         """Delete the note of a request that was answered or had no effect, so that no resend is matched to it."""
         self._store.delete(note.key)
 
-    def find(self, tenant: str, digest: str) -> list[CreateNote]:
-        """Return the notes of equal requests of a tenant, oldest first."""
-        return [_note(key) for key in self._store.list(f"{_PREFIX}{tenant}/{digest}/")]
+    def find(self, spec: BatchSpec) -> list[CreateNote]:
+        """Return the notes of equal requests of the same tenant, oldest first."""
+        return [_note(key) for key in self._store.list(_folder(spec))]
 
     def remove_old(self) -> None:
         """Delete the notes of all tenants that are older than ``KEPT_SECONDS``."""
@@ -53,6 +54,11 @@ class CreateNotes:
         for key in self._store.list(_PREFIX):
             if _note(key).created_ms < oldest:
                 self._store.delete(key)
+
+
+def _folder(spec: BatchSpec) -> str:
+    digest = create_digest({"digest": spec.digest, "input": spec.input_sha256 or spec.input_file_id})
+    return f"{_PREFIX}{spec.tenant}/{digest}/"
 
 
 def _note(key: str) -> CreateNote:

@@ -167,13 +167,12 @@ class Creates:
         A try may be lost anywhere: before its workflow is started, or just before its response arrives. So its batch
         id is noted first, and Temporal, which starts a workflow id only once, decides what the next try finds.
         """
-        digest = create_digest({"digest": spec.digest, "input": spec.input_sha256 or spec.input_file_id})
         try:
-            for note in self._notes.find(spec.tenant, digest) if tries else ():
+            for note in self._notes.find(spec) if tries else ():
                 longest = (tries - note.tries) * (read_seconds + _PAUSE_SECONDS) * 1000
                 if note.tries < tries and note.created_ms >= spec.created_ms - longest:
                     return note, True
-            return self._notes.add(spec, digest, tries), False
+            return self._notes.add(spec, tries), False
         except StoreError as error:
             log.warning(
                 "could not note the create of batch %s; a retry would create another batch: %s", spec.batch_id, error
