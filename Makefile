@@ -1,7 +1,7 @@
 # `make` lists the targets. Each sets up .venv first where that is needed; a second run starts at once.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test clients clients-quick faults engines engines-quick engines-vllm cluster-tools cluster check docs lock clean
+.PHONY: help setup demo dev test coverage clients clients-quick faults engines engines-quick engines-vllm cluster-tools cluster check docs lock clean
 
 STAMP := .venv/.everbatch-setup
 # Most tests wait more than they work; each process has a Temporal of its own.
@@ -26,6 +26,11 @@ test: $(STAMP) ## run the tests; the first time this may build the Temporal bina
 	@.venv/bin/python -m api.dev.temporal_binary
 	@.venv/bin/python -m tests.s3_server
 	$(PYTEST) -n $(TESTS_AT_ONCE) --dist worksteal
+
+coverage: $(STAMP) ## measure what of the product the unit and integration tests run; fails below the floor in pyproject.toml
+	@.venv/bin/python -m api.dev.temporal_binary
+	@.venv/bin/python -m tests.s3_server
+	$(PYTEST) tests/unit tests/integration -n $(TESTS_AT_ONCE) --dist worksteal --cov
 
 faults: $(STAMP) ## run the whole fault matrix, which takes the better part of an hour
 	@.venv/bin/python -m api.dev.temporal_binary
