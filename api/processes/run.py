@@ -117,10 +117,7 @@ def check_upstreams(settings: Settings, host: str, port: int) -> list[Upstream]:
         )
     for url in (url for upstream in upstreams for url in upstream.urls):
         parts = urlsplit(url)
-        try:
-            upstream_port = parts.port or (443 if parts.scheme == "https" else 80)
-        except ValueError as error:
-            raise StartError(f"EVERBATCH_UPSTREAM_URL={url}: {error}") from error
+        upstream_port = parts.port or (443 if parts.scheme == "https" else 80)
         if upstream_port == port and _is_own_host(parts.hostname or "", host):
             raise StartError(
                 f"the upstream {url} is this server's own address; "

@@ -96,15 +96,9 @@ STARTS: list[Callable[[Settings], Awaitable[None]]] = [
 
 
 @pytest.mark.parametrize("start", STARTS, ids=["api", "worker"])
-@pytest.mark.parametrize(
-    ("wrong", "name"),
-    [({"store": "s3://x"}, "EVERBATCH_STORE"), ({"upstream_url": "http://x:99999/v1"}, "EVERBATCH_UPSTREAM_URL")],
-)
-async def test_settings_that_cannot_be_are_said(
-    start: Callable[[Settings], Awaitable[None]], wrong: dict[str, str], name: str
-) -> None:
-    settings = Settings.model_validate({"upstream_url": "http://127.0.0.1:1/v1", **wrong})
-    with pytest.raises(StartError, match=name):
+async def test_a_store_that_cannot_be_is_said(start: Callable[[Settings], Awaitable[None]]) -> None:
+    settings = Settings.model_validate({"upstream_url": "http://127.0.0.1:1/v1", "store": "s3://x"})
+    with pytest.raises(StartError, match="EVERBATCH_STORE"):
         await start(settings)
 
 
