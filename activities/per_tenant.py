@@ -14,7 +14,7 @@ AT_ONCE_PER_TENANT: Final = 2
 
 
 class PerTenant:
-    """Gives activities their turns, in order of arrival for each tenant. Use it on the worker's event loop only."""
+    """Gives activities their turns, in order of arrival for each tenant. Use it on one event loop only."""
 
     def __init__(self, at_once: int) -> None:
         self._at_once = at_once

@@ -177,6 +177,7 @@ class BatchWorker:
         runs = [side.run(others.batches.run())]
         while not (others.batches.is_running or runs[0].done() or stop.is_set()):  # noqa: ASYNC110 - sets no event
             await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # on its own event loop, it may not have come to its first poll
         os.environ[POLL_GRACE_VARIABLE] = str(POLL_GRACE // timedelta(milliseconds=1))
         runs += [side.run(worker.run()) for worker in (others.control, others.webhooks)]
         return [*runs, *(asyncio.create_task(worker.run()) for worker in self._inference_workers)]

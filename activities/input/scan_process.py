@@ -82,7 +82,7 @@ class ScanProcess:
 
 
 class ScanProcesses:
-    """A pool of processes, each started when it is first needed. Use it on the worker's event loop only."""
+    """A pool of processes, each started when it is first needed. Use it on one event loop only."""
 
     def __init__(self, maximum: int) -> None:
         self._idle = [ScanProcess() for _ in range(maximum)]

@@ -7,9 +7,8 @@ routes, and may be cut differently. So everything that is committed is stored un
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import NamedTuple
-
-import msgspec
 
 from workflows.types import Shard
 
@@ -36,11 +35,12 @@ class Cut(NamedTuple):
         return hashlib.sha256(self.dump()).hexdigest()[:32]
 
     def dump(self) -> bytes:
-        return msgspec.json.encode(self)
+        return json.dumps(self._asdict(), sort_keys=True, separators=(",", ":")).encode()
 
     @classmethod
     def load(cls, data: bytes) -> Cut:
-        return msgspec.json.decode(data, type=Cut)
+        content = json.loads(data)
+        return cls(**content | {"shards": [Shard(*shard) for shard in content["shards"]]})
 
 
 class LineDigest:

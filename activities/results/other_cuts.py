@@ -24,6 +24,9 @@ from workflows.types import ShardResult
 REMEMBERED: Final = 4
 """Maximum number of runs for which a process remembers where answers of other cuts are, some 250 bytes for each."""
 
+SETTLE_SECONDS: Final = 3.0
+"""Seconds after the first look of a run for which shards of the run before it, which was reset, may still commit."""
+
 
 def other_cuts(store: ObjectStore, ref: BatchRef, digest: str) -> Iterator[tuple[str, Cut]]:
     """Yield the other cuts of the same input, each with its digest."""
@@ -53,37 +56,61 @@ def _look_up_elsewhere(store: ObjectStore, ref: ShardRef) -> _Elsewhere:
             if isinstance(committed, ShardResult):
                 attempt, committed = committed.attempt, Committed()
                 committed.take(shard_keys.result_key(shard, attempt), open_result(store, shard, attempt))
-            found.ranges.update(committed.ranges | found.ranges)
+            for line, where in committed.ranges.items():
+                found.ranges.setdefault(line, where)
             for line, tried in committed.tried.items():
                 found.tried[line] = tried.merged(found.tried.get(line, tried))
             found.waits.extend(committed.waits)
     return found
 
 
+class _Look(NamedTuple):
+    """A look of a run at what other cuts have committed."""
+
+    found: asyncio.Future[_Elsewhere]
+    first_at: float
+    """When the first look of this run began, by the clock of the event loop."""
+    is_early: bool
+    """Whether shards of the run before may commit more after this look."""
+
+
 class OtherCuts:
     """Where the answers of other cuts are, for the runs of a process. With another sending order, any shard may need
-    answers from any other one, so all are looked up together, once for each run of a workflow.
+    answers from any other one, so all are looked up together: once for each run of a workflow, and before that at each
+    shard as long as shards of the run before may still commit.
     """
 
     def __init__(self) -> None:
-        self._found: OrderedDict[str, asyncio.Future[_Elsewhere]] = OrderedDict()
+        self._looks: OrderedDict[str, _Look] = OrderedDict()
 
     async def carry_over(
         self, store: ObjectStore, run_id: str, ref: ShardRef, log: ShardLog, lines: Collection[int]
     ) -> None:
         """Commit what other cuts have committed of these lines to the log of a shard, as answers of its own cut."""
-        if run_id not in self._found:
-            self._found[run_id] = asyncio.ensure_future(asyncio.to_thread(_look_up_elsewhere, store, ref))
+        look = self._looks.get(run_id)
+        if not look or (look.is_early and look.found.done()):
+            look = self._look(store, run_id, ref, look)
         try:
-            found = await asyncio.shield(self._found[run_id])
-            if not any(found):  # as for nearly all runs
-                self._found.pop(run_id, None)
-            elif len(self._found) > REMEMBERED:
-                self._found.popitem(last=False)
-            await self._carry(store, found, log, lines)
+            await self._carry(store, await asyncio.shield(look.found), log, lines)
         except StoreError:
-            self._found.pop(run_id, None)  # a part may have vanished because its shard was finished: look again
+            self._looks.pop(run_id, None)  # a part may have vanished because its shard was finished: look again
             raise
+
+    def _look(self, store: ObjectStore, run_id: str, ref: ShardRef, earlier: _Look | None) -> _Look:
+        now = asyncio.get_running_loop().time()
+        first_at = earlier.first_at if earlier else now
+        found = asyncio.ensure_future(asyncio.to_thread(_look_up_elsewhere, store, ref))
+        look = self._looks[run_id] = _Look(found, first_at, now < first_at + SETTLE_SECONDS)
+        found.add_done_callback(lambda _: self._looked(run_id, look))
+        return look
+
+    def _looked(self, run_id: str, look: _Look) -> None:
+        """Forget looks that failed or found nothing, as those of nearly all runs do, and the oldest of the others."""
+        if look.found.cancelled() or look.found.exception() or not any(look.found.result()):
+            if self._looks.get(run_id) is look:
+                del self._looks[run_id]
+        elif len(self._looks) > REMEMBERED:
+            self._looks.popitem(last=False)
 
     async def _carry(self, store: ObjectStore, found: _Elsewhere, log: ShardLog, lines: Collection[int]) -> None:
         wanted = sorted(line for line in lines if line in found.ranges)

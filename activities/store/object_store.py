@@ -16,7 +16,7 @@ CHUNK: Final = 1 << 20
 """Number of bytes that are read or copied at a time."""
 
 STORE_THREADS: Final = 32
-"""Maximum number of concurrent store calls in a process. They spend most of their time waiting for disk or network."""
+"""Maximum number of concurrent store calls of one event loop. They mostly wait for disk or network."""
 
 STALE_SECONDS: Final = 24 * 3600
 """Age in seconds from which uncommitted data is assumed to be left over from a writer that no longer exists."""

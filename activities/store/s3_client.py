@@ -144,7 +144,7 @@ def connect(endpoint: str, access_key: str, secret_key: str, region: str, secure
     if "://" in endpoint:
         raise ValueError("it must be a host or host:port without http://; EVERBATCH_S3_SECURE chooses TLS")
     pool = PoolManager(
-        maxsize=2 * STORE_THREADS,  # a thread may read one object while it writes another
+        maxsize=4 * STORE_THREADS,  # of two event loops; a thread may read one object while it writes another
         timeout=Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
         retries=_RetryOnceIfBroken(total=1, connect=0, redirect=False, status=0, other=0),
         ssl_context=ssl.create_default_context(),  # the system's certificates, or SSL_CERT_FILE and SSL_CERT_DIR

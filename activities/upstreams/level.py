@@ -35,11 +35,14 @@ GROWING: Final = 0.15
 """Fraction of a rise in requests in flight (both as logarithms) that must appear as a rise in throughput; otherwise the
 level is above the knee."""
 CLIMBING: Final = 0.4
-"""The same fraction during the climb from the start, whose measurements have few answers, and while this process is
-late."""
+"""The same fraction during the climb from the start, whose measurements have few answers, and while requests wait for
+this process's event loop."""
 LATE_SECONDS: Final = 0.01
 """Seconds that requests wait for this process's event loop from which they count as queued in it rather than in the
 engine. Everything else in the process waits as long for each of its steps."""
+LATE_SHARE: Final = 0.05
+"""The least share of the usual latency that this wait must have: of slow requests that are answered all at once, the
+next ones wait for each other without the process being busy."""
 FIRST_STEP: Final = 3.0
 MAX_STEP: Final = 1.5
 LAST_STEP: Final = 1.25
@@ -162,7 +165,7 @@ class InFlightLevel:
     @property
     def _is_late(self) -> bool:
         """Whether this process is the bottleneck. It may then be too slow to ever fill the level."""
-        return self._late > LATE_SECONDS
+        return self._late > max(LATE_SECONDS, LATE_SHARE * self._latency)
 
     def _may_grow(self) -> bool:
         now = self._clock()

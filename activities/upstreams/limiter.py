@@ -2,7 +2,7 @@
 
 The worker takes a shard from Temporal only if it can run it. Neither Temporal's fairness nor another worker can
 reach shards that wait inside a worker, so as few requests wait here as throughput allows. Everything runs on the
-worker's event loop.
+event loop of inference.
 """
 
 from __future__ import annotations

@@ -208,11 +208,13 @@ def worker(max_in_flight: str | None, processes: int, lifeline: int | None) -> N
     if processes > 1:
         run(settings, lambda: run_workers(settings, processes))
     else:
-        import uvloop
-
+        try:
+            from uvloop import new_event_loop
+        except ImportError:  # it installs on Linux and macOS only
+            new_event_loop = asyncio.new_event_loop
         # It saves a tenth of the CPU per request. The API does not use it: when no more files can be opened, uvloop
         # closes new connections silently, while asyncio logs the error and lets them wait.
-        run(settings, lambda: run_worker(settings, lifeline), uvloop.new_event_loop)
+        run(settings, lambda: run_worker(settings, lifeline), new_event_loop)
 
 
 main.add_command(keys)

@@ -170,7 +170,7 @@ class BatchClient:
             custom_ids: the custom_ids of all requests, to find missing results. If it is ``None``, the input file is
                 downloaded when the batch's counts show that results are missing.
 
-        Raises:
+        Raises (when the results are read):
             BatchNotEndedError: the batch has no results yet.
             BatchFailedError: the batch failed and has no results.
             ValueError: a line is not a result.

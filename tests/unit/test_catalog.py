@@ -214,3 +214,11 @@ def test_of_a_save_that_fails_nothing_is_seen(tmp_path: Path) -> None:
     files.save_file(TENANT, again)
     assert list(files.list_files(TENANT, after=None)) == [again]
     assert list(files.list_files(TENANT, after=None, ascending=True)) == [again]
+
+
+def test_the_cut_of_a_batch_that_runs_can_be_read_after_an_upgrade() -> None:
+    """It is stored when a batch begins, and its digest is in the keys of all that is committed. Never change this."""
+    stored = b'{"input":"i","lines":"l","order":"","shards":[[0,1000,1,2,0]],"upstreams":["default"]}'
+    cut = Cut.load(stored)
+    assert cut == Cut("i", "l", [Shard(0, 1000, 1, 2)], ["default"])
+    assert (cut.dump(), cut.digest) == (stored, "d99f13dac39365ba5fa645d617e2178c")

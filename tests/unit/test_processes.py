@@ -96,7 +96,7 @@ STARTS: list[Callable[[Settings], Awaitable[None]]] = [
 
 
 @pytest.mark.parametrize("start", STARTS, ids=["api", "worker"])
-async def test_a_store_that_cannot_be_is_said(start: Callable[[Settings], Awaitable[None]]) -> None:
+async def test_a_store_that_is_not_possible_is_refused(start: Callable[[Settings], Awaitable[None]]) -> None:
     settings = Settings.model_validate({"upstream_url": "http://127.0.0.1:1/v1", "store": "s3://x"})
     with pytest.raises(StartError, match="EVERBATCH_STORE"):
         await start(settings)

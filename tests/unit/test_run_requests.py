@@ -321,6 +321,7 @@ async def test_after_a_reset_to_another_order_each_old_answer_is_read_about_once
         return real(key, offset, length)
 
     monkeypatch.setattr(worker.store, "stream", stream)
+    monkeypatch.setattr("activities.results.other_cuts.SETTLE_SECONDS", 0)  # nothing more is committed
     answered: list[tuple[int, Any]] = []
     for n in range(shards):
         result = await worker.run(index=n, shard=new.shards[n], cut=new.digest, has_order=True)
@@ -332,6 +333,24 @@ async def test_after_a_reset_to_another_order_each_old_answer_is_read_about_once
     assert sorted(answered) == [(line, line) for line in range(1, count + 1)]
     assert worker.engine.sent == []
     assert sum(f"results/{old.digest}/" in key for key in reads) <= 2 * shards + count
+
+
+async def test_what_the_run_before_a_reset_commits_a_moment_later_is_taken_over_too(tmp_path: Path) -> None:
+    worker = ShardWorker(tmp_path, 4)
+    halves = [Shard(0, 1000, 1, 2), Shard(0, 1000, 3, 2)]
+    old, new = (Cut("input", name, halves, ["default"]) for name in ("old", "new"))
+    for cut in (old, new):
+        Catalog(worker.store).save_cut(REF, cut)
+    before = [ShardLog(worker.store, ShardRef(REF, old.digest, n), "000001-a") for n in (0, 1)]
+    after = [ShardLog(worker.store, ShardRef(REF, new.digest, n), "000001-a") for n in (0, 1)]
+    other_cuts = worker.process.other_cuts
+    before[0].add(1, "output", b'{"line":1}\n')
+    await before[0].commit()
+    await other_cuts.carry_over(worker.store, "run", ShardRef(REF, new.digest, 0), after[0], {1, 2})
+    before[1].add(3, "output", b'{"line":3}\n')
+    await before[1].commit()
+    await other_cuts.carry_over(worker.store, "run", ShardRef(REF, new.digest, 1), after[1], {3, 4})
+    assert [log.done for log in after] == [1, 1]
 
 
 # A worker that is lost
