@@ -5,7 +5,7 @@
 
 STAMP := .venv/.everbatch-setup
 # Most tests wait more than they work; each process has a Temporal of its own.
-TESTS_AT_ONCE ?= 4
+TESTS_AT_ONCE ?= 5
 FAULTS_AT_ONCE ?= 2
 # Each of these processes imports all there is, which takes three times as long where nothing compiled is kept.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(CURDIR)/.pytest_cache/pycache .venv/bin/pytest
