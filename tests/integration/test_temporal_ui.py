@@ -122,6 +122,7 @@ async def test_history_stays_small(stack: MakeStack) -> None:
     shards = (await workflow.result())["shards_total"]
     info = (await workflow.describe()).raw_description.workflow_execution_info
     assert 2000 / 32 <= shards <= 2000 / 16
-    assert info.history_length < 40 + 5.3 * shards
+    # Three events of its activity, and three of a workflow task where no other shard ends at the same time.
+    assert info.history_length < 40 + 6 * shards
     assert info.history_size_bytes < 2_000 * shards
     assert json.loads((await workflow.fetch_history()).to_json())
