@@ -15,8 +15,6 @@ from activities.close_batch import CloseBatch
 from activities.configured import open_inputs
 from activities.delete_expired import DeleteExpired
 from activities.deliver_webhook import DeliverWebhook
-from activities.heartbeats import HEARTBEAT_THROTTLE
-from activities.identity import BUILD_ID, identity_of
 from activities.input.scan_process import ScanProcesses
 from activities.passing_failures import StoreFailures
 from activities.pause_shards import PauseShards
@@ -26,6 +24,7 @@ from activities.temporal.batch_runs import BatchRuns
 from activities.upstreams.client import InferenceClient
 from activities.upstreams.config import Upstream
 from activities.validate_input import ValidateInput
+from activities.worker_options import BUILD_ID, worker_options
 from activities.write_files import WriteFiles
 from workflows.batch import BatchWorkflow
 from workflows.contract import control_task_queue, webhook_task_queue
@@ -66,7 +65,6 @@ class ControlWorkers:
         self._store = store
         self._scans = ScanProcesses(SCAN_PROCESSES)
         self._inference = [InferenceClient(upstream) for upstream in upstreams]
-        self._drain = timedelta(seconds=settings.drain_timeout)
         self.batches = self._batch_worker()
         self.control = self._control_worker()
         self.webhooks = self._worker_of_webhooks()
@@ -83,7 +81,7 @@ class ControlWorkers:
         return Worker(
             self._client,
             task_queue=settings.task_queue,
-            **identity_of(settings),
+            **worker_options(settings),
             workflows=[BatchWorkflow, JanitorWorkflow, WebhookWorkflow, ReadyWorkflow],
             activities=[validating.validate_input, WriteFiles(store).write_files],
             # The sandbox takes a millisecond or more of CPU per activity. Tests replay recorded runs in it instead.
@@ -91,9 +89,6 @@ class ControlWorkers:
             max_cached_workflows=CACHED_WORKFLOWS,
             max_concurrent_activities=FILE_ACTIVITIES,
             sticky_queue_schedule_to_start_timeout=STICKY_PATIENCE,
-            disable_eager_activity_execution=True,
-            max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
-            graceful_shutdown_timeout=self._drain,
             interceptors=[StoreFailures()],
         )
 
@@ -103,7 +98,7 @@ class ControlWorkers:
         return Worker(
             client,
             task_queue=control_task_queue(settings.task_queue),
-            **identity_of(settings),
+            **worker_options(settings),
             activities=[
                 PauseShards(client).pause_shards,
                 CloseBatch(store, runs).close_batch,
@@ -111,9 +106,6 @@ class ControlWorkers:
             ],
             max_concurrent_activities=CONTROL_ACTIVITIES,
             interceptors=[StoreFailures()],
-            disable_eager_activity_execution=True,
-            max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
-            graceful_shutdown_timeout=self._drain,
         )
 
     def _worker_of_webhooks(self) -> Worker:
@@ -126,5 +118,5 @@ class ControlWorkers:
             activities=[deliver.deliver_webhook],
             max_concurrent_activities=DELIVERIES,
             disable_eager_activity_execution=True,
-            graceful_shutdown_timeout=self._drain,
+            graceful_shutdown_timeout=timedelta(seconds=self._settings.drain_timeout),
         )

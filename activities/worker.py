@@ -19,8 +19,6 @@ from temporalio.worker import (
 
 from activities.cancel_watch import CancelWatch
 from activities.control_workers import ControlWorkers
-from activities.heartbeats import HEARTBEAT_THROTTLE
-from activities.identity import identity_of
 from activities.process import Process
 from activities.run_requests import RunRequests
 from activities.settings import Settings
@@ -32,6 +30,7 @@ from activities.upstreams.limiter import Limiter
 from activities.upstreams.load_watch import watch_load
 from activities.upstreams.metrics import RequestMetrics, report_limiters
 from activities.upstreams.slots import FirstShardSlots, ShardSlots
+from activities.worker_options import worker_options
 from workflows.contract import (
     first_task_queue,
     inference_task_queue,
@@ -75,7 +74,6 @@ class BatchWorker:
         self._slots: list[ShardSlots] = []
         self._metrics = RequestMetrics()
         self._process = Process(settings.max_answers_bytes, CancelWatch(client))
-        self._drain = timedelta(seconds=settings.drain_timeout)
         self._inference_workers = [
             worker for upstream in inference for worker in self._workers_of_upstream(store, upstream)
         ]
@@ -109,7 +107,7 @@ class BatchWorker:
         return Worker(
             self._client,
             task_queue=queue,
-            **identity_of(self._settings),
+            **worker_options(self._settings),
             activities=[run_requests.run_requests],
             tuner=WorkerTuner.create_composite(
                 workflow_supplier=fixed,
@@ -117,9 +115,6 @@ class BatchWorker:
                 local_activity_supplier=fixed,
                 nexus_supplier=fixed,
             ),
-            disable_eager_activity_execution=True,
-            max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
-            graceful_shutdown_timeout=self._drain,
         )
 
     async def run(self, stop: asyncio.Event, at_once: asyncio.Event | None = None) -> None:

@@ -20,6 +20,7 @@ from activities.records.cuts import LineDigest
 from activities.records.shard_keys import answers_prefixes
 from activities.results.error_lines import ErrorTally, read_error
 from activities.results.merged_lines import MergedLines, ResultLine, merged_by_line
+from activities.results.other_cuts import SETTLE_SECONDS
 from activities.retry_input import KINDS, RetryInput, kept_lines
 from activities.store.object_store import ObjectNotFoundError, ObjectStore, ObjectWriter, StoreError
 from workflows.contract import WRITE_FILES, WriteFilesStub
@@ -29,9 +30,6 @@ from workflows.ids import ResultKind, result_file_id
 from workflows.types import BatchError, BatchSpec, Counts, Usage
 
 log = logging.getLogger("everbatch.write_files")
-
-SETTLE_SECONDS: Final = 3.0
-"""Seconds in which the shards of a terminated run learn of it and commit their answers."""
 
 MERGE_TIMES: Final = 3
 """Number of merges without exactly one line for each request after which the files are given up."""

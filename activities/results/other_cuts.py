@@ -25,7 +25,7 @@ REMEMBERED: Final = 4
 """Maximum number of runs for which a process remembers where answers of other cuts are, some 250 bytes for each."""
 
 SETTLE_SECONDS: Final = 3.0
-"""Seconds after the first look of a run for which shards of the run before it, which was reset, may still commit."""
+"""Seconds in which the shards of a run that was terminated, as by a reset, learn of it and commit their answers."""
 
 
 def other_cuts(store: ObjectStore, ref: BatchRef, digest: str) -> Iterator[tuple[str, Cut]]:

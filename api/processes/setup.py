@@ -12,7 +12,6 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from activities.configured import open_store
-from activities.identity import BUILD_ID
 from activities.settings import Settings
 from activities.store.object_store import StoreError
 from activities.temporal.connection import ConnectOptions, connect_when_there
@@ -20,6 +19,7 @@ from activities.temporal.deployment import NotPromotedError, promote, versions
 from activities.temporal.namespace import SEARCH_ATTRIBUTES, ensure_namespace, ensure_search_attributes
 from activities.temporal.payload_codec import data_converter
 from activities.temporal.schedule import prepare_schedule
+from activities.worker_options import BUILD_ID
 from api.processes.run import StartError, stop_on_signals
 
 log = logging.getLogger("everbatch.setup")
